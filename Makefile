@@ -1,0 +1,24 @@
+# make install | demo | test | up.  TORCH chooses the wheel: the CPU build where pip finds one, else what the registry has.
+VENV := .venv
+BIN := $(VENV)/bin
+TORCH ?=
+
+.PHONY: install demo test up bench
+
+install: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml
+	test -x $(BIN)/python || python3 -m venv $(VENV)
+	$(BIN)/python -m pip install -q --upgrade pip
+	$(if $(TORCH),$(BIN)/python -m pip install -q $(TORCH),$(BIN)/python -m pip install -q torch==2.13.0+cpu 2>/dev/null || $(BIN)/python -m pip install -q torch==2.13.0)
+	$(BIN)/python -m pip install -q -e .[test]
+	touch $@
+
+demo: install
+	$(BIN)/python -m app.demo
+
+test: install
+	$(BIN)/python -m pytest
+
+up: install
+	$(BIN)/modelpress up $(ARGS)

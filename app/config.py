@@ -1,0 +1,62 @@
+"""Settings, read once from the environment (`MODELPRESS_*`)."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class Settings(BaseSettings):
+    """Everything that an operator may set. Sizes are bytes, times are seconds."""
+
+    model_config = SettingsConfigDict(env_prefix="MODELPRESS_", extra="ignore")
+
+    home: Path = Path.home() / ".modelpress"
+    host: str = "127.0.0.1"
+    port: int = 8720
+
+    database_url: str | None = None  # default: SQLite in the home folder
+    broker_url: str | None = None  # set by `modelpress up` to its private Redis
+    storage_url: str | None = None  # default: the home folder's `store`
+
+    max_upload_bytes: int = 1 << 40
+    max_json_bytes: int = 1 << 20
+    upload_idle_timeout: float = 60.0
+
+    lease: float = 30.0
+    heartbeat: float = 5.0
+    poll: float = 0.5  # how often a worker looks whether its claim still holds, so that a cancel ends the child within 2 s
+    sweep: float = 5.0
+    rewake: float = 30.0
+    max_attempts: int = 3
+    job_timeout: float = 6 * 3600.0
+    wait_max: float = 60.0
+    orphan_age: float = 24 * 3600.0  # older than the longest upload
+
+    child_memory: int = 16 << 30  # RLIMIT_AS of the child above what importing torch maps
+    scratch_bytes: int = 1 << 40  # RLIMIT_FSIZE of the child
+    threads: int | None = None  # torch threads of a child; default: all cores
+
+    @property
+    def database(self) -> str:
+        return self.database_url or f"sqlite:///{self.home / 'modelpress.db'}"
+
+    @property
+    def store(self) -> str:
+        return self.storage_url or f"file://{self.home.resolve() / 'store'}"
+
+    @property
+    def scratch(self) -> Path:
+        return self.home / "scratch"
+
+    @property
+    def keys(self) -> Path:
+        """`signing.pem` (0600, read by the sign process alone) and `public/<key id>.pem`."""
+        return self.home / "keys"
+
+
+@cache
+def settings() -> Settings:
+    return Settings()

@@ -1,0 +1,73 @@
+"""The database: engine, sessions, and one clock.
+
+SQLite runs in WAL mode and opens every transaction with BEGIN IMMEDIATE, so that a read which leads to a write cannot be
+overtaken; PostgreSQL needs nothing special. All times are seconds since the epoch, as floats, by the database's own clock (`now()` below).
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+from sqlalchemy import Engine, Float, MetaData, create_engine, event
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.orm import DeclarativeBase, Session
+from sqlalchemy.sql.functions import FunctionElement
+
+from app.config import settings
+
+NAMES = {
+    "ix": "ix_%(column_0_label)s",
+    "uq": "uq_%(table_name)s_%(column_0_name)s",
+    "ck": "ck_%(table_name)s_%(constraint_name)s",
+    "fk": "fk_%(table_name)s_%(column_0_name)s_%(referred_table_name)s",
+    "pk": "pk_%(table_name)s",
+}
+
+
+class Base(DeclarativeBase):
+    metadata = MetaData(naming_convention=NAMES)
+
+
+class now(FunctionElement):
+    """Seconds since the epoch on the database's clock, as a float."""
+
+    type = Float()
+    inherit_cache = True
+
+
+@compiles(now, "sqlite")
+def _(element, compiler, **kw):
+    return "((julianday('now') - 2440587.5) * 86400.0)"
+
+
+@compiles(now, "postgresql")
+def _(element, compiler, **kw):
+    return "extract(epoch from clock_timestamp())"
+
+
+def make_engine(url: str) -> Engine:
+    if not url.startswith("sqlite"):
+        return create_engine(url, pool_pre_ping=True, pool_size=10)
+    engine = create_engine(url, connect_args={"timeout": 30, "check_same_thread": False})
+
+    @event.listens_for(engine, "connect")
+    def _connect(connection, _record):
+        connection.isolation_level = None  # leave BEGIN to the event below
+        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "busy_timeout=30000"):
+            connection.execute(f"PRAGMA {pragma}")
+
+    @event.listens_for(engine, "begin")
+    def _begin(connection):
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+    return engine
+
+
+@cache
+def engine() -> Engine:
+    return make_engine(settings().database)
+
+
+def session() -> Session:
+    """A session for one short transaction: `with session() as s, s.begin(): ...`."""
+    return Session(engine(), expire_on_commit=False)

@@ -1,0 +1,202 @@
+"""The one exception tree. Each error knows its HTTP status and its stable problem type (RFC 9457).
+
+    ModelpressError
+    ├── MalformedRequest                 400  the bytes of the request are wrong
+    │   └── MalformedJson
+    ├── Unauthorized                     401
+    ├── NotFound                         404  unknown, or somebody else's
+    ├── MethodNotAllowed                 405
+    ├── Conflict                         409
+    │   ├── InUse, AlreadyFinished, InputNotUsable
+    ├── PayloadTooLarge                  413
+    ├── UnsupportedMediaType             415
+    ├── RangeNotSatisfiable              416
+    ├── Unprocessable                    422
+    │   ├── InvalidJobSpec               ├── ConflictingSteps, InvalidPattern
+    │   ├── NoTensorMatched
+    │   ├── ChecksumMismatch
+    │   ├── InputRefused                 the file itself; `type` is one of REFUSALS
+    │   └── InvalidSignature
+    ├── JobFailure                       why a job ended `failed` without a refusal
+    │   ├── GateFailed, AccountingMismatch, OutOfMemory, NoSpace, DeadlineExceeded, WorkerCrashed
+    ├── Unavailable                      503  try again later
+    └── StorageFull                      507
+"""
+
+from __future__ import annotations
+
+REFUSALS = {
+    "unsupported-format": "The format is not one that this service reads",
+    "invalid-safetensors": "Not a valid safetensors file",
+    "invalid-torch": "Not a valid PyTorch checkpoint",
+    "invalid-pickle": "The checkpoint's pickle is malformed",
+    "unsafe-pickle": "The checkpoint's pickle holds code",
+    "invalid-tensor": "A tensor's description does not fit its storage",
+    "invalid-archive": "Not a valid archive",
+    "unsafe-archive": "The archive has members that are not safe to extract",
+    "invalid-hf": "The folder's index and its shards do not agree",
+    "invalid-packed": "Not a valid packed file",
+    "invalid-onnx": "Not a valid ONNX model",
+    "invalid-image": "Not a valid image",
+    "invalid-numpy": "Not a valid numpy file",
+    "format-not-allowed": "This kind of file is never loaded here",
+    "kind-mismatch": "The content is not what the name says",
+    "lfs-pointer": "A git-lfs pointer stands where the file should be",
+    "bad-tensor-name": "A tensor's name is not safe to use",
+    "no-tensors": "There is no tensor to compress",
+    "missing-config": "The output needs a config.json beside the weights",
+    "non-finite": "A tensor holds NaN or infinite values",
+    "not-representable": "The output format cannot carry this result",
+    "limit-depth": "Nested too deeply",
+    "limit-entries": "Too many entries",
+    "limit-expand": "Expands to too many bytes",
+    "limit-header": "The header is too large",
+    "limit-materialised": "The tensors take too many bytes once materialised",
+    "limit-metadata": "The metadata is too large",
+    "limit-name": "A name is too long",
+    "limit-pixels": "Too many pixels",
+}
+
+
+class ModelpressError(Exception):
+    """Any error that a user may see.
+
+    Args:
+        detail: one sentence that names the bad value and the valid choices.
+        pointer: JSON pointer into the request's own body, e.g. `/recipe/steps/0/num_bits`.
+        extra: further members of the problem document (`errors`, `choices`, ...).
+    """
+
+    status = 500
+    type = "internal-error"
+    title = "Something went wrong here"
+    retry_after: int | None = None
+
+    def __init__(self, detail: str, *, pointer: str | None = None, **extra):
+        super().__init__(detail)
+        self.detail, self.pointer, self.extra = detail, pointer, extra
+
+    def problem(self) -> dict:
+        """The `application/problem+json` document."""
+        out = {"type": self.type, "title": self.title, "status": self.status, "detail": self.detail}
+        return out | ({"pointer": self.pointer} if self.pointer is not None else {}) | self.extra
+
+
+class MalformedRequest(ModelpressError):
+    status, type, title = 400, "malformed-request", "The request is malformed"
+
+
+class MalformedJson(MalformedRequest):
+    type, title = "malformed-json", "The body is not JSON"
+
+
+class Unauthorized(ModelpressError):
+    status, type, title = 401, "unauthorized", "An API key is needed"
+
+
+class NotFound(ModelpressError):
+    status, type, title = 404, "not-found", "There is no such thing"
+
+
+class MethodNotAllowed(ModelpressError):
+    status, type, title = 405, "method-not-allowed", "The method is not allowed here"
+
+
+class Conflict(ModelpressError):
+    status, type, title = 409, "conflict", "The state does not allow it"
+
+
+class InUse(Conflict):
+    type, title = "in-use", "Something still uses it"
+
+
+class AlreadyFinished(Conflict):
+    type, title = "already-finished", "The job has already ended"
+
+
+class InputNotUsable(Conflict):
+    type, title = "upload-not-usable", "The input cannot be used"
+
+
+class PayloadTooLarge(ModelpressError):
+    status, type, title = 413, "payload-too-large", "The body is too large"
+
+
+class UnsupportedMediaType(ModelpressError):
+    status, type, title = 415, "unsupported-media-type", "The media type is not supported"
+
+
+class RangeNotSatisfiable(ModelpressError):
+    status, type, title = 416, "range-not-satisfiable", "The range lies outside the file"
+
+
+class Unprocessable(ModelpressError):
+    status, type, title = 422, "unprocessable", "The request cannot be carried out"
+
+
+class InvalidJobSpec(Unprocessable):
+    type, title = "invalid-job-spec", "The job's specification is not valid"
+
+
+class ConflictingSteps(InvalidJobSpec):
+    type, title = "conflicting-steps", "Two steps contradict each other"
+
+
+class InvalidPattern(InvalidJobSpec):
+    type, title = "invalid-pattern", "A name pattern is not valid"
+
+
+class NoTensorMatched(Unprocessable):
+    type, title = "no-tensor-matched", "The recipe matches no tensor"
+
+
+class ChecksumMismatch(Unprocessable):
+    type, title = "checksum-mismatch", "The bytes are not those that were announced"
+
+
+class InvalidSignature(Unprocessable):
+    type, title = "invalid-signature", "The signature does not hold"
+
+
+class InputRefused(Unprocessable):
+    """The file itself is refused; `reason`, one of REFUSALS, is the problem's type."""
+
+    def __init__(self, reason: str, detail: str, **extra):
+        self.type, self.title = reason, REFUSALS[reason]
+        super().__init__(detail, **extra)
+
+
+class JobFailure(ModelpressError):
+    type, title = "job-failed", "The job failed"
+
+
+class GateFailed(JobFailure):
+    status, type, title = 422, "gate-failed", "The result misses a gate of the job"
+
+
+class AccountingMismatch(JobFailure):
+    type, title = "accounting-mismatch", "A tensor is missing from the result, or is not what the plan says"
+
+
+class OutOfMemory(JobFailure):
+    status, type, title = 507, "out-of-memory", "The job needs more memory than it may use"
+
+
+class NoSpace(JobFailure):
+    status, type, title = 507, "no-space", "The worker's scratch disk is full"
+
+
+class DeadlineExceeded(JobFailure):
+    status, type, title = 504, "deadline-exceeded", "The job took longer than it may"
+
+
+class WorkerCrashed(JobFailure):
+    type, title = "worker-crashed", "The worker died on every attempt"
+
+
+class Unavailable(ModelpressError):
+    status, type, title, retry_after = 503, "unavailable", "The service is not available just now", 5
+
+
+class StorageFull(ModelpressError):
+    status, type, title, retry_after = 507, "storage-full", "The storage is full", 60

@@ -1,0 +1,121 @@
+"""Tables, and the states of a job.
+
+                                   cache hit
+              ┌──────────────────────────────────────────┐
+    queued ───┴──> running ──────> signing ──> succeeded │
+      ^  │           │ │  │           │ └─────────────────┘
+      │  │           │ │  └─> failed <┘
+      └──┼───────────┘ │   (lease lost, attempt + 1)
+         └─> cancelled <┘
+
+Terminal states never change. Every transition is one conditional update in `app.jobs`.
+"""
+
+from __future__ import annotations
+
+import uuid
+from typing import Any
+
+from sqlalchemy import JSON, BigInteger, Boolean, Float, ForeignKey, Index, Integer, String
+from sqlalchemy.orm import Mapped, mapped_column, relationship
+
+from app.db import Base, now
+
+QUEUED, RUNNING, SIGNING, SUCCEEDED, FAILED, CANCELLED = STATES = ("queued", "running", "signing", "succeeded", "failed", "cancelled")
+TERMINAL = frozenset({SUCCEEDED, FAILED, CANCELLED})
+KINDS = ("model", "gradients", "calibration", "images", "dataset")
+
+
+def new_id() -> str:
+    """122 random bits: ids cannot be guessed."""
+    return str(uuid.uuid4())
+
+
+class ApiKey(Base):
+    __tablename__ = "api_keys"
+    id: Mapped[str] = mapped_column(String(36), primary_key=True, default=new_id)
+    owner: Mapped[str] = mapped_column(String(64), index=True)
+    digest: Mapped[str] = mapped_column(String(64), unique=True)  # SHA-256 of the key; the key itself is never stored
+    name: Mapped[str] = mapped_column(String(200), default="")
+    created_at: Mapped[float] = mapped_column(Float, default=now())
+    revoked_at: Mapped[float | None] = mapped_column(Float)
+
+
+class Blob(Base):
+    """Bytes in storage, named by their SHA-256 and shared by everything that has the same bytes."""
+
+    __tablename__ = "blobs"
+    sha256: Mapped[str] = mapped_column(String(64), primary_key=True)
+    size: Mapped[int] = mapped_column(BigInteger)
+    created_at: Mapped[float] = mapped_column(Float, default=now())
+    marked_at: Mapped[float | None] = mapped_column(Float)  # found unreferenced; deleted when still so after `orphan_age`
+
+
+class Artifact(Base):
+    __tablename__ = "artifacts"
+    id: Mapped[str] = mapped_column(String(36), primary_key=True, default=new_id)
+    owner: Mapped[str] = mapped_column(String(64), index=True)
+    kind: Mapped[str] = mapped_column(String(32))
+    format: Mapped[str] = mapped_column(String(32))
+    name: Mapped[str] = mapped_column(String(512))
+    digest: Mapped[str] = mapped_column(String(64), index=True)  # SHA-256 of the sorted `path size sha256` lines
+    size: Mapped[int] = mapped_column(BigInteger)
+    created_at: Mapped[float] = mapped_column(Float, default=now())
+    files: Mapped[list[ArtifactFile]] = relationship(order_by="ArtifactFile.path", cascade="all, delete-orphan", lazy="selectin")
+    signatures: Mapped[list[Signature]] = relationship(order_by="Signature.file", cascade="all, delete-orphan", lazy="selectin")
+
+
+class ArtifactFile(Base):
+    __tablename__ = "artifact_files"
+    artifact_id: Mapped[str] = mapped_column(ForeignKey("artifacts.id", ondelete="CASCADE"), primary_key=True)
+    path: Mapped[str] = mapped_column(String(1024), primary_key=True)
+    size: Mapped[int] = mapped_column(BigInteger)
+    sha256: Mapped[str] = mapped_column(ForeignKey("blobs.sha256"), index=True)
+
+
+class Signature(Base):
+    """What stands beside a result's files and outside its digest: `report.json`, `provenance.json` (DSSE), `model.sig` (Sigstore bundle),
+    `SHA256SUMS`, `SHA256SUMS.sig`. Each is a blob; `key_id` names the key where the file is a signature."""
+
+    __tablename__ = "signatures"
+    artifact_id: Mapped[str] = mapped_column(ForeignKey("artifacts.id", ondelete="CASCADE"), primary_key=True)
+    file: Mapped[str] = mapped_column(String(64), primary_key=True)
+    size: Mapped[int] = mapped_column(BigInteger)
+    sha256: Mapped[str] = mapped_column(ForeignKey("blobs.sha256"), index=True)
+    key_id: Mapped[str | None] = mapped_column(String(64))
+
+
+class Job(Base):
+    __tablename__ = "jobs"
+    id: Mapped[str] = mapped_column(String(36), primary_key=True, default=new_id)
+    owner: Mapped[str] = mapped_column(String(64), index=True)
+    input_id: Mapped[str] = mapped_column(ForeignKey("artifacts.id"), index=True)
+    spec: Mapped[dict[str, Any]] = mapped_column(JSON)  # the resolved job spec (app.recipe.JobSpec)
+    queue: Mapped[str] = mapped_column(String(32), default="compress.cpu")
+    state: Mapped[str] = mapped_column(String(16), default=QUEUED)
+    attempt: Mapped[int] = mapped_column(Integer, default=0)  # of the compression; counted before the work starts
+    sign_attempt: Mapped[int] = mapped_column(Integer, default=0)
+    fence: Mapped[int] = mapped_column(Integer, default=0)  # every claim gets a new one; a write with an old one changes nothing
+    lease_until: Mapped[float | None] = mapped_column(Float)  # of the worker while running, of the sign process while signing
+    woken_at: Mapped[float | None] = mapped_column(Float)
+    progress: Mapped[dict[str, Any]] = mapped_column(JSON, default=dict)  # {stage, fraction, bytes_done, bytes_total}
+    handoff: Mapped[dict[str, Any] | None] = mapped_column(JSON)  # what the worker hands to sign: {prefix, files, report, environment}
+    error: Mapped[dict[str, Any] | None] = mapped_column(JSON)  # problem document
+    report_sha256: Mapped[str | None] = mapped_column(ForeignKey("blobs.sha256"))  # kept for failed jobs too (a failed gate shows its figures)
+    output_id: Mapped[str | None] = mapped_column(ForeignKey("artifacts.id", ondelete="SET NULL"))
+    cache_key: Mapped[str | None] = mapped_column(String(64), index=True)
+    cached: Mapped[bool] = mapped_column(Boolean, default=False)
+    created_at: Mapped[float] = mapped_column(Float, default=now())
+    started_at: Mapped[float | None] = mapped_column(Float)
+    finished_at: Mapped[float | None] = mapped_column(Float)
+    __table_args__ = (Index("ix_jobs_claim", "queue", "state", "created_at"), Index("ix_jobs_listing", "owner", "created_at", "id"))
+
+
+class Outbox(Base):
+    """Wake-ups that must reach the broker. Written with the job in one transaction, deleted once sent."""
+
+    __tablename__ = "outbox"
+    id: Mapped[str] = mapped_column(String(36), primary_key=True, default=new_id)
+    topic: Mapped[str] = mapped_column(String(64))  # the queue to wake
+    payload: Mapped[dict[str, Any]] = mapped_column(JSON, default=dict)
+    created_at: Mapped[float] = mapped_column(Float, default=now())

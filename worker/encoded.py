@@ -1,0 +1,53 @@
+"""What a tensor has become on its way from the reader to the writer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from app.recipe import Quantize
+from worker.checkpoint import TensorSpec
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """Codes and scale factors of one matrix.
+
+    Args:
+        codes: int8 [O, I] (two's complement, in [-2^(b-1), 2^(b-1) - 1], also when asymmetric), or float8_e4m3fn [O, I].
+        scale: [O, G] for groups, [O, 1] for channels, [1, 1] for tensors; dtype is the one in which it is stored. May be negative.
+        zero_point: int8, shaped like `scale`, or None when symmetric. `value = (code - zero_point) * scale`.
+        group_size: inputs that share a scale; I for channels and tensors. The last group may be short.
+        params: the step that made it, with what was resolved (a fallback from group to channel is visible here).
+    """
+
+    codes: torch.Tensor
+    scale: torch.Tensor
+    zero_point: torch.Tensor | None
+    group_size: int
+    params: Quantize
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One tensor of the result.
+
+    Args:
+        spec: as it was in the input.
+        action: quantized | pruned | encoded | copied | dropped. The last step that changed how it is stored names it.
+        dense: the values that a reader of the result sees, original dtype and shape (dequantized when `quantized` is set).
+        reason: why it was copied or dropped; None where a step worked on it.
+        mask: bool, shape of the tensor, True where kept; None when not pruned.
+        quantized: set when action is quantized.
+        notes: e.g. `group_size 128 does not divide 172: channel`.
+    """
+
+    spec: TensorSpec
+    action: str
+    dense: torch.Tensor
+    reason: str | None = None
+    mask: torch.Tensor | None = None
+    quantized: Quantized | None = None
+    lossless: bool = False  # a lossless step targets it (packed then entropy-codes its planes)
+    notes: tuple[str, ...] = ()

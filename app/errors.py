@@ -18,7 +18,7 @@
     │   ├── InputRefused                 the file itself; `type` is one of REFUSALS
     │   └── InvalidSignature
     ├── JobFailure                       why a job ended `failed` without a refusal
-    │   ├── GateFailed, AccountingMismatch, OutOfMemory, NoSpace, DeadlineExceeded, WorkerCrashed
+    │   ├── GateFailed, AccountingMismatch, LoadProofFailed, OutOfMemory, NoSpace, DeadlineExceeded, WorkerCrashed
     ├── Unavailable                      503  try again later
     └── StorageFull                      507
 """
@@ -176,6 +176,10 @@ class GateFailed(JobFailure):
 
 class AccountingMismatch(JobFailure):
     type, title = "accounting-mismatch", "A tensor is missing from the result, or is not what the plan says"
+
+
+class LoadProofFailed(JobFailure):
+    type, title = "load-proof-failed", "The library that should read the result does not"
 
 
 class OutOfMemory(JobFailure):

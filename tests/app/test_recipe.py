@@ -1,0 +1,124 @@
+"""Recipes: what is accepted, what it resolves to, and how each refusal names the field."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from pathlib import Path
+
+import pytest
+
+from app.errors import ConflictingSteps, InvalidJobSpec, InvalidPattern, MalformedJson, ModelpressError
+from app.recipe import PRESETS, Prune, Quantize, matcher, parse_job, parse_json, parse_recipe, validate
+
+ID = str(uuid.uuid4())
+SPECS = Path(__file__).parents[3] / "shared" / "hostile" / "job_specs.json"
+LATER = ("rank_", "energy_", "model_rejected", "model_incomplete", "webhook_", "pattern_no_match")  # fields and states of other requests
+
+
+def steps(*steps, **rest):
+    return parse_job({"input": ID, "recipe": {"steps": list(steps)}} | rest)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_is_a_valid_recipe(name):
+    spec = parse_job({"input": ID, "preset": name})
+    assert spec == parse_job(spec.model_dump(mode="json") | {"input": ID})
+
+
+def test_a_preset_resolves_to_where_it_can_be_loaded():
+    assert parse_job({"input": ID, "preset": "w4a16"}, has_config=True).output.format == "compressed-tensors"
+    assert parse_job({"input": ID, "preset": "w4a16"}, has_config=False).output.format == "packed"
+    assert parse_job({"input": ID, "preset": "lossless"}).sanitize == "report"
+    assert parse_job({"input": ID, "preset": "int8"}).sanitize == "strip"
+
+
+def test_group_size_implies_the_strategy_and_the_strategy_a_group_size():
+    assert validate(Quantize, {"method": "quantize", "num_bits": 4, "group_size": 32}).strategy == "group"
+    assert validate(Quantize, {"method": "quantize", "num_bits": 4, "strategy": "group"}).group_size == 128
+
+
+@pytest.mark.parametrize("text, kind, a, b", [("unstructured", "unstructured", 1, 1), ("2:4", "n:m", 2, 4), ("block:4x8", "block", 4, 8), ("channel", "channel", 1, 0)])
+def test_mask_structures(text, kind, a, b):
+    assert validate(Prune, {"method": "prune", "mask_structure": text}).structure == (kind, a, b)
+
+
+@pytest.mark.parametrize(
+    "step, pointer",
+    [
+        ({"method": "prune", "mask_structure": "4:2"}, "/recipe/steps/0/mask_structure"),
+        ({"method": "prune", "mask_structure": "2:4", "sparsity": 0.7}, "/recipe/steps/0/sparsity"),
+        ({"method": "quantize", "num_bits": 4, "type": "float"}, "/recipe/steps/0/num_bits"),
+        ({"method": "quantize", "num_bits": 8, "type": "float", "symmetric": False}, "/recipe/steps/0/symmetric"),
+        ({"method": "quantize", "num_bits": 8, "strategy": "channel", "group_size": 64}, "/recipe/steps/0/group_size"),
+        ({"method": "quantize", "num_bits": 4, "activations": "dynamic"}, "/recipe/steps/0/activations"),
+        ({"method": "quantize"}, "/recipe/steps/0/num_bits"),
+        ({"method": "shrink"}, "/recipe/steps/0/method"),
+        ({}, "/recipe/steps/0/method"),
+        ({"method": "quantize", "num_bits": 8, "a/b~c": 1}, "/recipe/steps/0/a~1b~0c"),
+    ],
+)
+def test_a_bad_step_is_named(step, pointer):
+    with pytest.raises(InvalidJobSpec) as e:
+        steps(step)
+    assert e.value.pointer == pointer and e.value.status == 422 and e.value.extra["errors"]
+
+
+def test_steps_that_contradict_each_other():
+    quantize, prune = {"method": "quantize", "num_bits": 8}, {"method": "prune"}
+    for bad in ([quantize, prune], [{"method": "lossless"}, quantize], [quantize, quantize], [prune, {"method": "restore"}]):
+        with pytest.raises(ConflictingSteps):
+            parse_recipe({"steps": bad})
+    parse_recipe({"steps": [quantize | {"targets": ["a.*"]}, quantize | {"num_bits": 4, "targets": ["b.*"]}]})
+
+
+@pytest.mark.parametrize(
+    "recipe, output, has_config",
+    [
+        ([{"method": "lossless"}], "safetensors", True),
+        ([{"method": "prune"}], "compressed-tensors", True),
+        ([{"method": "quantize", "num_bits": 4}], "compressed-tensors", False),
+        ([{"method": "quantize", "num_bits": 4}, {"method": "lossless"}], "compressed-tensors", True),
+        ([{"method": "restore"}], "packed", True),
+        ([{"method": "prune"}], "original", True),
+    ],
+)
+def test_a_format_that_cannot_carry_the_result(recipe, output, has_config):
+    with pytest.raises(InvalidJobSpec) as e:
+        parse_job({"input": ID, "recipe": {"steps": recipe}, "output": {"format": output}}, has_config)
+    assert e.value.pointer == "/output/format"
+
+
+@pytest.mark.parametrize("body", [b'{"a": NaN}', b'{"a": 1, "a": 2}', b"{}{}", b"\xff\xfe{\x00}\x00", b"", b"[" * 100_000])
+def test_json_is_strict(body):
+    with pytest.raises(MalformedJson):
+        parse_json(body)
+
+
+def test_patterns():
+    names = ["h.0.attn.weight", "h.1.attn.weight", "lm_head.weight"]
+    match = matcher(validate(Prune, {"method": "prune", "targets": ["h.*", r"re:lm_.*\.weight"], "ignore": ["h.1.*"]}))
+    assert [n for n in names if match(n)] == [names[0], names[2]]
+    for bad in ("re:(", "(a+)+$", "", "a" * 300, "re:(?=a)b"):
+        with pytest.raises(InvalidPattern):
+            parse_recipe({"steps": [{"method": "prune", "targets": [bad]}]})
+
+
+@pytest.mark.skipif(not SPECS.exists(), reason="the hostile job specs are not beside this clone")
+def test_hostile_specs():
+    cases = [c for c in _cases(json.loads(SPECS.read_text())) if not c["name"].startswith(LATER)]
+    assert len(cases) > 30
+    for case in cases:
+        text = (case.get("body_raw") or json.dumps(case["body"])).replace("$UPLOAD", ID).replace("$OTHER", ID)
+        body = text.encode("utf-16" if "utf16" in case["name"] else "utf-8")
+        if case["status"] == 202:
+            parse_job(parse_json(body))
+            continue
+        with pytest.raises(ModelpressError) as e:
+            parse_job(parse_json(body))
+        assert (e.value.status, e.value.type) == (case["status"], case["type"]), case["name"]
+        assert case["pointer"] in (None, e.value.pointer), case["name"]
+
+
+def _cases(document):
+    return document if isinstance(document, list) else next(v for v in document.values() if isinstance(v, list))

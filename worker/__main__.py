@@ -1,0 +1,110 @@
+"""The child that does the work, and the same as a tool: `python -m worker IN OUT --recipe r.json`.
+
+It has no database, no keys and no network. The service calls `run` in a jail; a user calls `main`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from app.errors import ModelpressError, NoSpace, OutOfMemory
+from app.recipe import PRESETS, parse_job, parse_json
+from worker import pipeline
+
+ANY_ID = "00000000-0000-0000-0000-000000000000"  # a spec names its input by id; here it is a path
+
+
+def run(inp: Path, out: Path, spec: dict, emit: Callable[[dict], None], work: Callable = pipeline.run) -> None:
+    """Run `work` and end with exactly one final event: `done`, or `failed` with a problem document.
+
+    Anything else that ends the process (a signal, an error that is not ours) is a crash, which the worker tries again.
+    """
+    try:
+        work(inp, out, spec, emit)
+    except ModelpressError as e:
+        emit({"event": "failed", "problem": e.problem()})
+    except MemoryError:
+        emit({"event": "failed", "problem": OutOfMemory("the job ran into the memory limit of its process").problem()})
+    except OSError as e:
+        if e.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        emit({"event": "failed", "problem": NoSpace("the result or its intermediate files do not fit the scratch disk").problem()})
+    else:
+        emit({"event": "done"})
+
+
+def resolve(args: argparse.Namespace) -> dict:
+    """The spec of an offline run, by the same rules as `POST /v1/jobs`."""
+    body: dict = {"input": ANY_ID, "sanitize": args.sanitize} if args.sanitize else {"input": ANY_ID}
+    if args.preset:
+        body["preset"] = args.preset
+    else:
+        recipe = parse_json(Path(args.recipe).read_bytes())
+        body["recipe"] = recipe["recipe"] if isinstance(recipe, dict) and "recipe" in recipe else recipe
+    if args.format:
+        body["output"] = {"format": args.format}
+    has_config = (args.input / "config.json").is_file() if args.input.is_dir() else args.input.suffix in (".zip", ".tar", ".gz", ".tgz")
+    return parse_job(body, has_config).model_dump(mode="json")
+
+
+def place(inp: Path, work: Path) -> Path:
+    """The folder that the pipeline reads: the input itself, or one that holds nothing but the input file."""
+    if inp.is_dir():
+        return inp
+    folder = work / "in"
+    folder.mkdir()
+    (folder / inp.name).symlink_to(inp.resolve())
+    return folder
+
+
+def main(argv: list[str] | None = None) -> int:
+    """0: done. 1: refused or failed, with one line on stderr. 2: usage."""
+    parser = argparse.ArgumentParser(prog="python -m worker", description="Compress or restore a model without a service.")
+    parser.add_argument("input", type=Path, help="a model file, an archive, or a folder")
+    parser.add_argument("output", type=Path, help="a folder, new or empty")
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("--recipe", help="a JSON file: {\"steps\": [...]}")
+    which.add_argument("--preset", choices=PRESETS)
+    parser.add_argument("--format", help="packed, safetensors or compressed-tensors")
+    parser.add_argument("--sanitize", choices=("report", "strip"))
+    parser.add_argument("--events", action="store_true", help="progress as JSON lines on stdout")
+    args = parser.parse_args(argv)
+    if not args.input.exists():
+        parser.error(f"{args.input} does not exist")
+    if args.output.exists() and any(args.output.iterdir()):
+        parser.error(f"{args.output} is not empty")
+    final: dict = {}
+
+    def emit(event: dict) -> None:
+        final.update(event)
+        if args.events:
+            print(json.dumps(event), flush=True)
+
+    work = args.output / ".work"
+    work.mkdir(parents=True)
+    try:
+        spec = resolve(args)
+        run(place(args.input, work), work, spec, emit)
+        for path in [*(work / "files").glob("*"), work / "report.json"]:
+            if path.exists() and (final["event"] == "done" or path.name == "report.json"):
+                path.rename(args.output / path.name)
+    except ModelpressError as e:
+        final = {"event": "failed", "problem": e.problem()}
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    if final["event"] == "failed":
+        problem = final["problem"]
+        at = f" (at {problem['pointer']})" if "pointer" in problem else ""
+        print(f"{problem['title']}: {problem['detail']}{at} [{problem['type']}]", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

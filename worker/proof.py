@@ -1,0 +1,87 @@
+"""The load proof: open a result with the library that its users will use, in a jail of its own.
+
+    inp/files/       the result, read-only
+    inp/report.json  as the pipeline wrote it
+    out/report.json  the same, with what transformers said
+
+Only folders with a config.json of a known architecture are tried; `trust_remote_code` is never on.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from app.errors import LoadProofFailed
+
+MAX_BYTES = 4 << 30  # dequantized weights; transformers holds them all in memory
+
+
+def wanted(output: str, files: list[str]) -> bool:
+    """Whether transformers is a reader of this result."""
+    return output in ("safetensors", "compressed-tensors") and "config.json" in files
+
+
+def run(inp: Path, out: Path, spec: dict, emit: Callable[[dict], None]) -> None:
+    """Load `inp/files` and add the outcome to the report.
+
+    Raises:
+        LoadProofFailed: the library refuses the folder, or finds tensors missing, left over or of another shape.
+    """
+    report = json.loads((inp / "report.json").read_text())
+    size = sum(t["bytes_before"] for t in report["tensors"])
+    emit({"event": "progress", "stage": "prove", "fraction": 0.0, "bytes_done": 0, "bytes_total": size})
+    if size > MAX_BYTES:
+        proof = {"loaded": False, "reason": f"{size} bytes of weights, the proof stops at {MAX_BYTES}"}
+    else:
+        proof = load(inp / "files", {t["name"] for t in report["tensors"]})
+    report["load_proof"]["transformers"] = proof
+    (out / "report.json").write_text(json.dumps(report, allow_nan=False))
+
+
+def load(folder: Path, names: set[str]) -> dict:
+    """`from_pretrained` by the architecture that config.json names.
+
+    Args:
+        names: the tensors that the original model had: a missing one is an error, one that the original lacked as well is not.
+
+    Returns:
+        `{loaded, library, version, class}`, or `{loaded: False, reason}` for an architecture that transformers does not know.
+
+    Raises:
+        LoadProofFailed: see `run`.
+    """
+    import torch
+    import transformers
+
+    config = json.loads((folder / "config.json").read_text())
+    cls = _model_class(transformers, config)
+    if cls is None:
+        return {"loaded": False, "reason": f"transformers {transformers.__version__} knows neither {config.get('architectures')} nor {config.get('model_type')!r}"}
+    transformers.logging.set_verbosity_error()
+    try:
+        model, info = cls.from_pretrained(folder, local_files_only=True, trust_remote_code=False, use_safetensors=True, output_loading_info=True)
+    except Exception as e:  # whatever the library raises is its verdict on the folder
+        raise LoadProofFailed(f"{cls.__name__} does not load the result: {type(e).__name__}: {str(e)[:500]}") from e
+    missing = sorted(k for k in info["missing_keys"] if k in names or f"{model.base_model_prefix}.{k}" in names or k.removeprefix(f"{model.base_model_prefix}.") in names)
+    for what, keys in (("missing", missing), ("mismatched", info["mismatched_keys"])):
+        if keys:
+            raise LoadProofFailed(f"{cls.__name__} finds {len(keys)} tensors {what}: {', '.join(map(str, list(keys)[:3]))}")
+    bad = [n for n, p in model.named_parameters() if p.is_floating_point() and not torch.isfinite(p.sum(dtype=torch.float64))]
+    return {
+        "loaded": True,
+        "library": "transformers",
+        "version": transformers.__version__,
+        "class": cls.__name__,
+        "unexpected_keys": sorted(info["unexpected_keys"])[:20],
+        "non_finite": bad[:20],
+    }
+
+
+def _model_class(transformers, config: dict):
+    """The first architecture named, else AutoModel where it knows the model type."""
+    for name in config.get("architectures") or []:
+        if isinstance(name, str) and name.isidentifier() and issubclass(getattr(transformers, name, type(None)), transformers.PreTrainedModel):
+            return getattr(transformers, name)
+    return transformers.AutoModel if config.get("model_type") in transformers.CONFIG_MAPPING else None

@@ -1,0 +1,164 @@
+"""What a job says of its result: a row for every tensor, errors, totals, gates, versions. Nothing is left unaccounted for."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import math
+import platform
+from collections.abc import Iterable
+
+import torch
+
+from app.errors import AccountingMismatch, GateFailed
+from worker.checkpoint import Checkpoint, TensorSpec
+from worker.encoded import Encoded
+
+ACTIONS = ("quantized", "pruned", "encoded", "copied", "dropped")
+_BLOCK = 1 << 20  # elements compared at a time: two float64 blocks are 16 MiB
+
+
+def errors(original: torch.Tensor, decoded: torch.Tensor) -> dict:
+    """How far `decoded` is from `original`, both of one shape.
+
+    Returns:
+        `relative_error` |w - w'| / |w| (Frobenius), `sqnr_db` 20 log10 of its inverse (None when it is 0), `cosine`, `sparsity` (share of zeros
+        of `decoded`). A tensor of zeros that stays so has error 0 and cosine 1. Accumulated in float64.
+    """
+    a, b = original.reshape(-1), decoded.reshape(-1)
+    signal = noise = energy = dot = 0.0
+    zeros = 0
+    for start in range(0, a.numel(), _BLOCK):
+        x, y = a[start : start + _BLOCK].double(), b[start : start + _BLOCK].double()
+        signal += torch.dot(x, x).item()
+        energy += torch.dot(y, y).item()
+        dot += torch.dot(x, y).item()
+        zeros += int((y == 0).sum())
+        noise += torch.dot(d := x - y, d).item()
+    relative = math.sqrt(noise / signal) if signal > 0 else (0.0 if noise == 0 else math.inf)
+    norm = math.sqrt(signal) * math.sqrt(energy)
+    return {
+        "relative_error": _finite(relative),
+        "sqnr_db": round(-20 * math.log10(relative), 3) if 0 < relative < math.inf else None,
+        "cosine": _finite(min(1.0, dot / norm) if norm > 0 else float(signal == energy)),
+        "sparsity": zeros / a.numel() if a.numel() else 0.0,
+    }
+
+
+def _finite(x: float) -> float | None:
+    return x if math.isfinite(x) else None
+
+
+def row(spec: TensorSpec, action: str, bytes_after: int, *, reason: str | None = None, notes: Iterable[str] = (), **figures) -> dict:
+    """One line of the accounting."""
+    out = {"name": spec.name, "action": action, "dtype": spec.dtype, "shape": list(spec.shape), "bytes_before": spec.nbytes, "bytes_after": bytes_after}
+    return out | figures | ({"reason": reason} if reason else {}) | ({"notes": list(notes)} if notes else {})
+
+
+def encoded_row(original: torch.Tensor, encoded: Encoded, bytes_after: int) -> dict:
+    """The row of a tensor that went through the recipe, with its errors where its values changed."""
+    changed = encoded.action in ("quantized", "pruned")
+    figures = errors(original, encoded.dense) if changed else {"relative_error": 0.0}
+    if encoded.quantized is not None:
+        p = encoded.quantized.params
+        figures |= {"num_bits": p.num_bits, "type": p.type, "strategy": p.strategy, "group_size": encoded.quantized.group_size}
+    return row(encoded.spec, encoded.action, bytes_after, reason=encoded.reason, notes=encoded.notes, **figures)
+
+
+def account(checkpoint: Checkpoint, rows: list[dict]) -> None:
+    """Every tensor of the input has exactly one row, of a known action, with a reason where nothing was done to it.
+
+    Raises:
+        AccountingMismatch: naming the tensor.
+    """
+    seen = {}
+    for r in rows:
+        if r["name"] in seen:
+            raise AccountingMismatch(f"tensor {r['name']!r} is accounted for twice")
+        if r["action"] not in ACTIONS or (r["action"] in ("copied", "dropped") and not r.get("reason")):
+            raise AccountingMismatch(f"tensor {r['name']!r} has action {r['action']!r} and no reason")
+        seen[r["name"]] = r
+    expected = {*checkpoint.tensors, *checkpoint.aliases, *(d.name for d in checkpoint.dropped)}
+    if missing := expected - seen.keys():
+        raise AccountingMismatch(f"{len(missing)} tensors are not accounted for, {min(missing)!r} first")
+    if extra := seen.keys() - expected:
+        raise AccountingMismatch(f"{len(extra)} tensors came from nowhere, {min(extra)!r} first")
+
+
+def leftover_rows(checkpoint: Checkpoint, *, stored: bool) -> list[dict]:
+    """Rows of what has no bytes of its own: tied names, and what is not carried.
+
+    Args:
+        stored: the whole files are kept (lossless), so nothing is dropped.
+    """
+    rows = []
+    for alias, name in checkpoint.aliases.items():
+        spec = checkpoint.tensors[name]
+        tied = TensorSpec(alias, spec.dtype, spec.shape, 0, spec.file)
+        rows.append(row(tied, "encoded" if stored else "copied", 0, reason=f"tied to {name}, stored once", relative_error=0.0))
+    for d in checkpoint.dropped:
+        lost = TensorSpec(d.name, "", (), d.nbytes, "")
+        reason = f"kept with the file ({d.reason})" if stored else d.reason
+        rows.append(row(lost, "encoded" if stored else "dropped", 0, reason=reason))
+    return rows
+
+
+def totals(rows: list[dict], files: dict[str, int], bytes_before: int) -> dict:
+    """Sums over the rows and the files of the result. `relative_error` is the mean over changed tensors, weighted by their elements."""
+    after = sum(files.values())
+    changed = [r for r in rows if r["action"] in ("quantized", "pruned") and r.get("relative_error") is not None]
+    worst = max(changed, key=lambda r: r["relative_error"], default=None)
+    elements = sum(math.prod(r["shape"]) for r in changed)
+    mean = sum(r["relative_error"] * math.prod(r["shape"]) for r in changed) / elements if elements else 0.0
+    return {
+        "tensors": len(rows),
+        "actions": {a: n for a in ACTIONS if (n := sum(r["action"] == a for r in rows))},
+        "bytes_before": bytes_before,
+        "bytes_after": after,
+        "tensor_bytes_before": sum(r["bytes_before"] for r in rows),
+        "tensor_bytes_after": sum(r["bytes_after"] for r in rows),
+        "ratio": round(bytes_before / after, 4) if after else None,
+        "relative_error": mean,
+        "max_relative_error": worst and {"tensor": worst["name"], "value": worst["relative_error"]},
+        "files": files,
+    }
+
+
+def judge(gates: dict, rows: list[dict], total: dict) -> dict:
+    """Each gate that was set, with the value it was held against.
+
+    Returns:
+        `{gate: {limit, value, tensor, passed}}`.
+    """
+    judged = {}
+    measured = [r for r in rows if r["action"] in ("quantized", "pruned") and r["bytes_before"]]
+
+    def add(gate, value, tensor, passed):
+        judged[gate] = {"limit": gates[gate], "value": value, "tensor": tensor, "passed": passed}
+
+    if gates.get("max_relative_error") is not None:
+        worst = max(measured, key=lambda r: math.inf if r["relative_error"] is None else r["relative_error"], default=None)
+        value = worst["relative_error"] if worst else 0.0
+        add("max_relative_error", value, worst and worst["name"], value is not None and value <= gates["max_relative_error"])
+    if gates.get("min_cosine") is not None:
+        worst = min(measured, key=lambda r: -math.inf if r["cosine"] is None else r["cosine"], default=None)
+        value = worst["cosine"] if worst else 1.0
+        add("min_cosine", value, worst and worst["name"], value is not None and value >= gates["min_cosine"])
+    if gates.get("max_bytes") is not None:
+        add("max_bytes", total["bytes_after"], None, total["bytes_after"] <= gates["max_bytes"])
+    return judged
+
+
+def enforce(judged: dict) -> None:
+    """Raises:
+    GateFailed: naming the first gate that was missed, its limit and the value.
+    """
+    for gate, j in judged.items():
+        if not j["passed"]:
+            at = f" in {j['tensor']}" if j["tensor"] else ""
+            raise GateFailed(f"{gate} is {j['value']}{at}, the limit is {j['limit']}", pointer=f"/gates/{gate}", gates=judged)
+
+
+def environment() -> dict:
+    """The versions that a result depends on."""
+    packages = ("modelpress", "torch", "numpy", "safetensors", "zstandard")
+    return {"python": platform.python_version(), "machine": platform.machine()} | {p: importlib.metadata.version(p) for p in packages}

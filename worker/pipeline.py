@@ -18,7 +18,8 @@ from pathlib import Path
 
 import torch
 
-from app.errors import AccountingMismatch, GateFailed
+from app import gates
+from app.errors import AccountingMismatch
 from app.recipe import Lossless, Recipe, matcher, parse_recipe
 from worker import report
 from worker.checkpoint import Checkpoint, Segment
@@ -73,10 +74,10 @@ def run(inp: Path, out: Path, spec: dict, emit: Emit) -> None:
             }
         finally:
             checkpoint.close()
-    judged = report.judge(spec.get("gates") or {}, result["tensors"], result["totals"])
+    judged = gates.judge(spec.get("gates") or {}, result["tensors"], result["totals"])
     document = {"version": 1, "recipe": spec["recipe"], "output": spec["output"], "gates": judged, "environment": report.environment()} | result
     (out / "report.json").write_text(json.dumps(document, allow_nan=False))
-    report.enforce(judged)
+    gates.enforce(judged)
 
 
 def _figures(checkpoint: Checkpoint, rows: list[dict], files: Path) -> dict:

@@ -1,4 +1,4 @@
-"""What a job says of its result: a row for every tensor, errors, totals, gates, versions. Nothing is left unaccounted for."""
+"""What a job says of its result: a row for every tensor, errors, totals, versions. Nothing is left unaccounted for."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Iterable
 
 import torch
 
-from app.errors import AccountingMismatch, GateFailed
+from app.errors import AccountingMismatch
 from worker.checkpoint import Checkpoint, TensorSpec
 from worker.encoded import Encoded
 
@@ -121,41 +121,6 @@ def totals(rows: list[dict], files: dict[str, int], bytes_before: int) -> dict:
         "max_relative_error": worst and {"tensor": worst["name"], "value": worst["relative_error"]},
         "files": files,
     }
-
-
-def judge(gates: dict, rows: list[dict], total: dict) -> dict:
-    """Each gate that was set, with the value it was held against.
-
-    Returns:
-        `{gate: {limit, value, tensor, passed}}`.
-    """
-    judged = {}
-    measured = [r for r in rows if r["action"] in ("quantized", "pruned") and r["bytes_before"]]
-
-    def add(gate, value, tensor, passed):
-        judged[gate] = {"limit": gates[gate], "value": value, "tensor": tensor, "passed": passed}
-
-    if gates.get("max_relative_error") is not None:
-        worst = max(measured, key=lambda r: math.inf if r["relative_error"] is None else r["relative_error"], default=None)
-        value = worst["relative_error"] if worst else 0.0
-        add("max_relative_error", value, worst and worst["name"], value is not None and value <= gates["max_relative_error"])
-    if gates.get("min_cosine") is not None:
-        worst = min(measured, key=lambda r: -math.inf if r["cosine"] is None else r["cosine"], default=None)
-        value = worst["cosine"] if worst else 1.0
-        add("min_cosine", value, worst and worst["name"], value is not None and value >= gates["min_cosine"])
-    if gates.get("max_bytes") is not None:
-        add("max_bytes", total["bytes_after"], None, total["bytes_after"] <= gates["max_bytes"])
-    return judged
-
-
-def enforce(judged: dict) -> None:
-    """Raises:
-    GateFailed: naming the first gate that was missed, its limit and the value.
-    """
-    for gate, j in judged.items():
-        if not j["passed"]:
-            at = f" in {j['tensor']}" if j["tensor"] else ""
-            raise GateFailed(f"{gate} is {j['value']}{at}, the limit is {j['limit']}", pointer=f"/gates/{gate}", gates=judged)
 
 
 def environment() -> dict:

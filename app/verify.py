@@ -1,0 +1,194 @@
+"""Verification, offline: a downloaded folder, or a bundle against digests. Nothing in either is trusted before its signature holds.
+
+`model.sig` decides: the folder's files must be exactly those that it names. Where the other sidecars are there, they must hold as well:
+SHA256SUMS.sig over SHA256SUMS, provenance.json over the same files, and report.json must be the report that the provenance names.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from app.errors import InvalidSignature, MalformedJson
+from app.recipe import parse_json
+from app.signing import PublicKey, holds, key_id
+from app.statement import BUNDLE, MODEL_PREDICATE, PAYLOAD_TYPE, PROVENANCE_PREDICATE, SIDECARS, STATEMENT, hint, pae, sha256sums
+
+DIGEST = re.compile(r"[0-9a-f]{64}")
+SIDE_FOLDER = ".modelpress"
+"""Where a download puts the sidecars when the result has a file of its own that is called like one of them."""
+MAX_SIDECAR = 256 << 20
+CHUNK = 1 << 20
+
+
+@dataclass(frozen=True)
+class Verified:
+    """What holds: `files` (path -> SHA-256) are those that the key `key_id` signed; `checked` names the sidecars that were looked at."""
+
+    key_id: str
+    files: dict[str, str]
+    checked: tuple[str, ...]
+
+
+def verify_bundle(bundle: dict, files: Mapping[str, str], public_keys: Iterable[PublicKey]) -> Verified:
+    """Check a Sigstore bundle (`model.sig`, parsed) against path -> SHA-256 and a set of keys.
+
+    Raises:
+        InvalidSignature: with `differs`, `missing` and `extra` (paths) where the files are not those that were signed.
+    """
+    key, signed = _open_bundle(bundle, list(public_keys))
+    _compare(signed, files)
+    return Verified(key_id(key), signed, ("model.sig",))
+
+
+def verify_folder(folder: Path, public_keys: Iterable[PublicKey], progress: Callable[[int], None] = lambda n: None) -> Verified:
+    """Check a downloaded folder. `progress` is told the bytes hashed since the last call.
+
+    Raises:
+        InvalidSignature: naming the file.
+    """
+    keys = list(public_keys)
+    side = folder / SIDE_FOLDER if (folder / SIDE_FOLDER / "model.sig").is_file() else folder
+    sidecars = {name: _read(side / name) for name in SIDECARS if (side / name).is_file()}
+    if "model.sig" not in sidecars:
+        raise InvalidSignature(f"{folder} has no model.sig: nothing says what it should hold")
+    key, signed = _open_bundle(_json(sidecars["model.sig"], "model.sig"), keys)
+    passed = {side / name for name in sidecars} if side != folder else {folder / name for name in sidecars if name not in signed}
+    _compare(signed, {p.relative_to(folder).as_posix(): _hash(p, progress) for p in _walk(folder) if p not in passed})
+    if side == folder:
+        sidecars = {name: data for name, data in sidecars.items() if name not in signed}
+    _check_sums(sidecars, signed, keys)
+    _check_provenance(sidecars, signed, keys)
+    return Verified(key_id(key), signed, tuple(sorted(sidecars)))
+
+
+def _check_sums(sidecars: dict[str, bytes], signed: dict[str, str], keys: list[PublicKey]) -> None:
+    sums, signature = sidecars.get("SHA256SUMS"), sidecars.get("SHA256SUMS.sig")
+    if sums is None and signature is None:
+        return
+    if sums is None or signature is None:
+        raise InvalidSignature("SHA256SUMS and SHA256SUMS.sig belong together, and one is missing")
+    if not any(holds(k, signature, sums) for k in keys):
+        raise InvalidSignature("SHA256SUMS.sig is not a signature of SHA256SUMS by any of the given keys")
+    if sums != sha256sums(signed):
+        raise InvalidSignature("SHA256SUMS names other files than model.sig")
+
+
+def _check_provenance(sidecars: dict[str, bytes], signed: dict[str, str], keys: list[PublicKey]) -> None:
+    report = sidecars.get("report.json")
+    if "provenance.json" not in sidecars:
+        if report is not None:
+            raise InvalidSignature("report.json is vouched for by provenance.json, which is missing")
+        return
+    _, statement = _open_envelope(_json(sidecars["provenance.json"], "provenance.json"), keys, "provenance.json")
+    _expect(statement.get("predicateType") == PROVENANCE_PREDICATE, "provenance.json", f"its predicate is not {PROVENANCE_PREDICATE}")
+    try:
+        subjects = {s["name"]: s["digest"]["sha256"] for s in statement["subject"]}
+        named = {b["name"]: b["digest"]["sha256"] for b in statement["predicate"]["runDetails"]["byproducts"]}
+    except (KeyError, TypeError):
+        raise InvalidSignature("provenance.json is not a provenance statement") from None
+    _expect(subjects == signed, "provenance.json", "it is about other files than model.sig")
+    if report is not None:
+        _expect(hashlib.sha256(report).hexdigest() == named.get("report.json"), "report.json", "it is not the report that provenance.json names")
+
+
+def _open_bundle(bundle: dict, keys: list[PublicKey]) -> tuple[PublicKey, dict[str, str]]:
+    """The key that signed it and path -> SHA-256 of what it names."""
+    where = "model.sig"
+    _expect(isinstance(bundle, dict) and bundle.get("mediaType") == BUNDLE, where, f"it is not a bundle of type {BUNDLE}")
+    try:
+        named = bundle["verificationMaterial"]["publicKey"]["hint"]
+    except (KeyError, TypeError):
+        raise InvalidSignature(f"{where} does not name its public key") from None
+    chosen = [k for k in keys if hint(k) == named]
+    _expect(bool(chosen), where, "it was made by a key that is not among those given")
+    key, statement = _open_envelope(bundle.get("dsseEnvelope"), chosen, where)
+    _expect(statement.get("predicateType") == MODEL_PREDICATE, where, f"its predicate is not {MODEL_PREDICATE}")
+    try:
+        (subject,) = statement["subject"]
+        root = subject["digest"]["sha256"]
+        method = statement["predicate"]["serialization"]
+        resources = [(r["name"], r["algorithm"], r["digest"]) for r in statement["predicate"]["resources"]]
+    except (KeyError, TypeError, ValueError):
+        raise InvalidSignature(f"{where} is not a model statement") from None
+    _expect(isinstance(method, dict) and (method.get("method"), method.get("hash_type")) == ("files", "sha256"), where, "it does not hash files by SHA-256")
+    for name, algorithm, digest in resources:
+        _expect(isinstance(name, str) and _safe(name), where, f"it names the path {str(name)[:200]!r}, which leaves the folder")
+        _expect(algorithm == "sha256" and isinstance(digest, str) and bool(DIGEST.fullmatch(digest)), where, f"it has no SHA-256 of {name[:200]!r}")
+    files = {name: digest for name, _, digest in resources}
+    _expect(len(files) == len(resources), where, "it names a file twice")
+    _expect(hashlib.sha256(b"".join(bytes.fromhex(d) for _, _, d in resources)).hexdigest() == root, where, "its root digest is not that of its files")
+    return key, files
+
+
+def _open_envelope(envelope: object, keys: list[PublicKey], where: str) -> tuple[PublicKey, dict]:
+    """The key and the statement of a DSSE envelope, its signature checked before the payload is parsed."""
+    try:
+        payload_type, payload, (signature,) = envelope["payloadType"], envelope["payload"], envelope["signatures"]
+        payload, raw = base64.b64decode(payload, validate=True), base64.b64decode(signature["sig"], validate=True)
+    except (KeyError, TypeError, ValueError, binascii.Error):
+        raise InvalidSignature(f"{where} is not a DSSE envelope with one signature") from None
+    _expect(payload_type == PAYLOAD_TYPE, where, f"its payload is not of type {PAYLOAD_TYPE}")
+    key = next((k for k in keys if holds(k, raw, pae(payload))), None)
+    _expect(key is not None, where, "its signature does not hold under any of the given keys")
+    statement = _json(payload, where)
+    _expect(statement.get("_type") == STATEMENT, where, f"it is not a statement of type {STATEMENT}")
+    return key, statement
+
+
+def _compare(signed: Mapping[str, str], found: Mapping[str, str]) -> None:
+    differs = sorted(p for p in signed if p in found and found[p] != signed[p])
+    missing, extra = sorted(signed.keys() - found.keys()), sorted(found.keys() - signed.keys())
+    for paths, what in ((differs, "is not the file that was signed"), (missing, "was signed and is missing"), (extra, "was not signed")):
+        if paths:
+            others = len(differs) + len(missing) + len(extra) - 1
+            more = f" ({others} more do not match)" if others else ""
+            raise InvalidSignature(f"{paths[0][:500]} {what}{more}", differs=differs[:20], missing=missing[:20], extra=extra[:20])
+
+
+def _walk(folder: Path):
+    """Every file below `folder`; a link or a device could be anything tomorrow, so neither is verified."""
+    for path in sorted(folder.iterdir()):
+        if path.is_symlink() or not (path.is_dir() or path.is_file()):
+            raise InvalidSignature(f"{path} is neither a file nor a folder")
+        if path.is_dir():
+            yield from _walk(path)
+        else:
+            yield path
+
+
+def _hash(path: Path, progress: Callable[[int], None]) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as f:
+        while block := f.read(CHUNK):
+            digest.update(block)
+            progress(len(block))
+    return digest.hexdigest()
+
+
+def _read(path: Path) -> bytes:
+    _expect(not path.is_symlink() and path.stat().st_size <= MAX_SIDECAR, path.name, f"it is a link, or larger than {MAX_SIDECAR} bytes")
+    return path.read_bytes()
+
+
+def _json(data: bytes, where: str) -> dict:
+    try:
+        document = parse_json(data)
+    except MalformedJson as e:
+        raise InvalidSignature(f"{where} is not valid: {e.detail}") from None
+    _expect(isinstance(document, dict), where, "it is not a JSON object")
+    return document
+
+
+def _safe(path: str) -> bool:
+    return not path.startswith("/") and path == PurePosixPath(path).as_posix() and not {"", ".", ".."} & set(path.split("/"))
+
+
+def _expect(condition: bool, where: str, why: str) -> None:
+    if not condition:
+        raise InvalidSignature(f"{where} does not hold: {why}")

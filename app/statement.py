@@ -23,6 +23,10 @@ from app.signing import PrivateKey, PublicKey, key_id, public_pem, sign_detached
 SIDECARS = ("SHA256SUMS", "SHA256SUMS.sig", "model.sig", "provenance.json", "report.json")
 """What stands beside a result's files, outside its digest."""
 
+GIT_PATHS = (".git", ".gitattributes", ".github", ".gitignore")
+"""What `model_signing` passes over in a folder unless told otherwise. model.sig does too, or the tool's plain command would not hold on
+a Hugging Face repository; SHA256SUMS and the provenance name every file."""
+
 PAYLOAD_TYPE = "application/vnd.in-toto+json"
 STATEMENT = "https://in-toto.io/Statement/v1"
 MODEL_PREDICATE = "https://model_signing/signature/v1.0"
@@ -51,12 +55,16 @@ def sha256sums(files: Mapping[str, str]) -> bytes:
     return "".join(line(path) for path in sorted(files)).encode()
 
 
+def of_git(path: str) -> bool:
+    return path.split("/", 1)[0] in GIT_PATHS
+
+
 def model_statement(files: Mapping[str, str], name: str) -> dict:
     """The statement that `model_signing` makes of a folder with these files (path -> SHA-256).
 
     The subject's digest is the SHA-256 of all digests (as bytes) in the order of the resources. `ignore_paths` lets the tool pass over the sidecars.
     """
-    paths = sorted(files, key=PurePosixPath)
+    paths = sorted((p for p in files if not of_git(p)), key=PurePosixPath)
     root = hashlib.sha256(b"".join(bytes.fromhex(files[p]) for p in paths)).hexdigest()
     return {
         "_type": STATEMENT,
@@ -67,7 +75,7 @@ def model_statement(files: Mapping[str, str], name: str) -> dict:
                 "method": "files",
                 "hash_type": "sha256",
                 "allow_symlinks": False,
-                "ignore_paths": [s for s in SIDECARS if s not in files],
+                "ignore_paths": [*GIT_PATHS, *(s for s in SIDECARS if s not in files)],
             },
             "resources": [{"name": p, "algorithm": "sha256", "digest": files[p]} for p in paths],
         },

@@ -1,7 +1,8 @@
 """Verification, offline: a downloaded folder, or a bundle against digests. Nothing in either is trusted before its signature holds.
 
-`model.sig` decides: the folder's files must be exactly those that it names. Where the other sidecars are there, they must hold as well:
-SHA256SUMS.sig over SHA256SUMS, provenance.json over the same files, and report.json must be the report that the provenance names.
+`model.sig` decides: the folder's files must be exactly those that it names. It leaves git's own files (`.gitattributes`) to SHA256SUMS, which must then
+be there. Where the other sidecars are there, they must hold as well: SHA256SUMS.sig over SHA256SUMS, SHA256SUMS and provenance.json over the same
+files, and report.json must be the report that the provenance names.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from pathlib import Path, PurePosixPath
 from app.errors import InvalidSignature, MalformedJson
 from app.recipe import parse_json
 from app.signing import PublicKey, holds, key_id
-from app.statement import BUNDLE, MODEL_PREDICATE, PAYLOAD_TYPE, PROVENANCE_PREDICATE, SIDECARS, STATEMENT, hint, pae, sha256sums
+from app.statement import BUNDLE, MODEL_PREDICATE, PAYLOAD_TYPE, PROVENANCE_PREDICATE, SIDECARS, STATEMENT, hint, of_git, pae, sha256sums
 
 DIGEST = re.compile(r"[0-9a-f]{64}")
 SIDE_FOLDER = ".modelpress"
@@ -28,7 +29,7 @@ CHUNK = 1 << 20
 
 @dataclass(frozen=True)
 class Verified:
-    """What holds: `files` (path -> SHA-256) are those that the key `key_id` signed; `checked` names the sidecars that were looked at."""
+    """What holds: `files` (path -> SHA-256) are covered by signatures of the key `key_id`; `checked` names the sidecars that were looked at."""
 
     key_id: str
     files: dict[str, str]
@@ -36,7 +37,7 @@ class Verified:
 
 
 def verify_bundle(bundle: dict, files: Mapping[str, str], public_keys: Iterable[PublicKey]) -> Verified:
-    """Check a Sigstore bundle (`model.sig`, parsed) against path -> SHA-256 and a set of keys.
+    """Check a Sigstore bundle (`model.sig`, parsed) against path -> SHA-256 and a set of keys. It says nothing about git's own files.
 
     Raises:
         InvalidSignature: with `differs`, `missing` and `extra` (paths) where the files are not those that were signed.
@@ -58,28 +59,32 @@ def verify_folder(folder: Path, public_keys: Iterable[PublicKey], progress: Call
     if "model.sig" not in sidecars:
         raise InvalidSignature(f"{folder} has no model.sig: nothing says what it should hold")
     key, signed = _open_bundle(_json(sidecars["model.sig"], "model.sig"), keys)
-    passed = {side / name for name in sidecars} if side != folder else {folder / name for name in sidecars if name not in signed}
-    _compare(signed, {p.relative_to(folder).as_posix(): _hash(p, progress) for p in _walk(folder) if p not in passed})
     if side == folder:
         sidecars = {name: data for name, data in sidecars.items() if name not in signed}
-    _check_sums(sidecars, signed, keys)
-    _check_provenance(sidecars, signed, keys)
-    return Verified(key_id(key), signed, tuple(sorted(sidecars)))
+    passed = {side / name for name in sidecars}
+    found = {p.relative_to(folder).as_posix(): _hash(p, progress) for p in _walk(folder) if p not in passed}
+    _compare(signed, found)
+    _check_sums(sidecars, found, keys)
+    _check_provenance(sidecars, found, keys)
+    return Verified(key_id(key), found, tuple(sorted(sidecars)))
 
 
-def _check_sums(sidecars: dict[str, bytes], signed: dict[str, str], keys: list[PublicKey]) -> None:
+def _check_sums(sidecars: dict[str, bytes], found: dict[str, str], keys: list[PublicKey]) -> None:
     sums, signature = sidecars.get("SHA256SUMS"), sidecars.get("SHA256SUMS.sig")
     if sums is None and signature is None:
+        uncovered = [p for p in found if of_git(p)]
+        _expect(not uncovered, "SHA256SUMS", f"it is missing, and only it covers {', '.join(uncovered)}")
         return
     if sums is None or signature is None:
         raise InvalidSignature("SHA256SUMS and SHA256SUMS.sig belong together, and one is missing")
     if not any(holds(k, signature, sums) for k in keys):
         raise InvalidSignature("SHA256SUMS.sig is not a signature of SHA256SUMS by any of the given keys")
-    if sums != sha256sums(signed):
-        raise InvalidSignature("SHA256SUMS names other files than model.sig")
+    if other := set(sums.splitlines()) ^ set(sha256sums(found).splitlines()):
+        name = min(other)[66:].decode(errors="replace")
+        raise InvalidSignature(f"SHA256SUMS names other files than there are: {name} differs, is missing or was not signed")
 
 
-def _check_provenance(sidecars: dict[str, bytes], signed: dict[str, str], keys: list[PublicKey]) -> None:
+def _check_provenance(sidecars: dict[str, bytes], found: dict[str, str], keys: list[PublicKey]) -> None:
     report = sidecars.get("report.json")
     if "provenance.json" not in sidecars:
         if report is not None:
@@ -92,7 +97,7 @@ def _check_provenance(sidecars: dict[str, bytes], signed: dict[str, str], keys: 
         named = {b["name"]: b["digest"]["sha256"] for b in statement["predicate"]["runDetails"]["byproducts"]}
     except (KeyError, TypeError):
         raise InvalidSignature("provenance.json is not a provenance statement") from None
-    _expect(subjects == signed, "provenance.json", "it is about other files than model.sig")
+    _expect(subjects == found, "provenance.json", "it is about other files than there are")
     if report is not None:
         _expect(hashlib.sha256(report).hexdigest() == named.get("report.json"), "report.json", "it is not the report that provenance.json names")
 
@@ -143,7 +148,7 @@ def _open_envelope(envelope: object, keys: list[PublicKey], where: str) -> tuple
 
 def _compare(signed: Mapping[str, str], found: Mapping[str, str]) -> None:
     differs = sorted(p for p in signed if p in found and found[p] != signed[p])
-    missing, extra = sorted(signed.keys() - found.keys()), sorted(found.keys() - signed.keys())
+    missing, extra = sorted(signed.keys() - found.keys()), sorted(p for p in found.keys() - signed.keys() if not of_git(p))
     for paths, what in ((differs, "is not the file that was signed"), (missing, "was signed and is missing"), (extra, "was not signed")):
         if paths:
             others = len(differs) + len(missing) + len(extra) - 1

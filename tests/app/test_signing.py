@@ -13,7 +13,7 @@ import pytest
 
 from app import signing
 from app.errors import InvalidSignature, Unavailable
-from app.statement import artifact_digest, bundle, canonical, model_statement, provenance, sha256sums, sign_artifact
+from app.statement import SIDECARS, artifact_digest, bundle, canonical, model_statement, provenance, sha256sums, sign_artifact
 
 GOLDEN = Path(__file__).with_name("provenance.golden.json")
 SPEC = {
@@ -78,8 +78,9 @@ def test_openssl_and_sha256sum_verify_the_sums(tmp_path):
 
 def test_the_model_signing_tool_verifies_the_folder(tmp_path):
     root, pem = signed_folder(tmp_path, CONTENTS)
-    tool = (Path(sys.executable).with_name("model_signing"), "verify", "key", "--signature", root / "model.sig", "--public_key", pem, "--no-ignore-git-paths", root)
+    tool = (Path(sys.executable).with_name("model_signing"), "verify", "key", "--signature", root / "model.sig", "--public_key", pem, root)
     assert (done := run(*tool)).returncode == 0, done.stderr
+    assert (done := run(*tool, "--no-ignore-git-paths")).returncode == 0, done.stderr
     (root / "config.json").write_bytes(b"[]")
     assert (done := run(*tool)).returncode != 0 and "config.json" in done.stderr
 
@@ -91,7 +92,7 @@ def test_the_model_statement_is_the_one_that_the_tool_makes(tmp_path):
 
     root, _ = signed_folder(tmp_path, CONTENTS)
     key = signing.open_key(tmp_path / "keys")
-    config = hashing.Config().set_ignored_paths(paths=[p for p in ("SHA256SUMS", "SHA256SUMS.sig", "model.sig", "provenance.json", "report.json")], ignore_git_paths=False)
+    config = hashing.Config().set_ignored_paths(paths=SIDECARS)
     theirs = json.loads(Signer(tmp_path / "keys/signing.pem").sign(Payload(config.hash(root))).bundle.to_json())
     ours = bundle(key, model_statement({p: hashlib.sha256(d).hexdigest() for p, d in CONTENTS.items()}, "result"))
     payloads = []

@@ -20,6 +20,8 @@ class Quantized:
         zero_point: int8, shaped like `scale`, or None when symmetric. `value = (code - zero_point) * scale`.
         group_size: inputs that share a scale; I for channels and tensors. The last group may be short.
         params: the step that made it, with what was resolved (a fallback from group to channel is visible here).
+        transposed: the tensor is stored [I, O] (GPT-2's Conv1D), so codes and scale describe its transpose. Otherwise a tensor of rank > 2 is
+            seen as [O, everything else].
     """
 
     codes: torch.Tensor
@@ -27,6 +29,7 @@ class Quantized:
     zero_point: torch.Tensor | None
     group_size: int
     params: Quantize
+    transposed: bool = False
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ $(VENV)/.installed: pyproject.toml
 	touch $@
 
 demo: install
-	$(BIN)/python -m app.demo
+	$(BIN)/python -m demo
 
 test: install
 	$(BIN)/python -m pytest

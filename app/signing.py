@@ -63,8 +63,9 @@ def jwks(keys: Iterable[PublicKey]) -> dict:
 
 
 def public_keys(folder: Path) -> dict[str, PublicKey]:
-    """Key id -> key, of every `folder/public/*.pem`; the file's name is not trusted."""
-    found = [parse_public(p.read_bytes(), str(p)) for p in sorted((folder / "public").glob("*.pem"))]
+    """Key id -> key, of every `folder/public/*.pem`, the newest first; the file's name is not trusted."""
+    newest = sorted((folder / "public").glob("*.pem"), key=lambda p: p.stat().st_mtime_ns, reverse=True)
+    found = [parse_public(p.read_bytes(), str(p)) for p in newest]
     return {key_id(k): k for k in found}
 
 

@@ -123,7 +123,7 @@ def _open_bundle(bundle: dict, keys: list[PublicKey]) -> tuple[PublicKey, dict[s
         raise InvalidSignature(f"{where} is not a model statement") from None
     _expect(isinstance(method, dict) and (method.get("method"), method.get("hash_type")) == ("files", "sha256"), where, "it does not hash files by SHA-256")
     for name, algorithm, digest in resources:
-        _expect(isinstance(name, str) and _safe(name), where, f"it names the path {str(name)[:200]!r}, which leaves the folder")
+        _expect(isinstance(name, str) and safe_path(name), where, f"it names the path {str(name)[:200]!r}, which leaves the folder")
         _expect(algorithm == "sha256" and isinstance(digest, str) and bool(DIGEST.fullmatch(digest)), where, f"it has no SHA-256 of {name[:200]!r}")
     files = {name: digest for name, _, digest in resources}
     _expect(len(files) == len(resources), where, "it names a file twice")
@@ -190,7 +190,7 @@ def _json(data: bytes, where: str) -> dict:
     return document
 
 
-def _safe(path: str) -> bool:
+def safe_path(path: str) -> bool:
     return not path.startswith("/") and path == PurePosixPath(path).as_posix() and not {"", ".", ".."} & set(path.split("/"))
 
 

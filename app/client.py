@@ -1,0 +1,173 @@
+"""A client for the service, sync and async.
+
+    with Client("http://127.0.0.1:8720", key) as c:
+        job = c.submit(c.upload(Path("model.safetensors"))["id"], preset="lossless")
+        c.download(c.wait(job["id"])["output"], Path("out"))
+
+Every operation is a flow of `app.flows`; `Client` and `AsyncClient` differ only in how they carry a call out. What the service refuses is
+raised as the same `ModelpressError` that it raised there.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from app import flows
+from app.config import settings
+from app.errors import ModelpressError, Unavailable
+from app.flows import CHUNK, Call, Flow, Progress, error_of, silent
+from app.signing import PublicKey
+
+
+class _Operations:
+    """What a client can do. In `AsyncClient` each of these is awaited."""
+
+    def upload(self, path: Path, name: str | None = None, kind: str | None = None, progress: Progress = silent) -> dict:
+        """Send a file, or a folder file by file; returns the artifact. The bytes are checked against their SHA-256 at the other end."""
+        flow = flows.upload_folder if path.is_dir() else flows.upload_file
+        return self._run(flow(path, name or path.resolve().name, kind, progress))
+
+    def submit(self, input_id: str, **spec) -> dict:
+        """Queue a job; `spec` is the body of `POST /v1/jobs` without its input (`preset="w4a16"`, or `recipe={"steps": [...]}`)."""
+        return self._run(flows.answer(Call("POST", "/v1/jobs", json={"input": input_id} | spec)))
+
+    def wait(self, job_id: str, on_progress: Callable[[dict], None] = silent) -> dict:
+        """The job once it has succeeded. Raises what it failed with; `JobFailure` when it was cancelled."""
+        return self._run(flows.wait(job_id, on_progress))
+
+    def download(self, artifact_id: str, folder: Path, progress: Progress = silent) -> dict:
+        """Fetch an artifact with its signatures into `folder`; returns its metadata. A file stands under its name only when its digest is right."""
+        return self._run(flows.download(artifact_id, folder, progress))
+
+    def artifact(self, artifact_id: str) -> dict:
+        return self._run(flows.answer(Call("GET", f"/v1/artifacts/{artifact_id}")))
+
+    def report(self, artifact_id: str) -> dict:
+        return self._run(flows.answer(Call("GET", f"/v1/artifacts/{artifact_id}/report", headers={"Accept": "application/json"})))
+
+    def job(self, job_id: str) -> dict:
+        return self._run(flows.answer(Call("GET", f"/v1/jobs/{job_id}")))
+
+    def jobs(self) -> list[dict]:
+        """All of them, the newest first."""
+        return self._run(flows.pages("/v1/jobs"))
+
+    def cancel(self, job_id: str) -> dict:
+        return self._run(flows.answer(Call("POST", f"/v1/jobs/{job_id}/cancel")))
+
+    def public_keys(self) -> list[PublicKey]:
+        """The service's public keys, the newest first. They prove no more than the connection does: pin them before they matter."""
+        return self._run(flows.public_keys())
+
+
+def _connection(url: str | None, api_key: str | None) -> dict:
+    url = url or os.environ.get("MODELPRESS_URL") or f"http://{settings().host}:{settings().port}"
+    file = settings().home / "api-key"
+    api_key = api_key or os.environ.get("MODELPRESS_API_KEY") or (file.read_text().strip() if file.is_file() else "")
+    return {"base_url": url, "headers": {"Authorization": f"Bearer {api_key}"} if api_key else {}, "timeout": httpx.Timeout(120, connect=10)}
+
+
+def _raise_for(response: httpx.Response) -> None:
+    if response.is_error:
+        try:
+            problem = response.json()
+        except ValueError:
+            problem = None
+        if not isinstance(problem, dict) or "type" not in problem:
+            problem = {"type": "internal-error", "title": "Not an answer of modelpress", "status": response.status_code, "detail": f"{response.url} answered {response.status_code}"}
+        raise error_of(problem)
+
+
+def _unreachable(client: httpx.Client | httpx.AsyncClient, error: httpx.TransportError) -> Unavailable:
+    return Unavailable(f"no service answers at {client.base_url} ({str(error) or type(error).__name__}); start one with `modelpress up`, or name it with --url")
+
+
+class Client(_Operations):
+    """Blocking. Without arguments it talks to `MODELPRESS_URL` with `MODELPRESS_API_KEY`, else to the service of the home folder."""
+
+    def __init__(self, url: str | None = None, api_key: str | None = None):
+        self.http = httpx.Client(**_connection(url, api_key))
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.http.close()
+
+    def _run(self, flow: Flow) -> Any:
+        try:
+            call = next(flow)
+            while True:
+                try:
+                    response = self._send(call)
+                except ModelpressError as e:
+                    call = flow.throw(e)
+                else:
+                    call = flow.send(response)
+        except StopIteration as end:
+            return end.value
+        finally:
+            flow.close()
+
+    def _send(self, call: Call) -> httpx.Response:
+        try:
+            with self.http.stream(**call.request(), content=call.blocks() if call.source else None) as response:
+                if call.target is None or response.is_error:
+                    response.read()
+                    _raise_for(response)
+                else:
+                    for block in response.iter_bytes(CHUNK):
+                        call.receive(block)
+                return response
+        except httpx.TransportError as e:
+            raise _unreachable(self.http, e) from None
+
+
+class AsyncClient(_Operations):
+    """The same, awaited: `job = await client.submit(...)`."""
+
+    def __init__(self, url: str | None = None, api_key: str | None = None):
+        self.http = httpx.AsyncClient(**_connection(url, api_key))
+
+    async def __aenter__(self) -> AsyncClient:
+        return self
+
+    async def __aexit__(self, *_) -> None:
+        await self.http.aclose()
+
+    async def _run(self, flow: Flow) -> Any:
+        try:
+            call = next(flow)
+            while True:
+                try:
+                    response = await self._send(call)
+                except ModelpressError as e:
+                    call = flow.throw(e)
+                else:
+                    call = flow.send(response)
+        except StopIteration as end:
+            return end.value
+        finally:
+            flow.close()
+
+    async def _send(self, call: Call) -> httpx.Response:
+        async def blocks() -> AsyncIterator[bytes]:
+            for block in call.blocks():
+                yield block
+
+        try:
+            async with self.http.stream(**call.request(), content=blocks() if call.source else None) as response:
+                if call.target is None or response.is_error:
+                    await response.aread()
+                    _raise_for(response)
+                else:
+                    async for block in response.aiter_bytes(CHUNK):
+                        call.receive(block)
+                return response
+        except httpx.TransportError as e:
+            raise _unreachable(self.http, e) from None

@@ -1,0 +1,164 @@
+"""What a client does, as flows: generators that yield `Call`s and are sent the responses (httpx does its authentication that way).
+
+Nothing here opens a connection, so the blocking and the async client share every line of it.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import os
+import tempfile
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+from urllib.parse import quote
+
+import httpx
+
+from app import errors
+from app.errors import ChecksumMismatch, InputRefused, JobFailure, ModelpressError, NotFound
+from app.signing import parse_public
+from app.statement import SIDECARS
+from app.verify import SIDE_FOLDER, safe_path
+
+CHUNK = 1 << 20
+POLL = 1  # seconds that a `wait` lets the service hold the request, and so how old a progress bar may be
+Progress = Callable[[int], None]  # told the bytes moved since the last call
+
+
+def silent(_: Any) -> None: ...
+
+
+@dataclass
+class Call:
+    """One request. `source` is a file to send, `target` an open file to receive the body; else the body is read into the response."""
+
+    method: str
+    path: str
+    params: dict | None = None
+    json: Any = None
+    headers: dict | None = None
+    source: Path | None = None
+    target: BinaryIO | None = None
+    progress: Progress = silent
+
+    def request(self) -> dict:
+        """What httpx's `stream` takes, but for the content."""
+        length = {"Content-Length": str(self.source.stat().st_size), "Content-Type": "application/octet-stream"} if self.source else {}
+        return {"method": self.method, "url": self.path, "params": self.params, "json": self.json, "headers": length | (self.headers or {})}
+
+    def blocks(self) -> Iterator[bytes]:
+        with self.source.open("rb") as f:
+            while block := f.read(CHUNK):
+                yield block
+                self.progress(len(block))
+
+    def receive(self, block: bytes) -> None:
+        self.target.write(block)
+        self.progress(len(block))
+
+
+Flow = Generator[Call, httpx.Response, Any]
+
+
+def error_of(problem: dict) -> ModelpressError:
+    """The error that a problem document describes."""
+    extra = {k: v for k, v in problem.items() if k not in ("type", "title", "status", "detail", "pointer", "instance")}
+    kind, detail, pointer = str(problem.get("type")), str(problem.get("detail") or problem.get("title")), problem.get("pointer")
+    if kind in errors.REFUSALS:
+        return InputRefused(kind, detail, **({"pointer": pointer} if pointer else {}), **extra)
+    classes = [c for c in vars(errors).values() if isinstance(c, type) and issubclass(c, ModelpressError) and c.type == kind]
+    error = (classes or [ModelpressError])[0](detail, pointer=pointer, **extra)
+    error.type, error.title, error.status = kind, str(problem.get("title", error.title)), int(problem.get("status", error.status))
+    return error
+
+
+def upload_file(path: Path, name: str, kind: str | None, progress: Progress) -> Flow:
+    with path.open("rb") as f:
+        digest = base64.b64encode(hashlib.file_digest(f, "sha256").digest()).decode()
+    params = {"name": name} | ({"kind": kind} if kind else {})
+    response = yield Call("POST", "/v1/artifacts", params, headers={"Repr-Digest": f"sha-256=:{digest}:"}, source=path, progress=progress)
+    return response.json()
+
+
+def upload_folder(folder: Path, name: str, kind: str | None, progress: Progress) -> Flow:
+    paths = sorted(p for p in folder.rglob("*") if p.is_file())
+    if not paths:
+        raise InputRefused("unsupported-format", f"{folder} holds no file")
+    parts = []
+    for path in paths:
+        part = yield from upload_file(path, path.name, None, progress)
+        parts.append({"path": path.relative_to(folder).as_posix(), "artifact": part["id"]})
+    body = {"files": parts, "name": name} | ({"kind": kind} if kind else {})
+    whole = (yield Call("POST", "/v1/artifacts", json=body)).json()
+    for ident in {p["artifact"] for p in parts}:
+        yield Call("DELETE", f"/v1/artifacts/{ident}")
+    return whole
+
+
+def wait(job_id: str, on_progress: Callable[[dict], None]) -> Flow:
+    while True:
+        job = (yield Call("GET", f"/v1/jobs/{job_id}", {"wait": POLL})).json()
+        on_progress(job)
+        if job["state"] == "succeeded":
+            return job
+        if job["state"] in ("failed", "cancelled"):
+            raise error_of(job["error"]) if job.get("error") else JobFailure(f"the job was {job['state']}")
+
+
+@contextmanager
+def _whole(path: Path, sha256: str | None):
+    """A file to write that stands under `path` only once it is complete and has the digest."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".part")
+    try:
+        with os.fdopen(descriptor, "w+b") as f:
+            os.fchmod(f.fileno(), 0o644)
+            yield f
+            f.seek(0)
+            if sha256 and (got := hashlib.file_digest(f, "sha256").hexdigest()) != sha256:
+                raise ChecksumMismatch(f"{path.name} arrived with SHA-256 {got}, and {sha256} was announced")
+        os.replace(temporary, path)
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+
+
+def download(artifact_id: str, folder: Path, progress: Progress) -> Flow:
+    meta = (yield Call("GET", f"/v1/artifacts/{artifact_id}")).json()
+    base, paths = f"/v1/artifacts/{artifact_id}", {f["path"] for f in meta["files"]}
+    if unsafe := [p for p in paths if not safe_path(p)]:
+        raise ModelpressError(f"the service names a path that leaves the folder: {unsafe[0][:200]!r}")
+    for file in meta["files"]:
+        with _whole(folder / file["path"], file["sha256"].removeprefix("sha256:")) as target:
+            yield Call("GET", f"{base}/files/{quote(file['path'])}", target=target, progress=progress)
+    side = folder / SIDE_FOLDER if paths & set(SIDECARS) else folder
+    where = {"model.sig": f"{base}/signature", "provenance.json": f"{base}/provenance", "report.json": f"{base}/report"}
+    for name in SIDECARS:
+        try:
+            with _whole(side / name, None) as target:
+                yield Call("GET", where.get(name, f"{base}/files/{name}"), headers={"Accept": "application/json, */*;q=0.5"}, target=target)
+        except NotFound:
+            pass  # an upload is not signed
+    return meta
+
+
+def answer(call: Call) -> Flow:
+    return (yield call).json()
+
+
+def pages(path: str) -> Flow:
+    items, params = [], {}
+    while True:
+        page = (yield Call("GET", path, params)).json()
+        items += page["items"]
+        if not page.get("next"):
+            return items
+        params = {"cursor": page["next"]}
+
+
+def public_keys() -> Flow:
+    response = yield Call("GET", "/v1/keys")
+    return [parse_public(k["pem"].encode()) for k in response.json()["keys"]]

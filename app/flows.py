@@ -65,13 +65,15 @@ Flow = Generator[Call, httpx.Response, Any]
 
 
 def error_of(problem: dict) -> ModelpressError:
-    """The error that a problem document describes."""
+    """The error that a problem document describes; one of a type unknown here is a plain ModelpressError."""
     extra = {k: v for k, v in problem.items() if k not in ("type", "title", "status", "detail", "pointer", "instance")}
-    kind, detail, pointer = str(problem.get("type")), str(problem.get("detail") or problem.get("title")), problem.get("pointer")
+    kind, detail = str(problem.get("type")), str(problem.get("detail") or problem.get("title"))
     if kind in errors.REFUSALS:
-        return InputRefused(kind, detail, **({"pointer": pointer} if pointer else {}), **extra)
-    classes = [c for c in vars(errors).values() if isinstance(c, type) and issubclass(c, ModelpressError) and c.type == kind]
-    error = (classes or [ModelpressError])[0](detail, pointer=pointer, **extra)
+        error = InputRefused(kind, detail, **extra)
+    else:
+        classes = [c for c in vars(errors).values() if isinstance(c, type) and issubclass(c, ModelpressError) and c.type == kind]
+        error = (classes or [ModelpressError])[0](detail, **extra)
+    error.pointer = problem.get("pointer")
     error.type, error.title, error.status = kind, str(problem.get("title", error.title)), int(problem.get("status", error.status))
     return error
 

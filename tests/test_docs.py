@@ -1,0 +1,79 @@
+"""What the README promises is there, and what is there is in the README. tests/service/test_readme.py runs its commands."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+import typer.main
+
+from app.cli import app
+from app.config import Settings
+from app.recipe import FORMATS, METHOD_NAMES, PRESETS, Gates, JobSpec, Lossless, Prune, Quantize, Restore, Targeted, parse_recipe
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+ROWS = [line for line in README.splitlines() if line.startswith("|")]
+BLOCKS = re.findall(r"^```(\S*) ?(\S*)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+
+
+def row(column: int, name: str) -> bool:
+    """Whether a table has a row whose cell at `column` names it."""
+    return any(f"`{name}`" in line.split("|")[column + 1] for line in ROWS)
+
+
+@pytest.mark.parametrize("name", METHOD_NAMES)
+def test_every_method_has_a_line(name):
+    assert row(0, name)
+
+
+@pytest.mark.parametrize("cls", [Targeted, Prune, Quantize, Lossless, Restore])
+def test_every_field_of_a_method_has_a_line(cls):
+    assert [f for f in cls.model_fields if f != "method" and not row(1, f)] == []
+
+
+@pytest.mark.parametrize("cls", [JobSpec, Gates])
+def test_every_field_of_a_job_is_told(cls):
+    assert [f for f in cls.model_fields if not any(f"`{f}`" in line for line in ROWS)] == []
+
+
+@pytest.mark.parametrize("name", [*PRESETS, *FORMATS])
+def test_every_preset_and_format_has_a_line(name):
+    assert row(0, name)
+
+
+def test_every_command_has_a_line():
+    commands = typer.main.get_command(app).commands
+    assert [c for c in commands if not row(0, f"modelpress {c}")] == []
+    assert [s for s in commands["jobs"].commands if not any(s in line for line in ROWS if "`modelpress jobs`" in line)] == []
+
+
+def test_every_option_of_compress_and_keys_is_told():
+    commands = typer.main.get_command(app).commands
+    options = {o for c in commands.values() for p in c.params for o in p.opts if o.startswith("--")} - {"--help", "--output"}
+    assert [o for o in sorted(options) if o not in README] == []
+
+
+def test_every_setting_that_the_table_names_exists():
+    named = {n for line in ROWS for n in re.findall(r"`MODELPRESS_([A-Z_]+)`", line.split("|")[1])}
+    assert {n.lower() for n in named} <= set(Settings.model_fields) and named
+
+
+def test_every_block_is_run_or_parsed():
+    assert {(language, mark) for language, mark, _ in BLOCKS} == {("sh", "install"), ("sh", "service"), ("json", "")}
+    for text in (text for language, _, text in BLOCKS if language == "json"):
+        parse_recipe(json.loads(text))
+
+
+def test_make_knows_the_targets():
+    lines = [line.split("#")[0].split() for _, mark, text in BLOCKS if mark == "install" for line in text.splitlines()]
+    for command in lines:
+        assert command[0] == "make" and subprocess.run([*command, "-n"], cwd=ROOT, capture_output=True).returncode == 0
+
+
+def test_links_lead_somewhere():
+    links = re.findall(r"\]\(([^)#]+)\)", README)
+    assert [x for x in links if not x.startswith("https://") and not (ROOT / x).exists()] == []

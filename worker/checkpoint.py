@@ -8,9 +8,14 @@ from pathlib import Path
 
 import torch
 
+from app.formats import Limits
+
+__all__ = ["DTYPES", "NAMES", "Checkpoint", "Dropped", "Limits", "Segment", "TensorSpec"]
+
 DTYPES: dict[str, torch.dtype] = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
+    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "F8_E8M0": torch.float8_e8m0fnu,
+    "F8_E4M3FNUZ": torch.float8_e4m3fnuz, "F8_E5M2FNUZ": torch.float8_e5m2fnuz,
     "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8,
     "U64": torch.uint64, "U32": torch.uint32, "U16": torch.uint16, "U8": torch.uint8,
     "BOOL": torch.bool, "C64": torch.complex64, "C128": torch.complex128,
@@ -18,28 +23,6 @@ DTYPES: dict[str, torch.dtype] = {
 """safetensors' dtype names and torch's."""
 
 NAMES = {v: k for k, v in DTYPES.items()}
-
-
-@dataclass(frozen=True)
-class Limits:
-    """Bounds on what a stranger's file may claim, checked before anything is allocated. `expanded_bytes` and `materialised_bytes` are
-    floors: a file of n bytes may always expand to `expand_ratio` * n when that is less, and to these bytes when it is not."""
-
-    safetensors_header_bytes: int = 16 << 20
-    tensors: int = 100_000
-    tensor_name_chars: int = 512
-    rank: int = 32
-    metadata_bytes: int = 1 << 20
-    json_depth: int = 64
-    dict_keys: int = 200_000
-    expand_ratio: int = 100
-    expanded_bytes: int = 256 << 20
-    archive_entries: int = 10_000
-    path_chars: int = 512
-    path_depth: int = 32
-    pickle_bytes: int = 32 << 20
-    pickle_depth: int = 64
-    materialised_bytes: int = 256 << 20
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,148 @@
+"""Which formats there are, and which one a file has, told by its first bytes. Torch-free, standard library only."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import asdict, dataclass
+
+from app.errors import InputRefused
+from app.limits import Limits, shown
+from app.safetensors_header import PACKED, SafetensorsHeader, parse_safetensors_header
+
+__all__ = ["FORMATS", "HEAD_BYTES", "Format", "Limits", "SafetensorsHeader", "catalogue", "header_bytes_needed", "parse_safetensors_header", "sniff"]
+
+
+@dataclass(frozen=True)
+class Format:
+    """A row of the catalogue: whether a job takes it as input, whether a job makes it, and which programs open it."""
+
+    name: str
+    reads: bool
+    writes: bool
+    loaders: tuple[str, ...]
+    about: str
+
+
+FORMATS = (
+    Format("safetensors", True, True, ("safetensors", "transformers"), "One file, or a Hugging Face folder of them with config.json and an index."),
+    Format("packed", True, True, ("modelpress restore", "python -m worker", "safetensors (the coded payloads)"), "Entropy-coded planes, masks and codes in one safetensors file."),
+    Format("compressed-tensors", True, True, ("transformers", "vLLM"), "A Hugging Face folder with quantized weights and scale factors."),
+    Format("torch", True, False, ("torch",), "A PyTorch checkpoint (.pt .pth .bin .ckpt) as torch.save has written it since 1.6: a zip of a pickle and storages."),
+    Format("zip", True, False, (), "An archive of a Hugging Face folder; members stored or deflated."),
+    Format("tar", True, False, (), "An archive of a Hugging Face folder; plain or gzip."),
+    Format("file", True, False, (), "A file that goes beside weights when a folder is composed: config.json, a tokenizer, a licence."),
+    Format("original", False, True, (), "What was uploaded, as restore gives it back."),
+)
+
+READ = "safetensors, PyTorch checkpoints (.pt .pth .bin .ckpt), and zip, tar or tar.gz archives of a model folder"
+TORCH = (".pt", ".pth", ".bin", ".ckpt")
+TAR = (".tar", ".tar.gz", ".tgz")
+_BESIDE = (".json", ".jsonl", ".txt", ".md", ".model", ".jinja", ".yaml", ".yml", ".toml", ".cfg", ".py", ".tiktoken", ".vocab", ".bpe", ".spm", ".csv", ".gitattributes")
+_BESIDE_NAMES = ("license", "notice", "readme", "merges", "vocab")
+_OTHER = {  # suffix -> what it is called
+    ".onnx": "ONNX", ".gguf": "GGUF", ".ggml": "GGML", ".npy": "numpy", ".npz": "numpy", ".pb": "TensorFlow", ".h5": "Keras", ".keras": "Keras", ".tflite": "TensorFlow Lite",
+    ".msgpack": "Flax", ".pkl": "pickle", ".pickle": "pickle", ".joblib": "joblib", ".pt2": "torch.export", ".png": "an image", ".jpg": "an image", ".jpeg": "an image",
+    ".gif": "an image", ".webp": "an image", ".bmp": "an image", ".tif": "an image", ".tiff": "an image", ".7z": "7-Zip", ".rar": "RAR", ".bz2": "bzip2", ".xz": "xz", ".zst": "Zstandard", ".gz": "gzip",
+}  # fmt: skip
+_MAGIC = {
+    b"\x7fELF": "an ELF program", b"MZ": "a Windows program", b"GGUF": "GGUF", b"\x93NUMPY": "numpy", b"\x89PNG": "an image", b"\xff\xd8\xff": "an image", b"GIF8": "an image",
+    b"\x89HDF": "HDF5", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "Zstandard", b"7z\xbc\xaf": "7-Zip", b"Rar!": "RAR", b"%PDF": "PDF", b"%!PS": "PostScript",
+    b"<html": "HTML", b"<!DOC": "HTML", b"<!doc": "HTML",
+}  # fmt: skip
+
+_ENOUGH = 512  # a tar's magic stands at byte 257
+HEAD_BYTES = 8 + Limits().safetensors_header_bytes
+"""No more than this is ever needed by `sniff`."""
+
+
+def catalogue() -> list[dict]:
+    """FORMATS as JSON."""
+    return [asdict(f) for f in FORMATS]
+
+
+def header_bytes_needed(first8: bytes) -> int:
+    """How many leading bytes of a file `sniff` needs (fewer when the file is shorter): a safetensors header, if they can announce one."""
+    announced = 8 + int.from_bytes(first8[:8], "little")
+    return max(_ENOUGH, announced) if len(first8) >= 8 and announced <= HEAD_BYTES else _ENOUGH
+
+
+def is_zip(head: bytes) -> bool:
+    return head[:4] in (b"PK\x03\x04", b"PK\x05\x06")
+
+
+def is_pickle(head: bytes) -> bool:
+    """Protocol 2 and later announce themselves."""
+    return len(head) >= 2 and head[0] == 0x80 and 2 <= head[1] <= 5
+
+
+def is_tar(head: bytes) -> bool:
+    return head[257:262] == b"ustar" or head[:2] == b"\x1f\x8b"
+
+
+def is_torch_zip(head: bytes) -> bool:
+    """torch.save writes `<root>/data.pkl` first."""
+    name = head[30 : 30 + int.from_bytes(head[26:28], "little")]
+    return head[:4] == b"PK\x03\x04" and name.endswith(b"/data.pkl")
+
+
+def looks_safetensors(head: bytes, size: int) -> bool:
+    return len(head) > 8 and head[8:9] == b"{" and 8 + int.from_bytes(head[:8], "little") <= size
+
+
+def suffix(name: str) -> str:
+    """The lower-case suffix; `.tar.gz` is one."""
+    found = re.search(r"(\.tar\.gz|\.[a-z0-9]+)$", name.lower())
+    return found[1] if found else ""
+
+
+def sniff(name: str, head: bytes, size: int, limits: Limits = Limits()) -> str:
+    """The format of a file: a name of FORMATS.
+
+    Args:
+        name: as the user gave it; its suffix must agree with the content.
+        head: the first `header_bytes_needed` bytes, or all of a shorter file.
+        size: of the whole file, bytes.
+
+    Raises:
+        InputRefused: unsupported-format, kind-mismatch, lfs-pointer, invalid-torch, invalid-archive, or what `parse_safetensors_header` raises.
+    """
+    if head.startswith(b"version https://git-lfs.github.com/spec/"):
+        raise InputRefused("lfs-pointer", f"{shown(name)} is a git-lfs pointer of {size} bytes, not the file itself; run `git lfs pull` and upload again")
+    end = suffix(name)
+    if end == ".safetensors" or (end not in TORCH + TAR + (".zip",) and end not in _OTHER and end not in _BESIDE and looks_safetensors(head, size)):
+        return "packed" if parse_safetensors_header(head, size, limits).metadata.get("format") == PACKED else "safetensors"
+    if end in TORCH:
+        return _torch(name, head, size)
+    if end == ".zip":
+        return "torch" if is_torch_zip(head) else _archive("zip", name, head, size)
+    if end in TAR:
+        return _archive("tar", name, head, size)
+    if end in _OTHER:
+        raise InputRefused("unsupported-format", f"{shown(name)} is named like {_OTHER[end]}, which is not read; read are {READ}")
+    for magic, what in _MAGIC.items():
+        if head.startswith(magic):
+            raise InputRefused("unsupported-format", f"{shown(name)} is {what}, which is not read; read are {READ}")
+    if is_zip(head) or is_pickle(head) or is_tar(head):
+        return "torch" if is_torch_zip(head) or is_pickle(head) else "zip" if is_zip(head) else "tar"
+    if end in _BESIDE or name.lower().rsplit("/", 1)[-1].split(".")[0] in _BESIDE_NAMES:
+        return "file"
+    raise InputRefused("unsupported-format", f"{shown(name)} has no known format; read are {READ}")
+
+
+def _torch(name: str, head: bytes, size: int) -> str:
+    if looks_safetensors(head, size):
+        raise InputRefused("kind-mismatch", f"{shown(name)} holds safetensors; rename it to .safetensors")
+    if is_zip(head) or is_pickle(head) or head[257:262] == b"ustar":
+        return "torch"
+    if size == 0:
+        raise InputRefused("invalid-torch", f"{shown(name)} is empty")
+    what = "gzip; unpack it first" if head[:2] == b"\x1f\x8b" else next((w for m, w in _MAGIC.items() if head.startswith(m)), "neither a zip nor a pickle")
+    raise InputRefused("invalid-torch", f"{shown(name)} is named like a PyTorch checkpoint, but its content is {what}")
+
+
+def _archive(kind: str, name: str, head: bytes, size: int) -> str:
+    if size == 0:
+        raise InputRefused("invalid-archive", f"{shown(name)} is empty")
+    if (kind == "zip" and is_tar(head)) or (kind == "tar" and is_zip(head)) or looks_safetensors(head, size):
+        raise InputRefused("kind-mismatch", f"{shown(name)} is named like a {kind} archive, but its content is something else; rename it")
+    return kind

@@ -1,0 +1,49 @@
+"""Pruned tensors: which values are not zero, apart from those values. Zero means that all bits are zero: -0.0 and NaN are values like any other.
+
+    mask   bit i % 8 of byte i // 8 is set where value i is kept; unused bits of the last byte are 0
+    gaps   for each kept value the number of zeros before it, as a byte; 255 means 255 zeros and no value yet. Half the size at 95 % zeros, since the
+           lengths of runs suit a Huffman code better than eight bits of a mask do
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def to_mask(keep: np.ndarray) -> np.ndarray:
+    """bool [n] -> uint8 [ceil(n / 8)]."""
+    return np.packbits(keep, bitorder="little")
+
+
+def from_mask(mask: np.ndarray, count: int) -> np.ndarray:
+    """The indices (ascending) of the kept among `count` values.
+
+    Raises:
+        ValueError: a bit behind the end is set.
+    """
+    where = np.flatnonzero(np.unpackbits(mask, bitorder="little").view(bool))
+    if len(where) and where[-1] >= count:
+        raise ValueError("the mask has ones behind its end")
+    return where
+
+
+def to_gaps(keep: np.ndarray) -> np.ndarray:
+    """bool [n] -> uint8 [kept + skips]."""
+    zeros = np.diff(np.flatnonzero(keep), prepend=-1) - 1
+    skips, last = np.divmod(zeros, 255)
+    out = np.full(len(zeros) + int(skips.sum()), 255, np.uint8)
+    out[np.cumsum(skips + 1) - 1] = last
+    return out
+
+
+def from_gaps(gaps: np.ndarray, count: int) -> np.ndarray:
+    """The indices (ascending) of the kept among `count` values.
+
+    Raises:
+        ValueError: they go behind the end.
+    """
+    value = gaps != 255
+    where = (np.cumsum(gaps, dtype=np.int64) + np.cumsum(value) - 1)[value]
+    if len(where) and where[-1] >= count:
+        raise ValueError("the gaps go behind the end of the values")
+    return where

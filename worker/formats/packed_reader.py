@@ -1,0 +1,164 @@
+"""Opens a packed file: its index checked whole, its tensors decoded one by one, each from its own mapped payload."""
+
+from __future__ import annotations
+
+import mmap
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from app.limits import Limits, shown
+from app.safetensors_header import PACKED
+from worker.checkpoint import DTYPES
+from worker.formats.packed_container import INDEX, VERSION, threads
+from worker.formats.packed_index import PackedQuantized, PackedSegment, PackedTensor, layout_of, parse_index, refuse
+from worker.formats.safetensors_file import read_header
+from worker.kernels.chunks import BYTES, CorruptPayload, Layout
+from worker.kernels.payload import Payload
+
+_BLOCK = 1 << 20  # elements dequantized at a time
+
+
+class PackedReader:
+    """A packed file's tensors by name: of kind `tensors` the result's (tied names too), of kind `files` the segments.
+
+    Raises:
+        InputRefused: invalid-packed, or what the safetensors header parser raises. Payloads are checked as they are read.
+    """
+
+    reader = "modelpress packed"
+
+    def __init__(self, path: Path, limits: Limits = Limits()):
+        self.path = path
+        header = read_header(path, limits)
+        if header.metadata.get("format") != PACKED or header.metadata.get("version") != VERSION or header.metadata.get("index") != INDEX:
+            raise refuse(f"{shown(path.name)} is not a packed file of version {VERSION}: its metadata is {shown(str(header.metadata))}")
+        if any(e.dtype != "U8" or len(e.shape) != 1 for e in header.entries.values()) or INDEX not in header.entries:
+            raise refuse("payloads are U8 and one of them is the index")
+        self.ranges = {n: (header.data_start + e.begin, header.data_start + e.end) for n, e in header.entries.items()}
+        self.pool = ThreadPoolExecutor(threads(), "packed")
+        self.file = path.open("rb")
+        try:
+            self.index = parse_index(self._index_text(limits), self.ranges.keys() - {INDEX}, path.stat().st_size, limits)
+        except BaseException:
+            self.close()
+            raise
+        self.tensors: dict[str, PackedTensor | PackedSegment] = {t.name: t for t in self.index.tensors}
+        for f in self.index.files if self.index.kind == "files" else ():
+            self.tensors |= {s.payload: s for s in f.segments}
+
+    def __enter__(self) -> PackedReader:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self.pool.shutdown(cancel_futures=True)
+        self.file.close()
+
+    @property
+    def names(self) -> list[str]:
+        return [*self.tensors, *self.index.aliases]
+
+    def stored_bytes(self, name: str) -> int:
+        """Bytes of the payload of a tensor; 0 for a tied name."""
+        if name in self.index.aliases:
+            return 0
+        begin, end = self.ranges[self.tensors[name].payload]
+        return end - begin
+
+    def read(self, name: str) -> torch.Tensor:
+        """The tensor as it is restored: original dtype and shape, dequantized where it has codes."""
+        t = self.tensors[self.index.aliases.get(name, name)]
+        if isinstance(t, PackedSegment) or t.quantized is None:
+            values = self._values(t.payload, *layout_of(t.dtype, t.nbytes))
+            return torch.from_numpy(values.view(np.uint8)).view(DTYPES[t.dtype]).reshape(t.shape)
+        return self._dequantized(t)
+
+    def payload(self, name: str, layout: Layout, count: int, section: tuple[int, int] | None = None) -> Payload:
+        """The payload `name`, or the bytes `section` of it, which must hold `count` values of `layout`."""
+        begin, end = self.ranges[name]
+        if section:
+            begin, end = begin + section[0], begin + section[1]
+        try:
+            payload = Payload(mapped(self.file.fileno(), begin, end))
+        except CorruptPayload as e:
+            raise refuse(f"payload {shown(name)}: {e}") from None
+        if payload.layout != layout or payload.count != count:
+            raise refuse(f"payload {shown(name)} holds {payload.count} values of {payload.layout}; {count} of {layout} belong there")
+        return payload
+
+    def _values(self, name: str, layout: Layout, count: int, section: tuple[int, int] | None = None) -> np.ndarray:
+        try:
+            return self.payload(name, layout, count, section).read(self.pool)
+        except CorruptPayload as e:
+            raise refuse(f"payload {shown(name)}: {e}") from None
+
+    def _index_text(self, limits: Limits) -> bytes:
+        begin, end = self.ranges[INDEX]
+        try:
+            payload = Payload(mapped(self.file.fileno(), begin, end))
+            if payload.layout != BYTES or payload.count > 4 * limits.safetensors_header_bytes:
+                raise CorruptPayload(f"{payload.count} values of {payload.layout}")
+            return payload.read(self.pool).tobytes()
+        except CorruptPayload as e:
+            raise refuse(f"the index: {e}") from None
+
+    def _dequantized(self, t: PackedTensor) -> torch.Tensor:
+        q = t.quantized
+        codes, scale, zero_point = self._codes(t, q)
+        out = torch.empty(q.rows, q.columns, dtype=DTYPES[t.dtype])
+        step = max(1, _BLOCK // max(1, q.columns))
+        for i in range(0, q.rows, step):
+            rows = slice(i, i + step)
+            part = slice(None) if scale.shape[0] == 1 else rows
+            out[rows] = dequantize(codes[rows], scale[part], None if zero_point is None else zero_point[part], q.group_size).to(out.dtype)
+        return (out.T.contiguous() if q.transposed else out).reshape(t.shape)
+
+    def _codes(self, t: PackedTensor, q: PackedQuantized) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """int8 or float8_e4m3fn codes [rows, columns], scale, zero point."""
+        ends = np.cumsum(q.sections).tolist()
+        if ends[-1] != self.stored_bytes(t.name):
+            raise refuse(f"the sections of {shown(t.name)} do not fill its payload")
+        spans = list(zip([0, *ends], ends, strict=False))
+        dtypes = ["F8_E4M3" if q.type == "float" else "", q.scale_dtype, "I8"]
+        shapes = [(q.rows, q.columns), q.scale_shape, q.scale_shape]
+        out = []
+        for span, dtype, shape in zip(spans, dtypes, shapes, strict=False):
+            count = shape[0] * shape[1]
+            layout = layout_of(dtype, 0)[0] if dtype else Layout("codes", q.num_bits)
+            values = self._values(t.payload, layout, count, span)
+            if not dtype:
+                values -= np.uint8(1 << (q.num_bits - 1))
+            out.append(torch.from_numpy(values.view(np.uint8)).view(DTYPES[dtype or "I8"]).reshape(shape))
+        return out[0], out[1], out[2] if len(out) == 3 else None
+
+
+def dequantize(codes: torch.Tensor, scale: torch.Tensor, zero_point: torch.Tensor | None, group_size: int) -> torch.Tensor:
+    """`(code - zero_point) * scale` in float32: [O, I] of codes [O, I] and scales [O or 1, G]; the last group may be short."""
+    columns = codes.shape[1]
+
+    def spread(t: torch.Tensor) -> torch.Tensor:
+        t = t.float()
+        return t if t.shape[1] == 1 else t.repeat_interleave(group_size, dim=1)[:, :columns]
+
+    values = codes.float()
+    if zero_point is not None:
+        values -= spread(zero_point)
+    return values.mul_(spread(scale))
+
+
+def mapped(fd: int, begin: int, end: int) -> memoryview:
+    """The bytes of a range of a file, mapped for reading; unmapped once nothing refers to them."""
+    if begin == end:
+        return memoryview(b"")
+    start = begin - begin % mmap.ALLOCATIONGRANULARITY
+    return memoryview(mmap.mmap(fd, end - start, access=mmap.ACCESS_READ, offset=start))[begin - start :]
+
+
+def open_packed(path: Path, limits: Limits = Limits()) -> PackedReader:
+    """Open a packed file for reading. Use it as a context manager, or close it."""
+    return PackedReader(path, limits)

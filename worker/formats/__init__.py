@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 
 from app.errors import InputRefused
 from app.formats import header_bytes_needed, sniff
 from app.limits import Limits
 from worker.checkpoint import Checkpoint
-from worker.formats.archive import extract_tar, extract_zip
+from worker.formats.archive import extract_zip
 from worker.formats.folder import assemble, list_files, open_folder
 from worker.formats.safetensors_file import SafetensorsFile
+from worker.formats.tar_walk import extract_tar
 from worker.formats.torch_zip import TorchFile
 
 
@@ -19,7 +21,7 @@ def open_checkpoint(folder: Path, scratch: Path, limits: Limits = Limits()) -> C
 
     Args:
         folder: only read.
-        scratch: archives are extracted into a folder of it that must not yet exist.
+        scratch: archives are extracted into a new folder of it.
 
     Raises:
         InputRefused: with the reason.
@@ -32,8 +34,7 @@ def open_checkpoint(folder: Path, scratch: Path, limits: Limits = Limits()) -> C
     ((name, path),) = files.items()
     match kind := _sniffed(name, path, limits):
         case "zip" | "tar":
-            target = scratch / "extracted"
-            target.mkdir(parents=True)
+            target = Path(tempfile.mkdtemp(prefix="extracted-", dir=scratch))
             (extract_zip if kind == "zip" else extract_tar)(path, target, limits)
             return open_folder(target, list_files(target, limits), scratch, kind, limits)
         case "safetensors":
@@ -41,10 +42,21 @@ def open_checkpoint(folder: Path, scratch: Path, limits: Limits = Limits()) -> C
         case "torch":
             return assemble(folder, files, {name: TorchFile(path, name, scratch, limits)}, None, kind, [])
         case "packed":
-            from worker.formats.packed import open_packed
-
-            return open_packed(path)
+            return _restored(path, scratch, limits)
     raise InputRefused("unsupported-format", f"{name} holds no weights; upload it together with them")
+
+
+def _restored(path: Path, scratch: Path, limits: Limits) -> Checkpoint:
+    """What a packed file was made of."""
+    from worker.formats.packed import restore_packed
+
+    target = scratch / "restored"
+    if target.exists():
+        raise InputRefused("invalid-packed", "a packed file that holds nothing but a packed file; restore it instead")
+    restore_packed(path, target, lambda nbytes: None, limits)
+    checkpoint = open_checkpoint(target, scratch, limits)
+    checkpoint.container = "packed"
+    return checkpoint
 
 
 def _sniffed(name: str, path: Path, limits: Limits) -> str:

@@ -25,9 +25,9 @@ class Format:
 
 FORMATS = (
     Format("safetensors", True, True, ("safetensors", "transformers"), "One file, or a Hugging Face folder of them with config.json and an index."),
-    Format("packed", True, True, ("modelpress restore", "python -m worker", "safetensors (the coded payloads)"), "Entropy-coded planes, masks and codes in one safetensors file."),
+    Format("packed", True, True, ("modelpress restore", "python -m worker"), "Entropy-coded planes, masks and codes in one safetensors file."),
     Format("compressed-tensors", True, True, ("transformers", "vLLM"), "A Hugging Face folder with quantized weights and scale factors."),
-    Format("torch", True, False, ("torch",), "A PyTorch checkpoint (.pt .pth .bin .ckpt) as torch.save has written it since 1.6: a zip of a pickle and storages."),
+    Format("torch", True, False, ("torch",), "A PyTorch checkpoint (.pt .pth .bin .ckpt) as torch.save writes it since 1.6."),
     Format("zip", True, False, (), "An archive of a Hugging Face folder; members stored or deflated."),
     Format("tar", True, False, (), "An archive of a Hugging Face folder; plain or gzip."),
     Format("file", True, False, (), "A file that goes beside weights when a folder is composed: config.json, a tokenizer, a licence."),
@@ -37,17 +37,18 @@ FORMATS = (
 READ = "safetensors, PyTorch checkpoints (.pt .pth .bin .ckpt), and zip, tar or tar.gz archives of a model folder"
 TORCH = (".pt", ".pth", ".bin", ".ckpt")
 TAR = (".tar", ".tar.gz", ".tgz")
-_BESIDE = (".json", ".jsonl", ".txt", ".md", ".model", ".jinja", ".yaml", ".yml", ".toml", ".cfg", ".py", ".tiktoken", ".vocab", ".bpe", ".spm", ".csv", ".gitattributes")
+_BESIDE = frozenset(".json .jsonl .txt .md .model .jinja .yaml .yml .toml .cfg .py .tiktoken .vocab .bpe .spm .csv .gitattributes".split())
 _BESIDE_NAMES = ("license", "notice", "readme", "merges", "vocab")
-_OTHER = {  # suffix -> what it is called
-    ".onnx": "ONNX", ".gguf": "GGUF", ".ggml": "GGML", ".npy": "numpy", ".npz": "numpy", ".pb": "TensorFlow", ".h5": "Keras", ".keras": "Keras", ".tflite": "TensorFlow Lite",
-    ".msgpack": "Flax", ".pkl": "pickle", ".pickle": "pickle", ".joblib": "joblib", ".pt2": "torch.export", ".png": "an image", ".jpg": "an image", ".jpeg": "an image",
-    ".gif": "an image", ".webp": "an image", ".bmp": "an image", ".tif": "an image", ".tiff": "an image", ".7z": "7-Zip", ".rar": "RAR", ".bz2": "bzip2", ".xz": "xz", ".zst": "Zstandard", ".gz": "gzip",
-}  # fmt: skip
+_OTHER = {
+    ".onnx": "ONNX", ".gguf": "GGUF", ".ggml": "GGML", ".npy": "numpy", ".npz": "numpy", ".pb": "TensorFlow", ".h5": "Keras", ".keras": "Keras",
+    ".tflite": "TensorFlow Lite", ".msgpack": "Flax", ".pkl": "a pickle", ".pickle": "a pickle", ".joblib": "joblib", ".pt2": "torch.export",
+    ".7z": "7-Zip", ".rar": "RAR", ".bz2": "bzip2", ".xz": "xz", ".zst": "Zstandard", ".gz": "gzip",
+} | dict.fromkeys((".png", ".jpg", ".jpeg", ".gif", ".webp", ".bmp", ".tif", ".tiff"), "an image")  # fmt: skip
+"""Suffixes of what is not read, for a clear answer."""
 _MAGIC = {
-    b"\x7fELF": "an ELF program", b"MZ": "a Windows program", b"GGUF": "GGUF", b"\x93NUMPY": "numpy", b"\x89PNG": "an image", b"\xff\xd8\xff": "an image", b"GIF8": "an image",
-    b"\x89HDF": "HDF5", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "Zstandard", b"7z\xbc\xaf": "7-Zip", b"Rar!": "RAR", b"%PDF": "PDF", b"%!PS": "PostScript",
-    b"<html": "HTML", b"<!DOC": "HTML", b"<!doc": "HTML",
+    b"\x7fELF": "an ELF program", b"MZ": "a Windows program", b"GGUF": "GGUF", b"\x93NUMPY": "numpy", b"\x89PNG": "an image", b"\xff\xd8\xff": "an image",
+    b"GIF8": "an image", b"\x89HDF": "HDF5", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "Zstandard", b"7z\xbc\xaf": "7-Zip",
+    b"Rar!": "RAR", b"%PDF": "PDF", b"%!PS": "PostScript", b"<html": "HTML", b"<!DOC": "HTML", b"<!doc": "HTML",
 }  # fmt: skip
 
 _ENOUGH = 512  # a tar's magic stands at byte 257
@@ -109,7 +110,8 @@ def sniff(name: str, head: bytes, size: int, limits: Limits = Limits()) -> str:
     if head.startswith(b"version https://git-lfs.github.com/spec/"):
         raise InputRefused("lfs-pointer", f"{shown(name)} is a git-lfs pointer of {size} bytes, not the file itself; run `git lfs pull` and upload again")
     end = suffix(name)
-    if end == ".safetensors" or (end not in TORCH + TAR + (".zip",) and end not in _OTHER and end not in _BESIDE and looks_safetensors(head, size)):
+    named = end in (*TORCH, *TAR, ".zip", *_OTHER, *_BESIDE)
+    if end == ".safetensors" or (not named and looks_safetensors(head, size)):
         return "packed" if parse_safetensors_header(head, size, limits).metadata.get("format") == PACKED else "safetensors"
     if end in TORCH:
         return _torch(name, head, size)
@@ -136,7 +138,8 @@ def _torch(name: str, head: bytes, size: int) -> str:
         return "torch"
     if size == 0:
         raise InputRefused("invalid-torch", f"{shown(name)} is empty")
-    what = "gzip; unpack it first" if head[:2] == b"\x1f\x8b" else next((w for m, w in _MAGIC.items() if head.startswith(m)), "neither a zip nor a pickle")
+    what = next((w for m, w in _MAGIC.items() if head.startswith(m)), "neither a zip nor a pickle")
+    what = "gzip; unpack it first" if head[:2] == b"\x1f\x8b" else what
     raise InputRefused("invalid-torch", f"{shown(name)} is named like a PyTorch checkpoint, but its content is {what}")
 
 
@@ -144,5 +147,5 @@ def _archive(kind: str, name: str, head: bytes, size: int) -> str:
     if size == 0:
         raise InputRefused("invalid-archive", f"{shown(name)} is empty")
     if (kind == "zip" and is_tar(head)) or (kind == "tar" and is_zip(head)) or looks_safetensors(head, size):
-        raise InputRefused("kind-mismatch", f"{shown(name)} is named like a {kind} archive, but its content is something else; rename it")
+        raise InputRefused("kind-mismatch", f"{shown(name)} is named like a {kind} archive and is something else; rename it")
     return kind

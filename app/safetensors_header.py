@@ -171,7 +171,9 @@ def _tile(entries: dict[str, Entry], size: int) -> None:
     at = 0
     for name, e in sorted(entries.items(), key=lambda item: item[1][2:]):
         if e.begin != at:
-            raise _refuse(f"tensor {shown(name)} begins at byte {e.begin}; the one before it ends at {at}: " + ("a hole" if e.begin > at else "an overlap"))
+            what = "a hole" if e.begin > at else "an overlap"
+            raise _refuse(f"tensor {shown(name)} begins at byte {e.begin}; the one before it ends at {at}: {what}")
         at = e.end
     if at != size:
-        raise _refuse(f"the tensors take {at} bytes and {size} follow the header: the file " + ("is truncated" if at > size else "has bytes that belong to no tensor"))
+        what = "is truncated" if at > size else "has bytes that belong to no tensor"
+        raise _refuse(f"the tensors take {at} bytes and {size} follow the header: the file {what}")

@@ -125,7 +125,8 @@ class Builders:
             raise bad_tensor(f"a tensor of shape {list(size)} has more than 2^63 bytes")
         tensor = Tensor(storage, dtype, offset, size, stride)
         if tensor.last * SIZES[dtype] > storage.nbytes:
-            raise bad_tensor(f"a tensor of shape {list(size)}, strides {list(stride)} and offset {offset} reaches past its storage of {storage.nbytes} bytes")
+            what = f"shape {list(size)}, strides {list(stride)} and offset {offset}"
+            raise bad_tensor(f"a tensor of {what} reaches past its storage of {storage.nbytes} bytes")
         return tensor
 
     def parameter(self, data, requires_grad=True, hooks=None, state=None) -> Tensor:
@@ -172,7 +173,8 @@ class Builders:
     def call(self, func: Any, args: Any) -> Any:
         """Raises: InputRefused(unsafe-pickle) unless `func` is one of CALLS; invalid-pickle for arguments that do not fit."""
         if not isinstance(func, Global) or func.name not in CALLS:
-            raise InputRefused("unsafe-pickle", f"the pickle calls {shown(func.name) if isinstance(func, Global) else 'a value'}, which is not a function of torch.save's own")
+            what = shown(func.name) if isinstance(func, Global) else "a value"
+            raise InputRefused("unsafe-pickle", f"the pickle calls {what}, which is not a function of torch.save's own")
         if not isinstance(args, tuple):
             raise bad(f"the arguments of {func.name} are not a tuple")
         try:
@@ -199,7 +201,9 @@ CALLS: dict[str, Callable] = {
     "collections.OrderedDict": Builders.mapping,
     "collections.defaultdict": Builders.mapping,
     "collections.Counter": Builders.mapping,
-} | {f"{b}.{n}": f for b in ("builtins", "__builtin__") for n, f in (("set", Builders.sequence), ("frozenset", Builders.sequence), ("complex", Builders.plain), ("bytearray", Builders.plain))}
+}
+for _name, _call in (("set", Builders.sequence), ("frozenset", Builders.sequence), ("complex", Builders.plain), ("bytearray", Builders.plain)):
+    CALLS |= {f"builtins.{_name}": _call, f"__builtin__.{_name}": _call}  # protocol 2 spells them as Python 2 did
 
 VALUES = (
     {f"torch.{n}" for n in (*STORAGES, *TORCH_DTYPES, "Tensor", "per_tensor_affine", "per_channel_affine", *(f"Q{t}Storage" for t in ("Int8", "UInt8", "Int32")))}

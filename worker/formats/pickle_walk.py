@@ -16,7 +16,9 @@ from app.limits import Limits, shown
 from worker.formats.pickle_globals import Builders, Global, bad, check_global, storage
 
 _MARK = object()
-_PUSH = frozenset("BININT BININT1 BININT2 LONG1 LONG4 INT LONG FLOAT BINFLOAT BINUNICODE SHORT_BINUNICODE BINUNICODE8 BINBYTES SHORT_BINBYTES BINBYTES8 BYTEARRAY8".split())
+_PUSH = frozenset(
+    "BININT BININT1 BININT2 LONG1 LONG4 INT LONG FLOAT BINFLOAT BINUNICODE SHORT_BINUNICODE BINUNICODE8 BINBYTES SHORT_BINBYTES BINBYTES8 BYTEARRAY8".split()
+)
 _CODE = frozenset("NEWOBJ NEWOBJ_EX OBJ INST EXT1 EXT2 EXT4".split())
 _EMPTY: dict[str, Callable] = {"EMPTY_DICT": dict, "EMPTY_LIST": list, "EMPTY_SET": list}
 _CONSTANT = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
@@ -218,31 +220,3 @@ def check_depth(root: Any, limit: int) -> None:
             open_.add(id(value))
             work.append((value, True))
             work.extend((v, False) for v in inside)
-
-
-def scan_globals(data: bytes, check: Callable[[str, str], Any], limits: Limits) -> None:
-    """Judge the globals of pickles that are never read, one after another until something else follows them.
-
-    Args:
-        check: called with module and name; raises for one that is refused.
-
-    Raises:
-        InputRefused: what `check` raises; unsafe-pickle for names that only running the pickle would tell; limit-entries.
-    """
-    start = count = 0
-    while start < len(data):
-        end = start
-        try:
-            for opcode, arg, pos in pickletools.genops(memoryview(data)[start:].tobytes() if start else data):
-                count += 1
-                if count > limits.pickle_opcodes:
-                    raise InputRefused("limit-entries", f"the pickles have more than {limits.pickle_opcodes} opcodes")
-                if opcode.name in ("GLOBAL", "INST"):
-                    module, _, name = arg.partition(" ")
-                    check(module, name)
-                elif opcode.name in ("STACK_GLOBAL", "EXT1", "EXT2", "EXT4"):
-                    raise InputRefused("unsafe-pickle", f"the pickle names code by {opcode.name}")
-                end = start + pos + 1
-        except ValueError:
-            return
-        start = end

@@ -20,13 +20,14 @@ _SIDE_FILES = {
     r"\.env(\..*)?|\.netrc|\.npmrc|\.pypirc|id_(rsa|ed25519|ecdsa|dsa)|.*\.(pem|key|p12|pfx)|credentials|\.bash_history": "keys or credentials",
     r"__MACOSX|\._.*|\.DS_Store|Thumbs\.db|desktop\.ini": "files of a desktop system",
 }
+_ROOTS = "home|Users|root|mnt|data|tmp|var|opt|srv|scratch|workspace|content|gpfs|nfs|media|private|kaggle|storage|usr|etc"
 _TEXT = {
     "a private key": r"-----BEGIN [A-Z ]*PRIVATE KEY-----",
-    "an access token": r"\b(?:hf_[A-Za-z0-9]{20,}|sk-[A-Za-z0-9_-]{20,}|gh[pousr]_[A-Za-z0-9]{30,}|github_pat_\w{30,}|AKIA[0-9A-Z]{16}|xox[abpr]-[\w-]{10,}|glpat-[\w-]{15,})"
-    r"|\beyJ[\w-]{10,}\.eyJ[\w-]{10,}\.",
+    "an access token": r"\b(?:hf_[A-Za-z0-9]{20,}|sk-[\w-]{20,}|gh[pousr]_[A-Za-z0-9]{30,}|github_pat_\w{30,}|AKIA[0-9A-Z]{16}|xox[abpr]-[\w-]{10,}"
+    r"|glpat-[\w-]{15,}|eyJ[\w-]{10,}\.eyJ[\w-]{10,}\.)",
     "an e-mail address": r"\b[\w.+-]{1,64}@[\w-]{1,63}(?:\.[\w-]{1,63}){1,5}\b",
-    "an absolute path": r"(?:^|[\s\"'=:,(\[])(?:file://)?(?:/(?:home|Users|root|mnt|data|tmp|var|opt|srv|scratch|workspace|content|gpfs|nfs|media|private|kaggle|storage|usr|etc)/|[A-Za-z]:[\\/]|\\\\\w)[^\s\"',)\]]*|^~/\S+",
-    "an address of a machine": r"\b(?:s3|gs|ssh|hdfs|abfss?)://\S+|\b\d{1,3}(?:\.\d{1,3}){3}:\d{2,5}\b|\w+://[^\s/@:]+:[^\s/@]+@",
+    "an absolute path": rf"(?:^|[\s\"'=:,(\[])(?:file://)?(?:/(?:{_ROOTS})/|[A-Za-z]:[\\/]|\\\\\w)|^~/\S",
+    "an address of a machine": r"\b(?:s3|gs|ssh|hdfs|abfss?)://\S|\b\d{1,3}(?:\.\d{1,3}){3}:\d{2,5}\b|\b\w{1,16}://[^\s/@:]{1,64}:[^\s/@]{1,64}@",
 }
 _KEYS = re.compile(r"(?i)(?:^|[_.\- ])(?:user(?:name)?|author|owner|email|e-mail|host(?:name)?|password|passwd|secret|token|api[_-]?key|credential)s?(?:$|[_.\- ])")
 _TOKENIZER = re.compile(r"(?i)(?:bos|eos|pad|unk|sep|cls|mask|special|image|audio|video)[\w\- ]*token|token[_ ]?(?:id|type)|max_?(?:new_)?tokens?")

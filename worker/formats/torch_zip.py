@@ -10,6 +10,7 @@ The pickle is walked, never run; tensors are views that this module makes itself
 from __future__ import annotations
 
 import re
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +22,8 @@ from worker.checkpoint import DTYPES, Dropped, Segment, TensorSpec
 from worker.formats.archive import member_chunks
 from worker.formats.mapped import map_range
 from worker.formats.pickle_globals import SIZES, Storage, Tensor, check_global
-from worker.formats.pickle_walk import Walk, scan_globals
+from worker.formats.pickle_scan import scan_globals
+from worker.formats.pickle_walk import Walk
 from worker.formats.state_dict import find_tensors
 from worker.formats.zip_walk import STORED, Member, walk_zip
 
@@ -108,7 +110,9 @@ class TorchFile:
             else:
                 self.aliases[name] = same
         self.specs = {n: TensorSpec(n, t.dtype, t.shape, t.nbytes, rel) for n, t in self.tensors.items()}
-        self.dropped: list[Dropped] = found.dropped
+        used = {f"data/{t.storage.key}" for t in (*found.tensors.values(), *found.others)}
+        unused = [Dropped(n, m.size, "no tensor uses this storage") for n, m in records.items() if n.startswith("data/") and n not in used]
+        self.dropped: list[Dropped] = found.dropped + unused
         self.notes: list[str] = found.notes
 
     def _check_storages(self, tensors: list[Tensor], records: dict[str, Member], size: int, limits: Limits) -> None:
@@ -125,11 +129,12 @@ class TorchFile:
             if member.size != s.nbytes:
                 raise InputRefused("invalid-tensor", f"storage {s.key} has {member.size} bytes, and the pickle says {s.nbytes}")
         if (total := sum(t.nbytes for t in set(tensors))) > limits.materialised(size):
-            raise InputRefused("limit-materialised", f"the tensors take {total} bytes, from a file of {size}; at most {limits.materialised(size)} are taken")
+            most = limits.materialised(size)
+            raise InputRefused("limit-materialised", f"the tensors take {total} bytes, from a file of {size}; at most {most} are taken")
 
     def _check_bytes(self, records: dict[str, Member], scratch: Path) -> dict[str, _Record]:
         """Check every record's checksum; inflate those that are not stored, so that they can be mapped."""
-        out = {}
+        out, inflated = {}, None
         with self.path.open("rb") as f:
             for name, member in records.items():
                 if member.method == STORED:
@@ -137,8 +142,8 @@ class TorchFile:
                         pass
                     out[name] = _Record(self.path, member.offset, member.size)
                 elif name.startswith("data/"):
-                    target = scratch / "inflated" / self.path.name / name.removeprefix("data/")
-                    target.parent.mkdir(parents=True, exist_ok=True)
+                    inflated = inflated or Path(tempfile.mkdtemp(prefix="inflated-", dir=scratch))
+                    target = inflated / name.removeprefix("data/")
                     with target.open("xb") as g:
                         g.writelines(member_chunks(f, member))
                     out[name] = _Record(target, 0, member.size)
@@ -184,5 +189,6 @@ def refuse_legacy(path: Path, limits: Limits) -> None:
     if not any(data[at : at + 1] == b"\x80" for at in starts):
         raise _invalid("the file is neither a zip nor a pickle: not a PyTorch checkpoint")
     for at in starts:
-        scan_globals(data[at:] if at else data, check_global, limits)
+        if data[at : at + 1] == b"\x80":
+            scan_globals(data[at:], check_global, limits, pickles=1 if len(starts) > 1 else 5)  # after five come the storages' bytes
     raise InputRefused("format-not-allowed", f"the file was saved before torch 1.6, or by pickle itself, and is never loaded here; {_RESAVE}")

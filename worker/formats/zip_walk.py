@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import stat
 import struct
-import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 from app.errors import InputRefused
-from app.limits import Limits, check_path, shown
+from app.limits import Limits, shown
+from worker.formats.member_names import check_names, invalid, unsafe
 
 STORED, DEFLATED = 0, 8
 _LOCAL, _CENTRAL, _END = struct.Struct("<4s5H3I2H"), struct.Struct("<4s6H3I5H2I"), struct.Struct("<4s4H2IH")
@@ -43,14 +43,6 @@ class Member:
         return self.name.endswith("/")
 
 
-def _unsafe(why: str) -> InputRefused:
-    return InputRefused("unsafe-archive", why)
-
-
-def _invalid(why: str) -> InputRefused:
-    return InputRefused("invalid-archive", why)
-
-
 def walk_zip(path: Path, limits: Limits = Limits(), entries: int | None = None) -> list[Member]:
     """All members, folders too, in the order of their data.
 
@@ -71,11 +63,12 @@ def walk_zip(path: Path, limits: Limits = Limits(), entries: int | None = None) 
         members, at = [], 0
         for member, flags, offset in sorted(found, key=lambda item: item[2]):
             if offset != at:
-                raise _unsafe(f"member {shown(member.name)} starts at byte {offset}, and what comes before it ends at {at}: " + ("hidden bytes" if offset > at else "members overlap"))
+                what = "hidden bytes" if offset > at else "members overlap"
+                raise unsafe(f"member {shown(member.name)} starts at byte {offset}, and what comes before it ends at {at}: {what}")
             member, at = _local(f, member, flags, offset, start)
             members.append(member)
         if at != start:
-            raise _unsafe(f"{start - at} bytes stand between the last member and the directory")
+            raise unsafe(f"{start - at} bytes stand between the last member and the directory")
     total = sum(m.size for m in members)
     if total > limits.expanded(size):
         raise InputRefused("limit-expand", f"the archive of {size} bytes expands to {total}; at most {limits.expanded(size)} are taken")
@@ -89,37 +82,37 @@ def _end_record(f: BinaryIO, size: int, entries: int) -> tuple[int, int, int]:
     tail = f.read(tail_size)
     at = tail.rfind(b"PK\x05\x06")
     if at < 0 or len(tail) - at < _END.size:
-        raise _invalid("it has no end record: not a zip, or a truncated one")
+        raise invalid("it has no end record: not a zip, or a truncated one")
     _, disk, disk2, here, count, length, start, comment = _END.unpack_from(tail, at)
     if len(tail) - at - _END.size != comment:
-        raise _unsafe("bytes follow the end record")
+        raise unsafe("bytes follow the end record")
     earlier = at
     while (earlier := tail.rfind(b"PK\x05\x06", 0, earlier)) >= 0:
         if len(tail) - earlier - _END.size == int.from_bytes(tail[earlier + 20 : earlier + 22], "little"):
-            raise _unsafe("it has two end records, and readers disagree on which one counts")
+            raise unsafe("it has two end records, and readers disagree on which one counts")
     end = size - tail_size + at
     if at >= _LOCATOR.size and tail[at - _LOCATOR.size : at - _LOCATOR.size + 4] == b"PK\x06\x07":
         _, _, where, disks = _LOCATOR.unpack_from(tail, at - _LOCATOR.size)
         if where != end - _LOCATOR.size - _END64.size or where < 0 or disks > 1:
-            raise _unsafe("its zip64 end record is not where it must be")
+            raise unsafe("its zip64 end record is not where it must be")
         f.seek(where)
         signature, rest, _, _, d1, d2, here64, count64, length64, start64 = _END64.unpack(f.read(_END64.size))
         if signature != b"PK\x06\x06" or rest != _END64.size - 12 or d1 or d2 or here64 != count64:
-            raise _unsafe("its zip64 end record is malformed")
+            raise unsafe("its zip64 end record is malformed")
         for short, long, full in ((count, count64, _FULL16), (length, length64, _FULL32), (start, start64, _FULL32)):
             if short not in (long, full):
-                raise _unsafe("its two end records differ")
+                raise unsafe("its two end records differ")
         here, count, length, start, end = count64, count64, length64, start64, where
     if disk or disk2 or here != count:
-        raise _unsafe("it is one of several disks")
+        raise unsafe("it is one of several disks")
     if count == 0:
-        raise _invalid("it has no members")
+        raise invalid("it has no members")
     if count > entries:
         raise InputRefused("limit-entries", f"the archive has {count} members; at most {entries} are taken")
     if start + length != end:
-        raise _unsafe("its directory does not end where the end record starts: bytes stand before or inside the archive")
+        raise unsafe("its directory does not end where the end record starts: bytes stand before or inside the archive")
     if length > count * 4096:
-        raise _unsafe(f"its directory takes {length} bytes for {count} members")
+        raise unsafe(f"its directory takes {length} bytes for {count} members")
     return count, start, end
 
 
@@ -128,30 +121,30 @@ def _central(directory: bytes, count: int, limits: Limits) -> list[tuple[Member,
     found, at = [], 0
     for _ in range(count):
         if at + _CENTRAL.size > len(directory) or directory[at : at + 4] != b"PK\x01\x02":
-            raise _invalid("its directory is shorter than its end record says")
+            raise invalid("its directory is shorter than its end record says")
         _, _, _, flags, method, _, _, crc, csize, size, n_name, n_extra, n_comment, disk, _, attributes, offset = _CENTRAL.unpack_from(directory, at)
         at += _CENTRAL.size
         raw, extra = directory[at : at + n_name], directory[at + n_name : at + n_name + n_extra]
         at += n_name + n_extra + n_comment
         name = _decode(raw)
         if flags & ~_FLAGS:
-            raise _unsafe(f"member {shown(name)} is encrypted, or needs a feature that is not read (flags {flags:#06x})")
+            raise unsafe(f"member {shown(name)} is encrypted, or needs a feature that is not read (flags {flags:#06x})")
         if method not in (STORED, DEFLATED):
-            raise _unsafe(f"member {shown(name)} has compression method {method}; taken are stored and deflated")
+            raise unsafe(f"member {shown(name)} has compression method {method}; taken are stored and deflated")
         if (kind := stat.S_IFMT(attributes >> 16)) not in (0, stat.S_IFREG, stat.S_IFDIR):
-            raise _unsafe(f"member {shown(name)} is a link or a device, not a file")
+            raise unsafe(f"member {shown(name)} is a link or a device, not a file")
         if (kind == stat.S_IFDIR) and not name.endswith("/"):
-            raise _unsafe(f"member {shown(name)} is a folder in one place and a file in another")
+            raise unsafe(f"member {shown(name)} is a folder in one place and a file in another")
         size, csize, offset, disk = _zip64(extra, name, size, csize, offset, disk)
         if disk:
-            raise _unsafe("it is one of several disks")
+            raise unsafe("it is one of several disks")
         if method == STORED and size != csize:
-            raise _unsafe(f"stored member {shown(name)} has {csize} bytes, and {size} once unpacked")
+            raise unsafe(f"stored member {shown(name)} has {csize} bytes, and {size} once unpacked")
         if name.endswith("/") and size:
-            raise _unsafe(f"folder {shown(name)} has content")
+            raise unsafe(f"folder {shown(name)} has content")
         found.append((Member(name, 0, csize, size, method, crc), flags, offset))
     if at != len(directory):
-        raise _unsafe("bytes follow the last entry of its directory")
+        raise unsafe("bytes follow the last entry of its directory")
     return found
 
 
@@ -160,7 +153,7 @@ def _decode(raw: bytes) -> str:
     try:
         return raw.decode()
     except UnicodeDecodeError:
-        raise _unsafe(f"a member's name {shown(raw.decode('latin-1'))} is not UTF-8") from None
+        raise unsafe(f"a member's name {shown(raw.decode('latin-1'))} is not UTF-8") from None
 
 
 def _extra(extra: bytes, name: str) -> dict[int, bytes]:
@@ -168,13 +161,13 @@ def _extra(extra: bytes, name: str) -> dict[int, bytes]:
     while at < len(extra):
         kind, length = struct.unpack_from("<HH", extra, at) if at + 4 <= len(extra) else (0, len(extra))
         if at + 4 + length > len(extra):
-            raise _unsafe(f"member {shown(name)} has a malformed extra field")
+            raise unsafe(f"member {shown(name)} has a malformed extra field")
         if kind in fields and kind in (0x0001, 0x7075):
-            raise _unsafe(f"member {shown(name)} has two zip64 or name fields")
+            raise unsafe(f"member {shown(name)} has two zip64 or name fields")
         fields[kind] = extra[at + 4 : at + 4 + length]
         at += 4 + length
     if (unicode := fields.get(0x7075)) is not None and unicode[5:] != name.encode():
-        raise _unsafe(f"member {shown(name)} has another name in its extra field")
+        raise unsafe(f"member {shown(name)} has another name in its extra field")
     return fields
 
 
@@ -184,7 +177,7 @@ def _zip64(extra: bytes, name: str, *values: int) -> tuple[int, ...]:
     for value, full, width in zip(values, (_FULL32, _FULL32, _FULL32, _FULL16), (8, 8, 8, 4), strict=False):
         if value == full:
             if len(field) < width:
-                raise _unsafe(f"member {shown(name)} lacks a zip64 size")
+                raise unsafe(f"member {shown(name)} lacks a zip64 size")
             value, field = int.from_bytes(field[:width], "little"), field[width:]
         out.append(value)
     return tuple(out)
@@ -195,24 +188,24 @@ def _local(f: BinaryIO, member: Member, flags: int, offset: int, limit: int) -> 
     f.seek(offset)
     head = f.read(_LOCAL.size)
     if len(head) < _LOCAL.size or head[:4] != b"PK\x03\x04":
-        raise _unsafe(f"member {shown(member.name)} has no local header at byte {offset}")
+        raise unsafe(f"member {shown(member.name)} has no local header at byte {offset}")
     _, _, flags2, method, _, _, crc, csize, size, n_name, n_extra = _LOCAL.unpack(head)
     name, extra = f.read(n_name), f.read(n_extra)
     if name != member.name.encode():
-        raise _unsafe(f"member {shown(member.name)} is called {shown(name.decode('latin-1'))} in its local header")
+        raise unsafe(f"member {shown(member.name)} is called {shown(name.decode('latin-1'))} in its local header")
     if flags2 != flags or method != member.method:
-        raise _unsafe(f"member {shown(member.name)} has other flags or another method in its local header")
+        raise unsafe(f"member {shown(member.name)} has other flags or another method in its local header")
     size, csize = _zip64(extra, member.name, size, csize)
     described = bool(flags & _DESCRIPTOR)
     for value, expected in ((crc, member.crc), (csize, member.csize), (size, member.size)):
         if value != expected and not (described and value == 0):
-            raise _unsafe(f"member {shown(member.name)} has another size or checksum in its local header")
+            raise unsafe(f"member {shown(member.name)} has another size or checksum in its local header")
     start = offset + _LOCAL.size + n_name + n_extra
     end = start + member.csize
     if described and end <= limit:
         end += _descriptor(f, member, end, limit)
     if end > limit:
-        raise _unsafe(f"member {shown(member.name)} reaches past the end of its archive")
+        raise unsafe(f"member {shown(member.name)} reaches past the end of its archive")
     return Member(member.name, start, member.csize, member.size, member.method, member.crc), end
 
 
@@ -222,32 +215,10 @@ def _descriptor(f: BinaryIO, member: Member, at: int, limit: int) -> int:
     data = f.read(min(24, limit - at))
     forms = []
     for width in "QI":  # the longer forms first: a shorter one may be the start of a longer one
-        body = struct.pack("<I", member.crc) + struct.pack(f"<2{width}", member.csize, member.size) if width == "Q" or member.csize <= _FULL32 >= member.size else None
-        forms += [b"PK\x07\x08" + body, body] if body else []
+        if width == "Q" or max(member.csize, member.size) <= _FULL32:
+            body = struct.pack(f"<I2{width}", member.crc, member.csize, member.size)
+            forms += [b"PK\x07\x08" + body, body]
     for form in sorted(forms, key=len, reverse=True):
         if data.startswith(form) and (len(data) == len(form) or data[len(form) : len(form) + 2] == b"PK"):
             return len(form)
-    raise _unsafe(f"member {shown(member.name)} is followed by something that is not its data descriptor")
-
-
-def check_names(names: list[str], limits: Limits) -> None:
-    """Every name is safe, and no two are one on a system that folds case or composes accents; a file is not also a folder.
-
-    Raises:
-        InputRefused: unsafe-archive or limit-name.
-    """
-    folders: set[str] = set()
-    files: dict[str, str] = {}
-    for name in names:
-        check_path(name.rstrip("/") if name.endswith("/") and not name.endswith("//") else name, limits)
-        key = unicodedata.normalize("NFC", unicodedata.normalize("NFC", name.rstrip("/")).casefold())
-        if name.endswith("/"):
-            folders.add(key)
-            key += "/"
-        if key in files:
-            raise _unsafe(f"members {shown(files[key])} and {shown(name)} are one and the same on some systems")
-        files[key] = name
-        parts = key.rstrip("/").split("/")
-        folders.update("/".join(parts[:i]) for i in range(1, len(parts)))
-    if clash := next((k for k in files if k in folders), None):
-        raise _unsafe(f"member {shown(files[clash])} is a file and a folder")
+    raise unsafe(f"member {shown(member.name)} is followed by something that is not its data descriptor")

@@ -10,7 +10,7 @@
     raw       the values, little-endian; codes of b bits densely packed (see bits.py)
     constant  one value, little-endian; a code takes one byte
     zstd      plane table, then the planes: those of planes.py, or one plane that is the raw body; codes: one plane of symbols (see bits.py)
-    mask      u32 kept, plane table, then the mask and the planes of the values kept (see masks.py)
+    mask      u32 kept, plane table, then the mask, the signs of the zeros, and the planes of the values kept (see masks.py)
     table     per plane: u8 coding, u32 bytes
 
     coding    0 raw
@@ -37,7 +37,7 @@ import numpy as np
 import zstandard
 
 from worker.kernels.bits import from_symbols, pack_bits, packed_bytes, to_symbols, unpack_bits
-from worker.kernels.masks import from_gaps, from_mask, to_gaps, to_mask
+from worker.kernels.masks import from_gaps, from_mask, nonzero, to_gaps, to_mask
 from worker.kernels.planes import from_pairs, merge, split, to_pairs
 
 RAW, CONSTANT, ZSTD, RANS, MASK = range(5)  # codecs of a chunk; the first three are codings of a plane, too
@@ -121,14 +121,15 @@ def _forms(values: np.ndarray, layout: Layout) -> Iterator[tuple[int, int, int, 
     else:
         planes = split(values, True)
         if zeros := len(values) - np.count_nonzero(planes[0]):  # the cheap look first
-            keep = values != 0
+            keep = nonzero(values)
             zeros = len(values) - np.count_nonzero(keep)
         if zeros >= _SPARSE * len(values):
             parts, escapes = _float_parts(split(values[np.flatnonzero(keep)], True))
             mask = _squeeze(to_mask(keep), "huffman", "level")
             if zeros >= _GAPS_FROM * len(values):
                 mask = min(mask, (GAPS, _zstd("huffman").compress(to_gaps(keep))), key=lambda form: len(form[1]))
-            yield MASK, 1 + layout.width, escapes, _CRC.pack(len(values) - zeros) + _table([mask, *parts])
+            signs = _squeeze(to_mask(values[~keep] != 0), "huffman")
+            yield MASK, 2 + layout.width, escapes, _CRC.pack(len(values) - zeros) + _table([mask, signs, *parts])
         if zeros < _SPARSE * len(values) or layout.width == 1:  # a zero byte has no sign to save, so its mask may lose
             parts, escapes = _float_parts(planes)
             yield ZSTD, layout.width, escapes, _table(parts)
@@ -220,21 +221,26 @@ def _planes(body, planes: int, escapes: int, layout: Layout, count: int) -> np.n
 
 
 def _masked(body, planes: int, escapes: int, layout: Layout, count: int) -> np.ndarray:
-    if layout.kind != "float" or planes != 1 + layout.width or len(body) < _CRC.size:
-        raise CorruptPayload(f"a mask and {planes - 1} planes for {layout}")
+    if layout.kind != "float" or planes != 2 + layout.width or len(body) < _CRC.size:
+        raise CorruptPayload(f"a mask and {planes - 2} planes for {layout}")
     kept = _CRC.unpack_from(body)[0]
     if kept > count:
         raise CorruptPayload(f"{kept} of {count} values kept")
-    (coding, mask), *rest = _read_table(body[_CRC.size :], planes)
+    (coding, mask), signs, *rest = _read_table(body[_CRC.size :], planes)
     values = _merged(rest, layout, kept, escapes)
     try:
         where = from_gaps(_frame_content(mask, kept + count // 255), count) if coding == GAPS else from_mask(_expand(coding, mask, (count + 7) // 8), count)
+        negative = from_mask(_expand(*signs, (count - kept + 7) // 8), count - kept)
     except ValueError as e:
         raise CorruptPayload(str(e)) from None
     if len(where) != kept:
         raise CorruptPayload(f"a mask of {len(where)} ones for {kept} values")
     out = np.zeros(count, layout.dtype)
     out[where] = values
+    if len(negative):
+        zeros = np.ones(count, bool)
+        zeros[where] = False
+        out[np.flatnonzero(zeros)[negative]] = 1 << 8 * layout.width - 1
     return out
 
 

@@ -1,4 +1,5 @@
-"""Pruned tensors: which values are not zero, apart from those values. Zero means that all bits are zero: -0.0 and NaN are values like any other.
+"""Pruned tensors: which values are not zero, apart from those values. Both zeros are zeros: `w * mask` leaves -0.0 where w was negative, so the signs
+of the zeros are one more row of bits, most often empty.
 
     mask   bit i % 8 of byte i // 8 is set where value i is kept; unused bits of the last byte are 0
     gaps   for each kept value the number of zeros before it, as a byte; 255 means 255 zeros and no value yet. Half the size at 95 % zeros, since the
@@ -8,6 +9,11 @@
 from __future__ import annotations
 
 import numpy as np
+
+
+def nonzero(values: np.ndarray) -> np.ndarray:
+    """bool [n]: whether a float, given by its bits, has any bit set beside its sign."""
+    return values << 1 != 0
 
 
 def to_mask(keep: np.ndarray) -> np.ndarray:

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from worker.kernels.masks import from_gaps, from_mask, to_gaps, to_mask
+from worker.kernels.masks import from_gaps, from_mask, nonzero, to_gaps, to_mask
 
 
 @given(keep=st.lists(st.booleans(), max_size=300), pad=st.sampled_from([0, 1, 254, 255, 256, 700]))
@@ -28,3 +28,8 @@ def test_what_goes_behind_the_end_is_an_error():
         from_mask(np.array([0b1000], np.uint8), 3)
     with pytest.raises(ValueError, match="end"):
         from_gaps(np.array([3], np.uint8), 3)
+
+
+def test_both_zeros_are_zeros():
+    bits = np.array([0.0, -0.0, 1e-45, -1e-45, np.nan, 1.0], np.float32).view(np.uint32)
+    assert nonzero(bits).tolist() == [False, False, True, True, True, True]

@@ -1,0 +1,62 @@
+"""A recipe that changes values: every tensor through the steps that its plan names, one at a time, then the result read back and compared."""
+
+from __future__ import annotations
+
+import zlib
+from pathlib import Path
+
+import torch
+
+from app.errors import AccountingMismatch
+from app.recipe import Recipe
+from worker import report
+from worker.checkpoint import Checkpoint
+from worker.methods import apply, plan, prepare
+from worker.output import open_writer, reopen
+from worker.progress import Emit, Progress
+
+
+def compress(checkpoint: Checkpoint, recipe: Recipe, output: str, files: Path, emit: Emit) -> tuple[list[dict], dict]:
+    """The input is mapped and the output written as it is made, so that memory holds one tensor, not the model.
+
+    Returns:
+        the rows of the report, and its load proof.
+    """
+    plans = plan(checkpoint, recipe, output)
+    prepare(checkpoint, recipe, plans)
+    progress = Progress(emit, "compress", sum(s.nbytes for s in checkpoint.tensors.values()))
+    writer = open_writer(output, files, checkpoint, plans, recipe)
+    rows, sums = [], {}
+    for name, tensor_plan in plans.items():
+        original = checkpoint.read(name)
+        encoded = apply(tensor_plan, original)
+        rows.append(report.encoded_row(original, encoded, writer.write(encoded)))
+        sums[name] = checksum(encoded.dense)
+        progress.add(encoded.spec.nbytes)
+    writer.finish()
+    rows += report.leftover_rows(checkpoint, stored=False)
+    return rows, read_back(output, files, rows, sums, emit)
+
+
+def checksum(tensor: torch.Tensor) -> tuple:
+    """dtype, shape and the CRC-32 of a tensor's bytes (row-major)."""
+    data = tensor.contiguous().reshape(-1).view(torch.uint8)
+    return str(tensor.dtype), tuple(tensor.shape), zlib.crc32(data.numpy())
+
+
+def read_back(output: str, files: Path, rows: list[dict], sums: dict[str, tuple], emit: Emit) -> dict:
+    """Open the result with its reader and hold every tensor against what was meant: dtype, shape, bytes stored and values.
+
+    Raises:
+        AccountingMismatch: naming the tensor.
+    """
+    progress = Progress(emit, "verify", sum(r["bytes_before"] for r in rows))
+    with reopen(output, files) as result:
+        for r in (r for r in rows if r["name"] in sums):
+            name = r["name"]
+            if (got := checksum(result.read(name))) != sums[name]:
+                raise AccountingMismatch(f"tensor {name!r} reads back as {got}, written as {sums[name]}")
+            if (stored := result.stored_bytes(name)) != r["bytes_after"]:
+                raise AccountingMismatch(f"tensor {name!r} takes {stored} bytes, expected {r['bytes_after']}")
+            progress.add(r["bytes_before"])
+        return {"reader": result.reader, "tensors": len(sums), "proof": "every tensor read back; its bytes are those that the report measures"}

@@ -10,6 +10,7 @@ import torch
 from app.errors import InputRefused
 from app.formats import TORCH, is_pickle, is_zip, suffix
 from app.limits import Limits, check_path, shown
+from app.safetensors_header import PACKED
 from worker.checkpoint import Checkpoint, Dropped
 from worker.formats.pickle_globals import ALLOWED, check_global
 from worker.formats.pickle_scan import scan_globals
@@ -85,39 +86,43 @@ def _dropped(chosen: dict[str, WeightFile]) -> list[Dropped]:
 
 
 def _judged(files: dict[str, Path], scratch: Path, limits: Limits, notes: list[str]) -> dict[str, WeightFile]:
-    """Every weight file, opened; other pickles are scanned."""
+    """Every weight file, opened; whatever else a program might unpickle is scanned. One bad file refuses the whole upload."""
     weights: dict[str, WeightFile] = {}
-    set_aside: dict[str, InputRefused] = {}
     for path, p in files.items():
-        end = suffix(path)
-        with p.open("rb") as f:
-            head = f.read(64)
-        if head.startswith(b"version https://git-lfs.github.com/spec/"):
-            raise InputRefused("lfs-pointer", f"{shown(path)} is a git-lfs pointer, not the file itself; run `git lfs pull` and upload again")
         if PurePosixPath(path).name.startswith("._") or "__MACOSX" in path.split("/"):
             continue  # macOS keeps a file's attributes beside it under its name
         try:
-            if end == ".safetensors":
-                weights[path] = SafetensorsFile(p, path, limits)
-            elif end in _PICKLES and (is_zip(head) or is_pickle(head)):
-                if strips(path) or end not in TORCH:
-                    _scan(p, limits)
-                else:
-                    weights[path] = TorchFile(p, path, scratch, limits)
-            elif end in TORCH and end != ".bin":
-                raise InputRefused("invalid-torch", "the file is neither a zip nor a pickle: not a PyTorch checkpoint")
-            elif end == ".bin":
-                notes.append(f"{path} is not a PyTorch checkpoint and is kept as it is")
+            weight = _judge(path, p, scratch, limits)
         except InputRefused as e:
-            if e.type in ("format-not-allowed", "no-tensors"):
-                set_aside[path] = e  # harmless where it is not what is to be read
-                continue
-            raise InputRefused(e.type, f"{shown(path)}: {e.detail}") from None
-    if not weights and set_aside:
-        path, e = next(iter(set_aside.items()))
-        raise InputRefused(e.type, f"{shown(path)}: {e.detail}")
-    notes += [f"{path} is kept as it is and not read: {e.detail}" for path, e in set_aside.items()]
+            if e.type != "no-tensors":
+                raise InputRefused(e.type, f"{shown(path)}: {e.detail}") from None
+            notes.append(f"{path} is kept as it is: {e.detail}")
+        else:
+            if weight is not None:
+                weights[path] = weight
+            elif suffix(path) in TORCH and not strips(path):
+                notes.append(f"{path} is not a PyTorch checkpoint and is kept as it is")
     return weights
+
+
+def _judge(path: str, p: Path, scratch: Path, limits: Limits) -> WeightFile | None:
+    with p.open("rb") as f:
+        head = f.read(64)
+    if head.startswith(b"version https://git-lfs.github.com/spec/"):
+        raise InputRefused("lfs-pointer", "a git-lfs pointer stands where the file should be; run `git lfs pull` and upload again")
+    end = suffix(path)
+    if end == ".safetensors":
+        weight = SafetensorsFile(p, path, limits)
+        if weight.metadata.get("format") == PACKED:
+            raise InputRefused("unsupported-format", "a packed file is an input on its own; upload it alone")
+        return weight
+    if end in TORCH and not strips(path) and (is_zip(head) or is_pickle(head)):
+        return TorchFile(p, path, scratch, limits)
+    if end in TORCH and end != ".bin" and not strips(path):
+        raise InputRefused("invalid-torch", "the file is neither a zip nor a pickle: not a PyTorch checkpoint")
+    if end in _PICKLES or is_pickle(head):
+        _scan(p, limits)
+    return None
 
 
 def _scan(path: Path, limits: Limits) -> None:
@@ -132,9 +137,10 @@ def _scan(path: Path, limits: Limits) -> None:
             check_global(module, name, ALLOWED | _RANDOM_STATE)
 
     with path.open("rb") as f:
-        if not is_zip(f.read(4)):
-            f.seek(0)
-            return scan_globals(f.read(limits.pickle_bytes), check, limits)
+        head = f.read(4)
+        f.seek(0)
+        if not is_zip(head):  # some .bin are no pickles at all; from protocol 2 on a pickle says that it is one
+            return scan_globals(f.read(limits.pickle_bytes), check, limits, pickles=1 if is_pickle(head) else 0)
     records = open_records(path, limits)
     if records["data.pkl"].size > limits.pickle_bytes:
         raise InputRefused("limit-header", f"the pickle has more than {limits.pickle_bytes} bytes")

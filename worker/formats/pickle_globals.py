@@ -165,9 +165,11 @@ class Builders:
         return ()
 
     def mapping(self, *args) -> dict:
-        """An OrderedDict, a defaultdict or a Counter; torch.save writes them empty and fills them by SETITEMS."""
-        if any(not isinstance(a, Global) and a != () for a in args):
-            raise bad("a dictionary is built from arguments; expected are SETITEMS")
+        """An OrderedDict or a defaultdict, written empty and filled by SETITEMS; a Counter brings its dictionary."""
+        if args and type(args[-1]) is dict:
+            return dict(args[-1])
+        if any(not isinstance(a, Global) for a in args):
+            raise bad("a dictionary is built from something that is not a dictionary")
         return {}
 
     def call(self, func: Any, args: Any) -> Any:

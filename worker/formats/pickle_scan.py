@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import pickletools
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -16,7 +17,7 @@ def scan_globals(data: bytes, check: Callable[[str, str], Any], limits: Limits, 
 
     Args:
         check: called with module and name; raises for one that is refused.
-        pickles: so many must be well-formed (unless the data ends before); what a lenient reader would make of a malformed one nobody knows.
+        pickles: so many must be well-formed, unless the data ends before. With 0 the data need not be a pickle at all.
 
     Raises:
         InputRefused: what `check` raises; unsafe-pickle for what only running the pickle would tell; limit-entries.
@@ -35,5 +36,6 @@ def scan_globals(data: bytes, check: Callable[[str, str], Any], limits: Limits, 
                     raise InputRefused("unsafe-pickle", f"the pickle names code by {opcode.name}")
             whole += 1
     except ValueError as e:
-        if whole < pickles:
+        # Unknown opcodes and missing bytes stop every reader; of a malformed argument another reader may make something.
+        if whole < pickles or not (pickles or re.search("unknown|remain|exhausted|no newline|not enough data", str(e))):
             raise InputRefused("unsafe-pickle", f"the pickle is malformed, so that nobody knows what it does: {str(e)[:80]}") from None

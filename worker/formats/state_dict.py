@@ -25,6 +25,7 @@ class Found:
     others: list[Tensor] = field(default_factory=list)
     dropped: list[Dropped] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    repeated: int = 0
 
 
 class _Contents:
@@ -69,11 +70,16 @@ def _is_training(key: str, value: Any) -> bool:
     return type(value) is not Tensor and (key.lower().startswith(_TRAINING) or "optimizer" in key.lower())
 
 
+def _is_bookkeeping(tensor: Tensor) -> bool:
+    """A number (a loss, a best score) or the bytes of a random generator's state."""
+    return not tensor.shape or (tensor.dtype == "U8" and len(tensor.shape) == 1)
+
+
 def find_tensors(root: Any, limits: Limits = Limits()) -> Found:
     """The tensors under their names, and what is left behind.
 
-    A checkpoint's wrapper (`{"model": {...}, "epoch": 3}`) is stepped into when it is the only part with tensors; otherwise the names say where
-    the tensors stand (`generator.conv.weight`). State of an optimizer, a scheduler or a random generator is dropped.
+    A checkpoint's wrapper (`{"model": {...}, "epoch": 3}`) is stepped into when it is the only container with tensors; otherwise the names say
+    where the tensors stand (`generator.conv.weight`). State of an optimizer, a scheduler or a random generator is dropped.
 
     Args:
         root: plain data from `pickle_walk.Walk`, nested no deeper than its limit.
@@ -91,9 +97,12 @@ def find_tensors(root: Any, limits: Limits = Limits()) -> Found:
         left += [(path + k, v, "state of training, not of the model") for k, v in _items(root) if _is_training(k, v)]
         parts = [(k, v) for k, v in _items(root) if not _is_training(k, v)]
         holding = [(k, v) for k, v in parts if contents.holds(v)]
-        if len(holding) != 1 or holding[0][0] not in WRAPPERS or type(holding[0][1]) is Tensor:
+        inner = [(k, v) for k, v in holding if type(v) is not Tensor]
+        if len(inner) != 1 or inner[0][0] not in WRAPPERS:
             break
-        key, root = holding[0]
+        key, root = inner[0]
+        if not key.endswith("state_dict") and not all(_is_bookkeeping(v) for _, v in holding if type(v) is Tensor):
+            break  # the tensors beside it may be weights
         left += [(path + k, v, "beside the state dict") for k, v in parts if k != key]
         path = f"{path}{key}."
     if path:
@@ -103,6 +112,8 @@ def find_tensors(root: Any, limits: Limits = Limits()) -> Found:
         _flatten(key, value, found, left, seen, contents, limits)
     if not found.tensors:
         raise InputRefused("no-tensors", "the checkpoint holds no tensor outside the state of training")
+    if found.repeated:
+        found.notes.append(f"{found.repeated} containers of the checkpoint stand in it more than once; their tensors are named once")
     contents.claimed.update(map(id, found.tensors.values()))
     _drop(found, left, contents)
     return found
@@ -120,7 +131,7 @@ def _flatten(name: str, value: Any, found: Found, left: list, seen: set[int], co
     elif not contents.holds(value):
         left.append((name, value, "not a tensor"))
     elif id(value) in seen:
-        found.notes.append(f"{shown(name)} is the same container as one before it, and named once")
+        found.repeated += 1
     else:
         check_tensor_name(name, limits)
         seen.add(id(value))

@@ -1,0 +1,206 @@
+"""Packed files from an attacker: they end in InputRefused, or in exactly the original bytes."""
+
+from __future__ import annotations
+
+import io
+import json
+import resource
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+
+from app.errors import InputRefused
+from worker.encoded import Encoded, Quantized
+from worker.formats import open_checkpoint
+from worker.formats.packed import PACKED_NAME, PackedWriter, open_packed, pack_files, restore_packed
+from worker.kernels.chunks import BYTES, Layout
+from worker.kernels.payload import chunks, write_payload
+
+
+def quiet(nbytes: int) -> None:
+    pass
+
+
+def sample(work: Path, lossy: bool) -> bytes:
+    """A small packed file with every codec in it."""
+    from app.recipe import Quantize
+
+    torch.manual_seed(1)
+    source = work / "in"
+    source.mkdir()
+    w = torch.randn(60, 50).mul(0.02)
+    save_file({"w": w, "p": torch.where(w.abs() > 0.02, w, 0).bfloat16(), "i": torch.arange(64), "z": torch.zeros(30)}, source / "m.safetensors")
+    (source / "config.json").write_text('{"a": [' + '1, ' * 60 + '1]}')
+    (work / "scratch").mkdir()
+    checkpoint = open_checkpoint(source, work / "scratch")
+    if not lossy:
+        pack_files(checkpoint, work / PACKED_NAME, lambda name: True, quiet)
+    else:
+        writer = PackedWriter(work / PACKED_NAME, checkpoint)
+        for name, spec in checkpoint.tensors.items():
+            codes = torch.randint(-8, 8, (60, 50), dtype=torch.int8)
+            q = Quantized(codes, torch.rand(60, 1), None, 50, Quantize(method="quantize", num_bits=4)) if name == "w" else None
+            writer.write(Encoded(spec, "quantized" if q else "encoded", checkpoint.read(name), quantized=q, lossless=True))
+        writer.finish()
+    return (work / PACKED_NAME).read_bytes()
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["files", "tensors"])
+def good(request, tmp_path_factory) -> bytes:
+    return sample(tmp_path_factory.mktemp("good"), request.param)
+
+
+def restored(data: bytes, work: Path) -> dict[str, bytes]:
+    (work / PACKED_NAME).write_bytes(data)
+    restore_packed(work / PACKED_NAME, work / "out", quiet)
+    return {p.relative_to(work / "out").as_posix(): p.read_bytes() for p in (work / "out").rglob("*") if p.is_file()}
+
+
+def test_every_mutation_is_refused_or_harmless(good, tmp_path_factory):
+    expected = restored(good, tmp_path_factory.mktemp("good"))
+    kinds = set()
+
+    @given(at=st.lists(st.tuples(st.integers(0, len(good) - 1), st.integers(0, 255)), min_size=1, max_size=3), cut=st.integers(0, 3))
+    @settings(max_examples=400, deadline=None)
+    def mutate(at, cut):
+        bad = bytearray(good)
+        for i, byte in at:
+            bad[i] = byte
+        bad = bad[: at[0][0]] if cut == 0 else bad
+        try:
+            assert restored(bytes(bad), tmp_path_factory.mktemp("bad")) == expected
+            kinds.add("same")
+        except InputRefused as e:
+            kinds.add(e.type)
+
+    mutate()
+    assert "invalid-packed" in kinds and kinds <= {"same", "invalid-packed", "invalid-safetensors", "limit-header", "bad-tensor-name"}
+
+
+def forge(index: dict | bytes, payloads: dict[str, bytes], metadata: dict | None = None) -> bytes:
+    """A packed file with a true container around any index."""
+    text = index if isinstance(index, bytes) else json.dumps(index).encode()
+    payloads = payloads | {"modelpress.index": payload(np.frombuffer(text, np.uint8), BYTES)}
+    header = {"__metadata__": {"format": "modelpress.packed", "version": "1", "index": "modelpress.index"} | (metadata or {})}
+    at = 0
+    for name, data in payloads.items():
+        header[name] = {"dtype": "U8", "shape": [len(data)], "data_offsets": [at, at := at + len(data)]}
+    head = json.dumps(header).encode()
+    return len(head).to_bytes(8, "little") + head + b"".join(payloads.values())
+
+
+def payload(values: np.ndarray, layout: Layout) -> bytes:
+    out = io.BytesIO()
+    with ThreadPoolExecutor(1) as pool:
+        write_payload(out, chunks(values, layout), len(values), layout, pool)
+    return out.getvalue()
+
+
+TEXT = b"0123456789"
+REST = {"modelpress.rest": payload(np.frombuffer(TEXT, np.uint8), BYTES)}
+FILE = {"path": "a.txt", "size": 10, "sha256": "84d89877f0d4041efb6bf91a16f0248f2fd573e6af05c19f96bedb9f882f7882"}
+WEIGHT = {"w": payload(np.arange(4, dtype=np.uint32), Layout("float", 4))}
+TENSOR = {"name": "w", "payload": "w", "shard": 0, "dtype": "F32", "shape": [4]}
+TENSORS = {"kind": "tensors", "shards": [{"path": "m.safetensors"}], "tensors": [TENSOR]}
+CODES = {"type": "int", "num_bits": 4, "rows": 2, "columns": 2, "group_size": 2, "scale_dtype": "F32", "scale_shape": [2, 1], "sections": [10, 10]}
+
+
+def files(**changes) -> dict:
+    return {"kind": "files", "rest": "modelpress.rest", "files": [FILE | changes]}
+
+
+def tensors(**changes) -> dict:
+    return TENSORS | {"tensors": [TENSOR | changes]}
+
+
+def test_the_forger_can_make_good_files(tmp_path):
+    assert restored(forge(files(), REST), tmp_path) == {"a.txt": TEXT}
+    (tmp_path / "b").mkdir()
+    assert list(restored(forge(TENSORS, WEIGHT), tmp_path / "b")) == ["m.safetensors"]
+
+
+BAD_PATHS = ["../a", "/etc/a", "a/../../b", "C:/a", "a\\b", "a//b", "", ".", "a\x00b", "a\nb", "con/./x", "a" * 600, "/".join("a" * 40)]
+SEGMENT = {"payload": "w", "name": "w", "offset": 0, "nbytes": 16, "dtype": "F32", "shape": [4]}
+BAD_INDEXES = {
+    **{f"path {p[:20]!r}": (files(path=p), REST) for p in BAD_PATHS},
+    **{f"shard {p[:20]!r}": (TENSORS | {"shards": [{"path": p}]}, WEIGHT) for p in BAD_PATHS},
+    **{f"weight map {p[:20]!r}": (TENSORS | {"shard_index": p}, WEIGHT) for p in BAD_PATHS if p},
+    "same path": (files() | {"files": [FILE | {"size": 5}, FILE | {"size": 5}]}, REST),
+    "same path in other case": (files() | {"files": [FILE | {"size": 5}, FILE | {"size": 5, "path": "A.TXT"}]}, REST),
+    "file as folder": (files() | {"files": [FILE | {"size": 5}, FILE | {"size": 5, "path": "a.txt/b"}]}, REST),
+    "wrong digest": (files(sha256="0" * 64), REST),
+    "no digest": (files(sha256=""), REST),
+    "negative size": (files(size=-1), REST),
+    "huge size": (files(size=1 << 60), REST),
+    "bomb": (files(size=1 << 40), REST),
+    "size as text": (files(size="10"), REST),
+    "size too large": (files(size=11), REST),
+    "no rest": (files() | {"rest": None}, {}),
+    "unknown field": (files() | {"x": 1}, REST),
+    "unknown kind": (files() | {"kind": "folder"}, REST),
+    "unused payload": (files(), REST | WEIGHT),
+    "missing payload": (files(), {}),
+    "payload twice": (TENSORS | {"tensors": [TENSOR, TENSOR | {"name": "v"}]}, WEIGHT),
+    "index as rest": (files() | {"rest": "modelpress.index"}, {}),
+    "overlapping segments": (files(size=40, segments=[SEGMENT, SEGMENT | {"payload": "v", "offset": 8}]), REST | WEIGHT | {"v": WEIGHT["w"]}),
+    "unsorted segments": (files(size=42, segments=[SEGMENT | {"offset": 20}, SEGMENT | {"payload": "v"}]), REST | WEIGHT | {"v": WEIGHT["w"]}),
+    "segment behind the end": (files(size=26, segments=[SEGMENT | {"offset": 20}]), REST | WEIGHT),
+    "segment of other dtype": (files(size=26, segments=[SEGMENT | {"dtype": "I32"}]), REST | WEIGHT),
+    "segment of other shape": (files(size=26, segments=[SEGMENT | {"shape": [5]}]), REST | WEIGHT),
+    "segment of no dtype": (files(size=26, segments=[SEGMENT | {"dtype": "F33"}]), REST | WEIGHT),
+    "tensors in kind files": (files() | {"tensors": [TENSOR], "shards": [{"path": "m.safetensors"}]}, REST | WEIGHT),
+    "tensor name": (tensors(name="../w"), WEIGHT),
+    "tensor name twice": (TENSORS | {"tensors": [TENSOR, TENSOR | {"payload": "v"}]}, WEIGHT | {"v": WEIGHT["w"]}),
+    "tensor of other shape": (tensors(shape=[5]), WEIGHT),
+    "tensor of other dtype": (tensors(dtype="U32"), WEIGHT),
+    "tensor of no dtype": (tensors(dtype="X"), WEIGHT),
+    "tensor that is huge": (tensors(shape=[1 << 50]), WEIGHT),
+    "tensor of many dimensions": (tensors(shape=[4] + [1] * 40), WEIGHT),
+    "tensor in no shard": (tensors(shard=1), WEIGHT),
+    "alias to nothing": (TENSORS | {"aliases": {"v": "x"}}, WEIGHT),
+    "alias over a tensor": (TENSORS | {"aliases": {"w": "w"}}, WEIGHT),
+    "alias bomb": ({**tensors(shape=[1 << 24]), "aliases": {f"a{i}": "w" for i in range(1000)}}, WEIGHT),
+    "alias name": (TENSORS | {"aliases": {"__metadata__": "w"}}, WEIGHT),
+    "codes of no matrix": (tensors(quantized=CODES | {"rows": 3}), WEIGHT),
+    "codes of 9 bits": (tensors(quantized=CODES | {"num_bits": 9}), WEIGHT),
+    "codes with too few scales": (tensors(quantized=CODES | {"scale_shape": [2, 2]}), WEIGHT),
+    "codes in no sections": (tensors(quantized=CODES), WEIGHT),
+    "codes of group size 0": (tensors(quantized=CODES | {"group_size": 0}), WEIGHT),
+    "codes of integers": (tensors(quantized=CODES, dtype="I32"), WEIGHT),
+    "codes of an unknown step": (tensors(quantized=CODES | {"step": 0}), WEIGHT),
+    "not JSON": (b"{", REST),
+    "deep JSON": (b'{"kind":' + b"[" * 100_000, REST),
+    "not UTF-8": (b'{"kind":"\xff"}', REST),
+}
+
+
+@pytest.mark.parametrize("case", BAD_INDEXES)
+def test_bad_indexes_are_refused(case, tmp_path):
+    index, payloads = BAD_INDEXES[case]
+    (tmp_path / "inner").mkdir()
+    with pytest.raises(InputRefused) as e:
+        restored(forge(index, payloads), tmp_path / "inner")
+    assert e.value.type == "invalid-packed", e.value.detail
+    assert {p.name for p in tmp_path.iterdir()} == {"inner"}
+
+
+def test_other_versions_are_refused_by_name(tmp_path):
+    with pytest.raises(InputRefused, match="version 1"):
+        restored(forge(files(), REST, {"version": "2"}), tmp_path)
+    (tmp_path / PACKED_NAME).write_bytes(b"")
+    with pytest.raises(InputRefused, match="empty"):
+        open_packed(tmp_path / PACKED_NAME)
+
+
+def test_a_claimed_terabyte_costs_no_memory(tmp_path):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for index in (files(size=1 << 40), tensors(shape=[1 << 38])):
+        with pytest.raises(InputRefused, match="restore to"):
+            restored(forge(index, REST if index["kind"] == "files" else WEIGHT), tmp_path)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 32 << 10  # KiB

@@ -1,0 +1,203 @@
+"""A decoder of packed files made from docs/packed.md alone: numpy, zstandard, json and zlib, nothing of the project. It proves that the page is enough."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zstandard
+
+GOLDEN = Path(__file__).parent / "golden"
+EXPECTED = json.loads((GOLDEN / "expected.json").read_text())
+ITEM = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "U8": 1, "I8": 1, "BOOL": 1}
+
+
+def container(data: bytes) -> tuple[dict[str, bytes], dict]:
+    (n,) = struct.unpack_from("<Q", data)
+    header = json.loads(data[8 : 8 + n])
+    assert header.pop("__metadata__") == {"format": "modelpress.packed", "version": "1", "index": "modelpress.index"}
+    payloads = {name: data[8 + n + e["data_offsets"][0] : 8 + n + e["data_offsets"][1]] for name, e in header.items()}
+    return payloads, json.loads(payload(payloads["modelpress.index"]))
+
+
+def payload(data: bytes) -> bytes:
+    """The values of a payload as bytes; a code is one byte."""
+    kind, width, log2, _, number, values = struct.unpack_from("<BBBBIQ", data)
+    offsets = struct.unpack_from(f"<{number + 1}Q", data, 16)
+    sizes = [min(1 << log2, values - (i << log2)) for i in range(number)]
+    return b"".join(chunk(data[a:b], kind, width, n) for a, b, n in zip(offsets, offsets[1:], sizes, strict=False))
+
+
+def chunk(data: bytes, kind: int, w: int, n: int) -> bytes:
+    codec, planes, zero, escapes, crc = struct.unpack_from("<BBHII", data)
+    body = data[12:]
+    assert zero == 0 and crc == zlib.crc32(body, zlib.crc32(data[:8]))
+    USED["codecs"].add(codec)
+    if codec == 0:
+        return dense(body, w, n) if kind == 3 else body
+    if codec == 1:
+        return body * n
+    if codec == 4:
+        (kept,) = struct.unpack_from("<I", body)
+        mask, signs, *rest = table(body[4:], planes)
+        return masked(mask, signs, merge(rest, kept, escapes, True), n, kept, w)
+    assert codec == 2
+    parts = table(body, planes)
+    if kind == 3:
+        return symbols(plane(parts[0], -(-n // (8 // w)), 0), w, n)
+    if planes == 1:
+        return plane(parts[0], n * w, 0)
+    return merge(parts, n, escapes, kind == 1)
+
+
+def table(body: bytes, planes: int) -> list[tuple[int, bytes]]:
+    out, at = [], 5 * planes
+    for i in range(planes):
+        coding, size = struct.unpack_from("<BI", body, 5 * i)
+        USED["codings"].add(coding)
+        out.append((coding, body[at : at + size]))
+        at += size
+    assert at == len(body)
+    return out
+
+
+def plane(part: tuple[int, bytes], m: int, escapes: int) -> bytes:
+    coding, data = part
+    if coding == 1:
+        return data * m
+    if coding == 2:
+        data = zstandard.ZstdDecompressor().decompress(data)
+    if coding == 3:
+        top, f = struct.unpack_from("<BI", data)
+        content, escaped = zstandard.ZstdDecompressor().decompress(data[5 : 5 + f]), list(data[5 + f :])
+        assert len(escaped) == escapes
+        nibbles = [(content[i // 2] >> 4 * (i % 2)) & 15 for i in range(m)]
+        USED["escapes"] += escapes
+        return bytes(escaped.pop(0) if r == 15 else (top - r) % 256 for r in nibbles)
+    assert len(data) == m
+    return data
+
+
+def merge(parts: list[tuple[int, bytes]], n: int, escapes: int, floating: bool) -> bytes:
+    p = [np.frombuffer(plane(part, n, escapes if i == 0 else 0), np.uint8).astype(np.uint64) for i, part in enumerate(parts)]
+    w = len(p)
+    if floating and w > 1:
+        t = (p[1] >> 7) << 15 | p[0] << 7 | p[1] & 0x7F
+        p[0], p[1] = t >> 8, t & 0xFF
+    value = sum(x << np.uint64(8 * (w - 1 - i)) for i, x in enumerate(p))
+    return value.astype(f"<u{w}").tobytes()
+
+
+def masked(mask, signs, kept_values: bytes, n: int, kept: int, w: int) -> bytes:
+    if mask[0] == 4:
+        where, at = [], 0
+        for gap in zstandard.ZstdDecompressor().decompress(mask[1]):
+            at += gap
+            if gap != 255:
+                where.append(at)
+                at += 1
+    else:
+        bits = plane(mask, (n + 7) // 8, 0)
+        where = [i for i in range(n) if bits[i // 8] >> (i % 8) & 1]
+    assert len(where) == kept
+    bits = plane(signs, (n - kept + 7) // 8, 0)
+    out, dropped = np.zeros(n, f"<u{w}"), np.setdiff1d(np.arange(n), where)
+    for i, at in enumerate(dropped):
+        out[at] = (bits[i // 8] >> (i % 8) & 1) << (8 * w - 1)
+    out[where] = np.frombuffer(kept_values, f"<u{w}")
+    return out.tobytes()
+
+
+def dense(body: bytes, b: int, n: int) -> bytes:
+    stream = int.from_bytes(body, "little")
+    return bytes(stream >> (i * b) & ((1 << b) - 1) for i in range(n))
+
+
+def symbols(body: bytes, b: int, n: int) -> bytes:
+    p = 8 // b
+    return bytes(body[i // p] >> (i % p * b) & ((1 << b) - 1) for i in range(n))
+
+
+def fp8(code: int) -> float:
+    sign, e, m = code >> 7, code >> 3 & 15, code & 7
+    return (-1) ** sign * (m / 8 * 2**-6 if e == 0 else (1 + m / 8) * 2.0 ** (e - 7))
+
+
+def tensor(t: dict, data: bytes) -> bytes:
+    if "quantized" not in t:
+        return payload(data)
+    q, at, sections = t["quantized"], 0, []
+    for size in q["sections"]:
+        sections.append(payload(data[at : at + size]))
+        at += size
+    rows, columns = q["rows"], q["columns"]
+    if q["type"] == "int":
+        codes = np.frombuffer(sections[0], np.uint8).astype(np.float32) - (1 << (q["num_bits"] - 1))
+    else:
+        codes = np.array([fp8(c) for c in sections[0]], np.float32)
+    scale = np.frombuffer(sections[1], {"F32": np.float32, "F16": np.float16}[q["scale_dtype"]]).astype(np.float32).reshape(q["scale_shape"])
+    zero = np.frombuffer(sections[2], np.int8).astype(np.float32).reshape(q["scale_shape"]) if len(sections) == 3 else np.zeros_like(scale)
+    g = np.arange(columns) // q["group_size"]
+    value = (codes.reshape(rows, columns) - zero[:, g]) * scale[:, g]
+    assert t["dtype"] == "F32"
+    return (value.T if q.get("transposed") else value).astype(np.float32).tobytes()
+
+
+def sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+USED: dict = {}
+
+
+@pytest.fixture(autouse=True)
+def used():
+    USED.update(codecs=set(), codings=set(), escapes=0)
+
+
+def test_the_golden_files_are_decoded_by_the_page_alone():
+    payloads, index = container((GOLDEN / "files.packed.safetensors").read_bytes())
+    assert index["kind"] == "files"
+    rest, at = payload(payloads[index["rest"]]), 0
+    for f in index["files"]:
+        out = b""
+        for s in f.get("segments", []):
+            gap = s["offset"] - len(out)
+            part = payload(payloads[s["payload"]])
+            assert sha256(part) == EXPECTED["weights"][s["name"]] and len(part) == s["nbytes"] == np.prod(s["shape"], dtype=int) * ITEM[s["dtype"]]
+            out += rest[at : at + gap] + part
+            at += gap
+        gap = f["size"] - len(out)
+        out += rest[at : at + gap]
+        at += gap
+        assert sha256(out) == f["sha256"] == EXPECTED["files"][f["path"]]
+    assert at == len(rest)
+    assert USED["codecs"] == {0, 1, 2, 4} and USED["codings"] == {0, 1, 2, 3, 4} and USED["escapes"]
+
+
+def test_the_golden_tensors_are_decoded_by_the_page_alone():
+    payloads, index = container((GOLDEN / "tensors.packed.safetensors").read_bytes())
+    assert index["kind"] == "tensors" and index["shards"] == [{"path": "model.safetensors"}]
+    found = {t["name"]: sha256(tensor(t, payloads[t["payload"]])) for t in index["tensors"]}
+    found |= {alias: found[name] for alias, name in index["aliases"].items()}
+    assert found == EXPECTED["tensors"]
+    assert index["steps"][0]["method"] == "quantize"
+
+
+@pytest.mark.parametrize("kind", ["files", "tensors"])
+def test_the_reader_still_reads_them(kind, tmp_path):
+    from worker.formats.packed import open_packed, restore_packed
+    from worker.formats.packed_writer import tensor_bytes
+
+    path = GOLDEN / f"{kind}.packed.safetensors"
+    assert path.stat().st_size < 20_000
+    with open_packed(path) as packed:
+        expected = EXPECTED["weights" if kind == "files" else "tensors"]
+        assert {name: sha256(tensor_bytes(packed.read(name))) for name in packed.names} == {n: h for n, h in expected.items() if n in packed.names}
+    digests = restore_packed(path, tmp_path, lambda nbytes: None)["files"]
+    assert kind == "tensors" or digests == EXPECTED["files"]

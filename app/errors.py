@@ -6,9 +6,11 @@
     ├── Unauthorized                     401
     ├── NotFound                         404  unknown, or somebody else's
     ├── MethodNotAllowed                 405
+    ├── RequestTimeout                   408
     ├── Conflict                         409
     │   ├── InUse, AlreadyFinished, InputNotUsable
     ├── PayloadTooLarge                  413
+    ├── UriTooLong                       414
     ├── UnsupportedMediaType             415
     ├── RangeNotSatisfiable              416
     ├── Unprocessable                    422
@@ -19,6 +21,8 @@
     │   └── InvalidSignature
     ├── JobFailure                       why a job ended `failed` without a refusal
     │   ├── GateFailed, AccountingMismatch, LoadProofFailed, OutOfMemory, NoSpace, DeadlineExceeded, WorkerCrashed
+    ├── HeadersTooLarge                  431
+    ├── StorageDamaged                   500  stored bytes are no longer what they were
     ├── Unavailable                      503  try again later
     └── StorageFull                      507
 """
@@ -102,6 +106,10 @@ class MethodNotAllowed(ModelpressError):
     status, type, title = 405, "method-not-allowed", "The method is not allowed here"
 
 
+class RequestTimeout(ModelpressError):
+    status, type, title = 408, "request-timeout", "The request takes too long"
+
+
 class Conflict(ModelpressError):
     status, type, title = 409, "conflict", "The state does not allow it"
 
@@ -120,6 +128,10 @@ class InputNotUsable(Conflict):
 
 class PayloadTooLarge(ModelpressError):
     status, type, title = 413, "payload-too-large", "The body is too large"
+
+
+class UriTooLong(ModelpressError):
+    status, type, title = 414, "uri-too-long", "The address is too long"
 
 
 class UnsupportedMediaType(ModelpressError):
@@ -196,6 +208,14 @@ class DeadlineExceeded(JobFailure):
 
 class WorkerCrashed(JobFailure):
     type, title = "worker-crashed", "The worker died on every attempt"
+
+
+class HeadersTooLarge(ModelpressError):
+    status, type, title = 431, "headers-too-large", "The headers are too large"
+
+
+class StorageDamaged(ModelpressError):
+    type, title = "storage-damaged", "Stored bytes are no longer what they were"
 
 
 class Unavailable(ModelpressError):

@@ -47,6 +47,7 @@ class Blob(Base):
     __tablename__ = "blobs"
     sha256: Mapped[str] = mapped_column(String(64), primary_key=True)
     size: Mapped[int] = mapped_column(BigInteger)
+    crc32: Mapped[int | None] = mapped_column(BigInteger)  # what a zip wants; known once the blob has been asked for in one
     created_at: Mapped[float] = mapped_column(Float, default=now())
     marked_at: Mapped[float | None] = mapped_column(Float)  # found unreferenced; deleted when still so after `orphan_age`
 
@@ -63,6 +64,7 @@ class Artifact(Base):
     created_at: Mapped[float] = mapped_column(Float, default=now())
     files: Mapped[list[ArtifactFile]] = relationship(order_by="ArtifactFile.path", cascade="all, delete-orphan", lazy="selectin")
     signatures: Mapped[list[Signature]] = relationship(order_by="Signature.file", cascade="all, delete-orphan", lazy="selectin")
+    __table_args__ = (Index("ix_artifacts_listing", "owner", "created_at", "id"),)
 
 
 class ArtifactFile(Base):
@@ -89,7 +91,7 @@ class Job(Base):
     __tablename__ = "jobs"
     id: Mapped[str] = mapped_column(String(36), primary_key=True, default=new_id)
     owner: Mapped[str] = mapped_column(String(64), index=True)
-    input_id: Mapped[str] = mapped_column(ForeignKey("artifacts.id"), index=True)
+    input_id: Mapped[str | None] = mapped_column(ForeignKey("artifacts.id", ondelete="SET NULL"), index=True)  # gone when deleted after the job's end
     spec: Mapped[dict[str, Any]] = mapped_column(JSON)  # the resolved job spec (app.recipe.JobSpec)
     queue: Mapped[str] = mapped_column(String(32), default="compress.cpu")
     state: Mapped[str] = mapped_column(String(16), default=QUEUED)

@@ -83,7 +83,7 @@ def model_statement(files: Mapping[str, str], name: str) -> dict:
 
 
 def provenance(
-    files: Mapping[str, str], *, job_id: str, spec: Mapping, input_digest: str, input_files: Mapping[str, str], environment: Mapping, started: float, finished: float, report: str | None
+    files: Mapping[str, str], *, job_id: str, spec: Mapping, input_digest: str, input_files: Mapping[str, str], environment: Mapping, started: float, finished: float, report: str | None, cached: bool = False
 ) -> dict:
     """How a result was made, as SLSA provenance; it names no owner.
 
@@ -94,6 +94,7 @@ def provenance(
         environment: name -> version of what did the work.
         started, finished: seconds since the epoch.
         report: SHA-256 of report.json.
+        cached: the result of an earlier, equal job was taken; times and environment are that job's.
     """
     asked = ("recipe", "output", "gates", "sanitize", "seed", "device")
     inputs = [{"name": f"input/{p}", "digest": {"sha256": d}} for p, d in sorted(input_files.items())]
@@ -105,6 +106,7 @@ def provenance(
             "buildDefinition": {
                 "buildType": BUILD_TYPE,
                 "externalParameters": {k: spec[k] for k in asked if k in spec},
+                "internalParameters": {"cached": cached},
                 "resolvedDependencies": [{"name": "input", "digest": {"sha256": input_digest}, "annotations": {"over": "path size sha256"}}, *inputs],
             },
             "runDetails": {

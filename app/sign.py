@@ -1,0 +1,206 @@
+"""The `sign` queue: hash what the worker handed over once more, sign it, and make it visible, all in the one process that holds the key.
+
+    handoff    <prefix>/files/<path>, <prefix>/report.json, and the digests that the worker saw
+    result     blobs, and beside them SHA256SUMS, SHA256SUMS.sig, model.sig, provenance.json, report.json
+
+What is signed was hashed here, from storage. The artifact, its signatures and the job's end are one transaction; no unsigned result is ever visible.
+The handoff of a cached result has no prefix: its files are blobs, which are hashed as well.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import threading
+from collections.abc import Callable
+from contextlib import contextmanager
+
+from app import gates, jobs
+from app.blobs import hold
+from app.config import settings
+from app.db import session
+from app.errors import GateFailed, ModelpressError, StorageDamaged, StorageFull, Unavailable
+from app.models import SIGNING, Artifact, ArtifactFile, Job, Signature
+from app.queue import app as celery
+from app.recipe import parse_json
+from app.signing import PrivateKey, key_id, open_key
+from app.statement import artifact_digest, canonical, provenance, sign_artifact
+from app.storage import Storage
+from app.verify import safe_path
+
+log = logging.getLogger(__name__)
+SIGNATURES = ("SHA256SUMS.sig", "model.sig", "provenance.json")  # of the sidecars, those that a key made
+MAX_REPORT = 256 << 20  # bytes of a cached report, which is parsed; 100,000 tensors take some 40 MB
+
+
+class LeaseLost(Exception):
+    """Somebody else has the job now, or it has ended: stop, and write nothing."""
+
+
+@celery.task(name="sign.wake")
+def wake() -> None:
+    """Sign every job that waits for it. Without a key none is claimed: they wait until there is one."""
+    try:
+        key = open_key(settings().keys)
+    except Unavailable as e:
+        log.error("nothing can be signed: %s", e)
+        return
+    storage = Storage()
+    while True:
+        with session() as s, s.begin():
+            job = jobs.claim_signing(s)
+        if job is None:
+            return
+        sign(job, key, storage)
+
+
+def sign(job: Job, key: PrivateKey, storage: Storage) -> None:
+    """One claimed job, to its end. What is wrong with the result ends it as failed; anything else leaves it to its lease and another attempt."""
+    report = None
+    try:
+        with _lease(job) as advance:
+            files = {f["path"]: f for f in job.handoff["files"]}
+            for path, file in files.items():
+                if not safe_path(path):
+                    raise StorageDamaged(f"the result has a file {path[:200]!r}, which would leave its folder")
+                _take(storage, job, f"files/{path}", file, advance)
+            report = _judged(storage, job, advance)
+            _finish(storage, job, key, list(files.values()), report)
+        if prefix := job.handoff.get("prefix"):
+            storage.delete_all(prefix)
+    except LeaseLost:
+        log.warning("job %s: the lease is lost; nothing was made visible", job.id)
+    except (StorageFull, Unavailable) as e:
+        log.error("job %s will be tried again: %s", job.id, e)
+    except ModelpressError as e:
+        log.error("job %s failed while it was signed: %s", job.id, e)
+        with session() as s, s.begin():
+            jobs.fail(s, job.id, job.fence, e, SIGNING, report_sha256=e.extra.pop("report_sha256", None))
+    except Exception:
+        log.exception("job %s will be tried again", job.id)
+
+
+def _take(storage: Storage, job: Job, name: str, file: dict, advance: Callable[[int], None]) -> None:
+    """Hash one file of the handoff, and make it a blob. One that an earlier attempt has promoted is a blob already.
+
+    Raises:
+        StorageDamaged: it is gone, or not what the worker handed over.
+    """
+    key = f"{job.handoff['prefix']}/{name}" if job.handoff.get("prefix") else ""
+    pending = bool(key) and storage.exists(key)
+    digest, size = hashlib.sha256(), 0
+    try:
+        for block in storage.stream(key if pending else file["sha256"]):
+            digest.update(block)
+            size += len(block)
+            advance(len(block))
+    except FileNotFoundError:
+        raise StorageDamaged(f"{name} of the result is gone from storage") from None
+    if (size, digest.hexdigest()) != (file["size"], file["sha256"]):
+        raise StorageDamaged(f"{name} of the result is {size} bytes with SHA-256 {digest.hexdigest()}; handed over were {file['size']} with {file['sha256']}")
+    with session() as s, s.begin():
+        hold(s, file["sha256"], size)
+    if pending:
+        storage.promote(key, file["sha256"])
+    elif not storage.exists(file["sha256"]):
+        raise StorageDamaged(f"{name} of the result was collected while it was signed")
+
+
+def _put(storage: Storage, job: Job, name: str, data: bytes) -> dict:
+    """A small file as a blob."""
+    key = f"tmp/{job.id}/{job.fence}/sidecars/{name}"
+    size, sha256 = storage.put(key, [data])
+    with session() as s, s.begin():
+        hold(s, sha256, size)
+    storage.promote(key, sha256)
+    return {"path": name, "size": size, "sha256": sha256}
+
+
+def _judged(storage: Storage, job: Job, advance: Callable[[int], None]) -> dict:
+    """The report as a blob. The child has judged its gates; those of a cached result are this job's, and are judged here.
+
+    Raises:
+        GateFailed: with the report attached to the job.
+    """
+    report = job.handoff["report"]
+    _take(storage, job, "report.json", report, advance)
+    if not job.cached:
+        return report
+    if report["size"] > MAX_REPORT:
+        raise StorageDamaged(f"the cached report has {report['size']} bytes, more than {MAX_REPORT}")
+    document = parse_json(storage.read(report["sha256"]))
+    judged = gates.judge(job.spec.get("gates") or {}, document["tensors"], document["totals"])
+    if judged != document["gates"]:
+        report = _put(storage, job, "report.json", canonical(document | {"gates": judged}))
+    try:
+        gates.enforce(judged)
+    except GateFailed as e:
+        e.extra["report_sha256"] = report["sha256"]
+        raise
+    return report
+
+
+def _finish(storage: Storage, job: Job, key: PrivateKey, files: list[dict], report: dict) -> None:
+    """Sign, and make the artifact visible."""
+    with session() as s:
+        source = s.get_one(Artifact, job.input_id)
+    digests = {f["path"]: f["sha256"] for f in files}
+    made = provenance(
+        digests,
+        job_id=job.id,
+        spec=job.spec,
+        input_digest=source.digest,
+        input_files={f.path: f.sha256 for f in source.files},
+        environment=job.handoff["environment"],
+        started=job.handoff["started"],
+        finished=job.handoff["ended"],
+        report=report["sha256"],
+        cached=job.cached,
+    )
+    sidecars = [_put(storage, job, name, data) for name, data in sign_artifact(key, digests, job.handoff["name"], made).items()]
+    ident = key_id(key.public_key())
+    artifact = Artifact(
+        owner=job.owner,
+        kind=source.kind,
+        format=job.handoff["format"],
+        name=job.handoff["name"],
+        digest=artifact_digest(files),
+        size=sum(f["size"] for f in files),
+    )
+    signatures = [
+        Signature(file=f["path"], size=f["size"], sha256=f["sha256"], key_id=ident if f["path"] in SIGNATURES else None)
+        for f in [*sidecars, report | {"path": "report.json"}]
+    ]
+    rows = [ArtifactFile(path=f["path"], size=f["size"], sha256=f["sha256"]) for f in files]
+    with session() as s, s.begin():
+        if not jobs.finish(s, job, job.fence, artifact, rows, signatures, report["sha256"]):
+            raise LeaseLost
+
+
+@contextmanager
+def _lease(job: Job):
+    """Renews the lease while the body works. Yields what the body calls with the bytes it has hashed: it raises LeaseLost once the lease is gone."""
+    ended, lost = threading.Event(), threading.Event()
+    total, done = sum(f["size"] for f in [*job.handoff["files"], job.handoff["report"]]), 0
+
+    def advance(nbytes: int) -> None:
+        nonlocal done
+        done += nbytes
+        if lost.is_set():
+            raise LeaseLost
+
+    def renew() -> None:
+        while not ended.wait(settings().heartbeat):
+            progress = {"stage": "sign", "fraction": min(1.0, done / max(total, 1)), "bytes_done": done, "bytes_total": total}
+            with session() as s, s.begin():
+                if not jobs.heartbeat(s, job.id, job.fence, SIGNING, progress):
+                    lost.set()
+                    return
+
+    thread = threading.Thread(target=renew, daemon=True)
+    thread.start()
+    try:
+        yield advance
+    finally:
+        ended.set()
+        thread.join()

@@ -128,7 +128,8 @@ def _forms(values: np.ndarray, layout: Layout) -> Iterator[tuple[int, int, int, 
             mask = _squeeze(to_mask(keep), "huffman", "level")
             if zeros >= _GAPS_FROM * len(values):
                 mask = min(mask, (GAPS, _zstd("huffman").compress(to_gaps(keep))), key=lambda form: len(form[1]))
-            signs = _squeeze(to_mask(values[~keep] != 0), "huffman")
+            negative = values[~keep] != 0 if np.count_nonzero(values) > len(values) - zeros else np.zeros(zeros, bool)
+            signs = _squeeze(to_mask(negative), "huffman")
             yield MASK, 2 + layout.width, escapes, _CRC.pack(len(values) - zeros) + _table([mask, signs, *parts])
         if zeros < _SPARSE * len(values) or layout.width == 1:  # a zero byte has no sign to save, so its mask may lose
             parts, escapes = _float_parts(planes)
@@ -151,13 +152,14 @@ def _table(parts: list[tuple[int, bytes]]) -> bytes:
 
 
 def _squeeze(plane: np.ndarray, *coders: str) -> tuple[int, bytes]:
-    """(coding, bytes) of one plane; a plane of which a sample does not shrink stays as it is."""
+    """(coding, bytes) of one plane. A sample of a large one chooses the coder, or none where it does not shrink."""
     size = len(plane)
     if size > 1 and plane[0] == plane[-1] and (plane == plane[0]).all():
         return CONSTANT, plane[:1].tobytes()
     if size >= 4 * _SAMPLE:
         sample = np.concatenate([plane[i * (size // 4) :][: _SAMPLE // 4] for i in range(4)])
-        coders = [c for c in coders if len(_zstd(c).compress(sample)) < 0.98 * _SAMPLE]
+        size_of = {c: len(_zstd(c).compress(sample)) for c in coders}
+        coders = [c for c in sorted(coders, key=size_of.get)[:1] if size_of[c] < 0.98 * _SAMPLE]
     found = min((_zstd(c).compress(plane) for c in coders), key=len, default=None)
     return (ZSTD, found) if found is not None and len(found) < size else (RAW, plane.tobytes())
 

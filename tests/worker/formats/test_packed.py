@@ -14,13 +14,11 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from app.errors import InputRefused
 from worker.checkpoint import DTYPES, Checkpoint, TensorSpec
 from worker.encoded import Encoded, Quantized
 from worker.formats import open_checkpoint
 from worker.formats.packed import PACKED_NAME, PackedWriter, open_packed, pack_files, restore_packed, verify_packed
 from worker.formats.packed_reader import dequantize
-from worker.restore import restore
 
 
 def quiet(nbytes: int) -> None:
@@ -296,7 +294,7 @@ def test_shards_and_their_index_are_restored_under_their_names(tmp_path):
     for name, spec in checkpoint.tensors.items():
         writer.write(Encoded(spec, "encoded", checkpoint.read(name), lossless=True))
     writer.finish()
-    assert restore(_folder(tmp_path), tmp_path / "scratch", tmp_path / "out", quiet)["format"] == "packed"
+    restore_packed(tmp_path / PACKED_NAME, tmp_path / "out", quiet)
     assert sorted(tree(tmp_path / "out")) == sorted([*names.values(), "model.safetensors.index.json"])
     assert json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text()) == {"metadata": {"total_size": 512}, "weight_map": names}
 
@@ -315,11 +313,3 @@ def test_a_packed_file_is_an_input(tmp_path):
     checkpoint = open_checkpoint(_folder(tmp_path), tmp_path / "again")
     assert checkpoint.container == "packed" and list(checkpoint.tensors) == ["w"]
     assert checkpoint.files["m.safetensors"].read_bytes() == (tmp_path / "in" / "m.safetensors").read_bytes()
-
-
-def test_restore_names_what_it_takes(tmp_path):
-    (tmp_path / "in").mkdir()
-    save_file({"w": torch.zeros(1)}, tmp_path / "in" / "m.safetensors")
-    with pytest.raises(InputRefused, match="compressed-tensors folder") as e:
-        restore(tmp_path / "in", tmp_path, tmp_path / "out", quiet)
-    assert e.value.type == "unsupported-format"

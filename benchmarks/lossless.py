@@ -2,8 +2,8 @@
 
     .venv/bin/python -m benchmarks.lossless [--runs 5] [--threads 1]
 
-`packed` is the payload coder with its checksums, tensor by tensor. `zstd-N` are ordinary levels on the bytes as they lie, `huffman` zstandard with its
-match search off, both in blocks of 1 MiB; `planes + zstd-1` is a byte shuffle before level 1. Needs the `demo` extra for the model.
+`packed` is the payload coder with its checksums, tensor by tensor. `zstd-N` are ordinary levels on the bytes as they lie, `huffman` zstandard with
+its match search off, both in blocks of 1 MiB; `planes + zstd-1` is a byte shuffle before level 1. Needs the `demo` extra for the model.
 """
 
 from __future__ import annotations

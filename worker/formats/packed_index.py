@@ -78,7 +78,7 @@ class Shard(_Strict):
 
 
 class PackedQuantized(_Strict):
-    """Codes of a matrix [rows, columns] and what they mean (see docs/packed.md). `sections` are the bytes of the payloads codes, scale, zero_point."""
+    """Codes of a matrix [rows, columns] and what they mean (see docs/packed.md). `sections`: bytes of the payloads codes, scale, zero_point."""
 
     type: Literal["int", "float"]
     num_bits: Annotated[int, Field(ge=1, le=8)]
@@ -198,4 +198,5 @@ def _check_tensors(index: Index, limits: Limits) -> None:
             fits &= not q.transposed or t.shape == (q.columns, q.rows)
             fits &= (q.step is None or q.step < len(index.steps)) and (q.type == "int" or (q.num_bits == 8 and len(q.sections) == 2))
             if not fits or DTYPES[t.dtype].is_complex or not DTYPES[t.dtype].is_floating_point:
-                raise refuse(f"codes [{q.rows}, {q.columns}] with scales {list(q.scale_shape)} do not make tensor {shown(t.name)} of {t.dtype} {list(t.shape)}")
+                codes = f"codes [{q.rows}, {q.columns}] with scales {list(q.scale_shape)}"
+                raise refuse(f"{codes} do not make tensor {shown(t.name)} of {t.dtype} {list(t.shape)}")

@@ -149,4 +149,5 @@ def _weight_map(packed: PackedReader) -> bytes:
         for name, t in _members(packed, number):
             weight_map[name] = shard.path.removeprefix(folder + "/") if folder else shard.path
             total += t.nbytes
-    return (json.dumps({"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}, indent=2, ensure_ascii=False) + "\n").encode()
+    index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+    return (json.dumps(index, indent=2, ensure_ascii=False) + "\n").encode()

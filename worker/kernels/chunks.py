@@ -11,53 +11,34 @@
     constant  one value, little-endian; a code takes one byte
     zstd      plane table, then the planes: those of planes.py, or one plane that is the raw body; codes: one plane of symbols (see bits.py)
     mask      u32 kept, plane table, then the mask, the signs of the zeros, and the planes of the values kept (see masks.py)
-    table     per plane: u8 coding, u32 bytes
 
-    coding    0 raw
-              1 constant  one byte
-              2 zstd      a frame that declares its content size
-              3 pairs     plane 0 of floats: u8 top, u32 bytes of the frame, a zstd frame of ceil(n / 2) bytes, the escapes. Nibble r of the frame's
-                          content (the low one first) stands for the byte top - r, 15 for the next of the escapes
-              4 gaps      a mask: a zstd frame of gap bytes
-
-zstandard serves as an order-0 Huffman coder on planes (its LZ stage set so that it finds next to nothing: matches in exponents are accidents that cost
-more than they save). Two exponents in a symbol halve what a Huffman code loses to whole bits, and the work. Bytes that are not numbers get an ordinary
-level. All integers are little-endian.
+The plane table, and how a plane is stored, are in codings.py. All integers are little-endian.
 """
 
 from __future__ import annotations
 
 import struct
-import threading
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-import zstandard
 
 from worker.kernels.bits import from_symbols, pack_bits, packed_bytes, to_symbols, unpack_bits
+from worker.kernels.codings import CONSTANT, GAPS, PAIRS, PLANE, RAW, ZSTD, CorruptPayload
+from worker.kernels.codings import compress, expand, frame_content, read_table, squeeze, table
 from worker.kernels.masks import from_gaps, from_mask, nonzero, to_gaps, to_mask
 from worker.kernels.planes import from_pairs, merge, split, to_pairs
 
-RAW, CONSTANT, ZSTD, RANS, MASK = range(5)  # codecs of a chunk; the first three are codings of a plane, too
-PAIRS, GAPS = 3, 4
+RANS, MASK = 3, 4  # codecs beside RAW, CONSTANT and ZSTD
 MAX_VALUES = 1 << 20
 _HEAD = struct.Struct("<BBHI")
 _CRC = struct.Struct("<I")
-_PLANE = struct.Struct("<BI")  # also the head of a plane coded as pairs
 _BODY = _HEAD.size + _CRC.size
 
-_HUFFMAN = zstandard.ZstdCompressionParameters(strategy=1, min_match=7, window_log=17, hash_log=6, chain_log=6, target_length=0)
-_LEVEL = 9  # for text and integers
-_SAMPLE = 8 << 10
 _SPARSE = 0.02  # share of zeros from which a mask is worth its bits
 _GAPS_FROM = 0.75  # share of zeros from which gaps may be
 _PAIRS_BELOW = 0.25  # bytes per exponent below which a Huffman code loses much to whole bits
-
-
-class CorruptPayload(ValueError):
-    """The bytes are not a payload, or not the payload of what was asked for."""
 
 
 @dataclass(frozen=True)
@@ -82,15 +63,6 @@ class Layout:
 
 
 BYTES = Layout("bytes", 1)
-_threads = threading.local()  # a compressor serves one thread at a time
-
-
-def _zstd(name: str):
-    if not hasattr(_threads, "huffman"):
-        _threads.huffman = zstandard.ZstdCompressor(compression_params=_HUFFMAN)
-        _threads.level = zstandard.ZstdCompressor(level=_LEVEL)
-        _threads.decompressor = zstandard.ZstdDecompressor()
-    return getattr(_threads, name)
 
 
 def encode_chunk(values: np.ndarray, layout: Layout, entropy: bool = True) -> bytes:
@@ -111,13 +83,13 @@ def encode_chunk(values: np.ndarray, layout: Layout, entropy: bool = True) -> by
 def _forms(values: np.ndarray, layout: Layout) -> Iterator[tuple[int, int, int, bytes]]:
     """(codec, planes, escapes, body) of every form that is worth a trial."""
     if layout.kind == "codes":
-        yield ZSTD, 1, 0, _table([_squeeze(to_symbols(values, layout.width), "huffman")])
+        yield ZSTD, 1, 0, table([squeeze(to_symbols(values, layout.width), "huffman")])
     elif layout.kind == "bytes":
-        yield ZSTD, 1, 0, _table([_squeeze(values, "huffman", "level")])
+        yield ZSTD, 1, 0, table([squeeze(values, "huffman", "level")])
     elif layout.kind == "int":
-        yield ZSTD, layout.width, 0, _table([_squeeze(p, "huffman", "level") for p in split(values, False)])
+        yield ZSTD, layout.width, 0, table([squeeze(p, "huffman", "level") for p in split(values, False)])
         if layout.width > 1:
-            yield ZSTD, 1, 0, _table([_squeeze(values.view(np.uint8), "level")])
+            yield ZSTD, 1, 0, table([squeeze(values.view(np.uint8), "level")])
     else:
         planes = split(values, True)
         if zeros := len(values) - np.count_nonzero(planes[0]):  # the cheap look first
@@ -125,43 +97,26 @@ def _forms(values: np.ndarray, layout: Layout) -> Iterator[tuple[int, int, int, 
             zeros = len(values) - np.count_nonzero(keep)
         if zeros >= _SPARSE * len(values):
             parts, escapes = _float_parts(split(values[np.flatnonzero(keep)], True))
-            mask = _squeeze(to_mask(keep), "huffman", "level")
+            mask = squeeze(to_mask(keep), "huffman", "level")
             if zeros >= _GAPS_FROM * len(values):
-                mask = min(mask, (GAPS, _zstd("huffman").compress(to_gaps(keep))), key=lambda form: len(form[1]))
+                mask = min(mask, (GAPS, compress("huffman", to_gaps(keep))), key=lambda form: len(form[1]))
             negative = values[~keep] != 0 if np.count_nonzero(values) > len(values) - zeros else np.zeros(zeros, bool)
-            signs = _squeeze(to_mask(negative), "huffman")
-            yield MASK, 2 + layout.width, escapes, _CRC.pack(len(values) - zeros) + _table([mask, signs, *parts])
+            signs = squeeze(to_mask(negative), "huffman")
+            yield MASK, 2 + layout.width, escapes, _CRC.pack(len(values) - zeros) + table([mask, signs, *parts])
         if zeros < _SPARSE * len(values) or layout.width == 1:  # a zero byte has no sign to save, so its mask may lose
             parts, escapes = _float_parts(planes)
-            yield ZSTD, layout.width, escapes, _table(parts)
+            yield ZSTD, layout.width, escapes, table(parts)
 
 
 def _float_parts(planes: list[np.ndarray]) -> tuple[list[tuple[int, bytes]], int]:
     """(coding, bytes) of each plane of floats, and the escapes of the first."""
-    first, escapes = _squeeze(planes[0], "huffman"), 0
+    first, escapes = squeeze(planes[0], "huffman"), 0
     if len(planes) > 1 and first[0] == ZSTD and len(first[1]) < _PAIRS_BELOW * len(planes[0]):
         top, pairs, out = to_pairs(planes[0])
-        frame = _zstd("huffman").compress(pairs)
-        if _PLANE.size + len(frame) + len(out) < len(first[1]):
-            first, escapes = (PAIRS, _PLANE.pack(top, len(frame)) + frame + out.tobytes()), len(out)
-    return [first, *(_squeeze(p, "huffman") for p in planes[1:])], escapes
-
-
-def _table(parts: list[tuple[int, bytes]]) -> bytes:
-    return b"".join([*(_PLANE.pack(coding, len(data)) for coding, data in parts), *(data for _, data in parts)])
-
-
-def _squeeze(plane: np.ndarray, *coders: str) -> tuple[int, bytes]:
-    """(coding, bytes) of one plane. A sample of a large one chooses the coder, or none where it does not shrink."""
-    size = len(plane)
-    if size > 1 and plane[0] == plane[-1] and (plane == plane[0]).all():
-        return CONSTANT, plane[:1].tobytes()
-    if size >= 4 * _SAMPLE:
-        sample = np.concatenate([plane[i * (size // 4) :][: _SAMPLE // 4] for i in range(4)])
-        size_of = {c: len(_zstd(c).compress(sample)) for c in coders}
-        coders = [c for c in sorted(coders, key=size_of.get)[:1] if size_of[c] < 0.98 * _SAMPLE]
-    found = min((_zstd(c).compress(plane) for c in coders), key=len, default=None)
-    return (ZSTD, found) if found is not None and len(found) < size else (RAW, plane.tobytes())
+        frame = compress("huffman", pairs)
+        if PLANE.size + len(frame) + len(out) < len(first[1]):
+            first, escapes = (PAIRS, PLANE.pack(top, len(frame)) + frame + out.tobytes()), len(out)
+    return [first, *(squeeze(p, "huffman") for p in planes[1:])], escapes
 
 
 def _frame(codec: int, planes: int, escapes: int, body: bytes) -> bytes:
@@ -210,13 +165,13 @@ def _raw(body, layout: Layout, count: int) -> np.ndarray:
 
 def _planes(body, planes: int, escapes: int, layout: Layout, count: int) -> np.ndarray:
     if layout.kind == "float" and planes == layout.width:
-        return _merged(_read_table(body, planes), layout, count, escapes)
+        return _merged(read_table(body, planes), layout, count, escapes)
     if layout.kind == "int" and planes == layout.width > 1:
-        return _merged(_read_table(body, planes), layout, count, escapes)
+        return _merged(read_table(body, planes), layout, count, escapes)
     if planes != 1:
         raise CorruptPayload(f"{planes} planes for {layout}")
     size = -(-count // (8 // layout.width)) if layout.kind == "codes" else count * layout.width
-    plane = _expand(*_read_table(body, 1)[0], size)
+    plane = expand(*read_table(body, 1)[0], size)
     if escapes:
         raise CorruptPayload(f"{escapes} escapes that no plane uses")
     return from_symbols(plane, layout.width, count) if layout.kind == "codes" else plane.view(layout.dtype)
@@ -228,11 +183,14 @@ def _masked(body, planes: int, escapes: int, layout: Layout, count: int) -> np.n
     kept = _CRC.unpack_from(body)[0]
     if kept > count:
         raise CorruptPayload(f"{kept} of {count} values kept")
-    (coding, mask), signs, *rest = _read_table(body[_CRC.size :], planes)
+    (coding, mask), signs, *rest = read_table(body[_CRC.size :], planes)
     values = _merged(rest, layout, kept, escapes)
     try:
-        where = from_gaps(_frame_content(mask, kept + count // 255), count) if coding == GAPS else from_mask(_expand(coding, mask, (count + 7) // 8), count)
-        negative = from_mask(_expand(*signs, (count - kept + 7) // 8), count - kept)
+        if coding == GAPS:
+            where = from_gaps(frame_content(mask, kept + count // 255), count)
+        else:
+            where = from_mask(expand(coding, mask, (count + 7) // 8), count)
+        negative = from_mask(expand(*signs, (count - kept + 7) // 8), count - kept)
     except ValueError as e:
         raise CorruptPayload(str(e)) from None
     if len(where) != kept:
@@ -249,56 +207,17 @@ def _masked(body, planes: int, escapes: int, layout: Layout, count: int) -> np.n
 def _merged(parts: list, layout: Layout, count: int, escapes: int) -> np.ndarray:
     """Values of the planes in `parts`; all escapes belong to the first."""
     (coding, data), *rest = parts
-    if coding == PAIRS and layout.kind == "float" and layout.width > 1 and len(data) >= _PLANE.size:
-        top, length = _PLANE.unpack_from(data)
-        pairs = _expand(ZSTD, data[_PLANE.size :][:length], (count + 1) // 2)
+    if coding == PAIRS and layout.kind == "float" and layout.width > 1 and len(data) >= PLANE.size:
+        top, length = PLANE.unpack_from(data)
+        pairs = expand(ZSTD, data[PLANE.size :][:length], (count + 1) // 2)
         try:
-            first = from_pairs(top, pairs, np.frombuffer(data[_PLANE.size + length :], np.uint8), count, escapes)
+            first = from_pairs(top, pairs, np.frombuffer(data[PLANE.size + length :], np.uint8), count, escapes)
         except ValueError as e:
             raise CorruptPayload(str(e)) from None
     elif escapes:
         raise CorruptPayload(f"{escapes} escapes that no plane uses")
     else:
-        first = _expand(coding, data, count)
-    return merge([first, *(_expand(c, d, count) for c, d in rest)], layout.kind == "float").astype(layout.dtype, copy=False)
+        first = expand(coding, data, count)
+    return merge([first, *(expand(c, d, count) for c, d in rest)], layout.kind == "float").astype(layout.dtype, copy=False)
 
 
-def _read_table(body, planes: int) -> list[tuple[int, memoryview]]:
-    """(coding, bytes) of every plane."""
-    at = _PLANE.size * planes
-    if len(body) < at:
-        raise CorruptPayload("the plane table is cut off")
-    out = []
-    for i in range(planes):
-        coding, length = _PLANE.unpack_from(body, i * _PLANE.size)
-        out.append((coding, body[at : at + length]))
-        at += length
-    if at != len(body):
-        raise CorruptPayload(f"planes end at {at} of {len(body)} bytes")
-    return out
-
-
-def _expand(coding: int, data: memoryview, size: int) -> np.ndarray:
-    """The plane uint8 [size] that is stored as `data`."""
-    if coding == ZSTD:
-        plane = _frame_content(data, size)
-    elif coding == RAW:
-        plane = np.frombuffer(data, np.uint8)
-    elif coding == CONSTANT and len(data) == 1:
-        return np.full(size, data[0], np.uint8)
-    else:
-        raise CorruptPayload(f"coding {coding} of {len(data)} bytes is none of raw (0), constant (1), zstd (2) here")
-    if len(plane) != size:
-        raise CorruptPayload(f"a plane of {len(plane)} bytes where {size} belong")
-    return plane
-
-
-def _frame_content(data: memoryview, limit: int) -> np.ndarray:
-    """What a zstd frame holds; its declared size is held against `limit` before the decoder allocates it."""
-    try:
-        declared = zstandard.get_frame_parameters(data).content_size
-        if declared > limit:
-            raise CorruptPayload(f"a zstd frame declares {declared} bytes where {limit} belong")
-        return np.frombuffer(_zstd("decompressor").decompress(data, allow_extra_data=False), np.uint8)
-    except zstandard.ZstdError as e:
-        raise CorruptPayload(f"zstd: {e}") from None

@@ -1,4 +1,4 @@
-"""A decoder of packed files made from docs/packed.md alone: numpy, zstandard, json and zlib, nothing of the project. It proves that the page is enough."""
+"""A decoder of packed files made from docs/packed.md alone, with numpy, zstandard, json and zlib. It proves that the page is enough."""
 
 from __future__ import annotations
 

@@ -55,7 +55,8 @@ def quantized(x: torch.Tensor, num_bits: int, group_size: int, symmetric: bool) 
     scale = torch.rand(x.shape[0], groups).mul(0.01).add(0.001).half()
     zero = None if symmetric else torch.randint(-2, 2, scale.shape, dtype=torch.int8)
     codes = (torch.randn(x.shape) * high / 3).round().clamp(-high - 1, high).to(torch.int8)
-    return Quantized(codes, scale, zero, group_size, Quantize(method="quantize", num_bits=num_bits, symmetric=symmetric, strategy="group", group_size=group_size))
+    params = Quantize(method="quantize", num_bits=num_bits, symmetric=symmetric, strategy="group", group_size=group_size)
+    return Quantized(codes, scale, zero, group_size, params)
 
 
 def make_files(work: Path) -> dict[str, str]:
@@ -84,7 +85,8 @@ def make_tensors(work: Path) -> dict[str, str]:
             dense = dequantize(q.codes, q.scale, q.zero_point, q.group_size)
         if name == "conv1d":
             fp8 = w.T.contiguous().to(torch.float8_e4m3fn)
-            q = Quantized(fp8, torch.tensor([[0.5]]), None, 24, Quantize(method="quantize", num_bits=8, type="float", strategy="tensor"), transposed=True)
+            params = Quantize(method="quantize", num_bits=8, type="float", strategy="tensor")
+            q = Quantized(fp8, torch.tensor([[0.5]]), None, 24, params, transposed=True)
             dense = fp8.float().T.contiguous() * 0.5
         writer.write(Encoded(spec, "quantized" if q else "encoded", dense, quantized=q, lossless=name != "int4.short"))
         expected[name] = sha256(tensor_bytes(dense))

@@ -46,7 +46,8 @@ _OTHER = {
 } | dict.fromkeys((".png", ".jpg", ".jpeg", ".gif", ".webp", ".bmp", ".tif", ".tiff"), "an image")  # fmt: skip
 """Suffixes of what is not read, for a clear answer."""
 _MAGIC = {
-    b"\x7fELF": "an ELF program", b"MZ": "a Windows program", b"GGUF": "GGUF", b"\x93NUMPY": "numpy", b"\x89PNG": "an image", b"\xff\xd8\xff": "an image",
+    b"\x7fELF": "an ELF program", b"MZ": "a Windows program", b"GGUF": "GGUF", b"\x93NUMPY": "numpy", b"\x89PNG": "an image",
+    b"\xff\xd8\xff": "an image",
     b"GIF8": "an image", b"\x89HDF": "HDF5", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "Zstandard", b"7z\xbc\xaf": "7-Zip",
     b"Rar!": "RAR", b"%PDF": "PDF", b"%!PS": "PostScript", b"<html": "HTML", b"<!DOC": "HTML", b"<!doc": "HTML",
 }  # fmt: skip
@@ -108,7 +109,9 @@ def sniff(name: str, head: bytes, size: int, limits: Limits = Limits()) -> str:
         InputRefused: unsupported-format, kind-mismatch, lfs-pointer, invalid-torch, invalid-archive, or what `parse_safetensors_header` raises.
     """
     if head.startswith(b"version https://git-lfs.github.com/spec/"):
-        raise InputRefused("lfs-pointer", f"{shown(name)} is a git-lfs pointer of {size} bytes, not the file itself; run `git lfs pull` and upload again")
+        raise InputRefused(
+            "lfs-pointer", f"{shown(name)} is a git-lfs pointer of {size} bytes, not the file itself; run `git lfs pull` and upload again"
+        )
     end = suffix(name)
     named = end in (*TORCH, *TAR, ".zip", *_OTHER, *_BESIDE)
     if end == ".safetensors" or (not named and looks_safetensors(head, size)):

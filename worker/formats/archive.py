@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from app.errors import InputRefused
 from app.limits import Limits, shown
 from worker.formats.member_names import invalid, unsafe
 from worker.formats.zip_walk import STORED, Member, walk_zip

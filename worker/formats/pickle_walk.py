@@ -13,11 +13,13 @@ from typing import Any
 
 from app.errors import InputRefused
 from app.limits import Limits, shown
-from worker.formats.pickle_globals import Builders, Global, bad, check_global, storage
+from worker.formats.pickle_globals import Builders, check_global
+from worker.formats.pickle_tensors import Global, bad, storage
 
 _MARK = object()
 _PUSH = frozenset(
-    "BININT BININT1 BININT2 LONG1 LONG4 INT LONG FLOAT BINFLOAT BINUNICODE SHORT_BINUNICODE BINUNICODE8 BINBYTES SHORT_BINBYTES BINBYTES8 BYTEARRAY8".split()
+    "BININT BININT1 BININT2 LONG1 LONG4 INT LONG FLOAT BINFLOAT BINUNICODE SHORT_BINUNICODE BINUNICODE8 "
+    "BINBYTES SHORT_BINBYTES BINBYTES8 BYTEARRAY8".split()
 )
 _CODE = frozenset("NEWOBJ NEWOBJ_EX OBJ INST EXT1 EXT2 EXT4".split())
 _EMPTY: dict[str, Callable] = {"EMPTY_DICT": dict, "EMPTY_LIST": list, "EMPTY_SET": list}

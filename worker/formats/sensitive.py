@@ -29,7 +29,9 @@ _TEXT = {
     "an absolute path": rf"(?:^|[\s\"'=:,(\[])(?:file://)?(?:/(?:{_ROOTS})/|[A-Za-z]:[\\/]|\\\\\w)|^~/\S",
     "an address of a machine": r"\b(?:s3|gs|ssh|hdfs|abfss?)://\S|\b\d{1,3}(?:\.\d{1,3}){3}:\d{2,5}\b|\b\w{1,16}://[^\s/@:]{1,64}:[^\s/@]{1,64}@",
 }
-_KEYS = re.compile(r"(?i)(?:^|[_.\- ])(?:user(?:name)?|author|owner|email|e-mail|host(?:name)?|password|passwd|secret|token|api[_-]?key|credential)s?(?:$|[_.\- ])")
+_KEYS = re.compile(
+    r"(?i)(?:^|[_.\- ])(?:user(?:name)?|author|owner|email|e-mail|host(?:name)?|password|passwd|secret|token|api[_-]?key|credential)s?(?:$|[_.\- ])"
+)
 _TOKENIZER = re.compile(r"(?i)(?:bos|eos|pad|unk|sep|cls|mask|special|image|audio|video)[\w\- ]*token|token[_ ]?(?:id|type)|max_?(?:new_)?tokens?")
 _SIDE = [(re.compile(p), what) for p, what in _SIDE_FILES.items()]
 _PATTERNS = [(re.compile(p, re.MULTILINE), what) for what, p in _TEXT.items()]

@@ -49,7 +49,9 @@ def _distinct(group: dict[str, WeightFile], whole: str) -> dict[str, WeightFile]
         return group
     if whole in group:
         return {whole: group[whole]}
-    raise InputRefused("invalid-hf", f"tensor {shown(twice)} is in more than one of {', '.join(map(shown, list(group)[:5]))}; upload one set of weights")
+    raise InputRefused(
+        "invalid-hf", f"tensor {shown(twice)} is in more than one of {', '.join(map(shown, list(group)[:5]))}; upload one set of weights"
+    )
 
 
 def _indexed(path: Path, name: str, folder: str, group: dict[str, WeightFile], limits: Limits) -> dict[str, WeightFile]:

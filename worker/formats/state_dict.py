@@ -8,7 +8,7 @@ from typing import Any
 from app.errors import InputRefused
 from app.limits import Limits, check_tensor_name, shown
 from worker.checkpoint import Dropped
-from worker.formats.pickle_globals import Tensor
+from worker.formats.pickle_tensors import Tensor
 
 WRAPPERS = ("state_dict", "model_state_dict", "model", "module", "model_state", "net", "network", "weights", "params", "parameters")
 """Keys under which training code keeps the state dict; names inside do not repeat them."""

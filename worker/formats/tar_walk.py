@@ -30,7 +30,7 @@ class _Plain:
         self.f, self.budget, self.size = f, limits.expanded(size), size
         self.inflater = zlib.decompressobj(31) if f.read(2) == b"\x1f\x8b" else None
         f.seek(0)
-        self.buffer, self.pending = b"", b""
+        self.buffer, self.at, self.pending = b"", 0, b""
 
     def _more(self) -> bytes:
         if self.inflater is None:
@@ -51,12 +51,13 @@ class _Plain:
 
     def read(self, n: int) -> bytes:
         """Up to `n` bytes (n at most 1 MiB); fewer only at the end."""
-        while len(self.buffer) < n and (chunk := self._more()):
+        while len(self.buffer) - self.at < n and (chunk := self._more()):
             self.budget -= len(chunk)
             if self.budget < 0:
                 raise InputRefused("limit-expand", f"the archive of {self.size} bytes expands to more than its limit")
-            self.buffer += chunk
-        out, self.buffer = self.buffer[:n], self.buffer[n:]
+            self.buffer, self.at = self.buffer[self.at :] + chunk, 0
+        out = self.buffer[self.at : self.at + n]
+        self.at += len(out)
         return out
 
 

@@ -21,8 +21,9 @@ from app.limits import Limits, shown
 from worker.checkpoint import DTYPES, Dropped, Segment, TensorSpec
 from worker.formats.archive import member_chunks
 from worker.formats.mapped import map_range
-from worker.formats.pickle_globals import SIZES, Storage, Tensor, check_global
+from worker.formats.pickle_globals import check_global
 from worker.formats.pickle_scan import scan_globals
+from worker.formats.pickle_tensors import SIZES, Storage, Tensor
 from worker.formats.pickle_walk import Walk
 from worker.formats.state_dict import find_tensors
 from worker.formats.zip_walk import STORED, Member, walk_zip

@@ -15,6 +15,8 @@ import threading
 from collections.abc import Callable
 from contextlib import contextmanager
 
+from celery.signals import worker_init
+
 from app import gates, jobs
 from app.blobs import hold
 from app.config import settings
@@ -35,6 +37,15 @@ MAX_REPORT = 256 << 20  # bytes of a cached report, which is parsed; 100,000 ten
 
 class LeaseLost(Exception):
     """Somebody else has the job now, or it has ended: stop, and write nothing."""
+
+
+@worker_init.connect
+def prepare(**_) -> None:
+    """At the very first start the key is made before any job comes: the service is not ready without one."""
+    try:
+        log.info("signing with key %s", key_id(open_key(settings().keys).public_key()))
+    except Unavailable as e:
+        log.error("nothing can be signed: %s", e)
 
 
 @celery.task(name="sign.wake")

@@ -1,0 +1,200 @@
+"""The sign task on a real database and a real store; tests/service has it as a process."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+
+import pytest
+from sqlalchemy import select
+
+from app import sign, signing
+from app.config import settings
+from app.db import Base, engine, now, session
+from app.models import FAILED, SIGNING, SUCCEEDED, Artifact, ArtifactFile, Blob, Job
+from app.storage import Storage
+from app.verify import verify_folder
+
+SPEC = {"recipe": {"steps": [{"method": "lossless"}]}, "output": {"format": "packed"}, "gates": {}, "sanitize": "report", "seed": 0, "device": "auto"}
+FILES = {"model.packed.safetensors": bytes(range(256)) * 40, "sub/config.json": b"{}"}
+REPORT = {"tensors": [], "totals": {"bytes_after": 10242}, "gates": {}}
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    monkeypatch.setenv("MODELPRESS_HOME", str(tmp_path / "home"))
+    (tmp_path / "home").mkdir()
+    settings.cache_clear()
+    engine.cache_clear()
+    Base.metadata.create_all(engine())
+    yield tmp_path / "home"
+    engine().dispose()
+    settings.cache_clear()
+    engine.cache_clear()
+
+
+@pytest.fixture
+def storage(home):
+    return Storage()
+
+
+def sha(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def waiting(storage, files=FILES, report=REPORT, cached=False, **spec) -> str:
+    """A job whose worker has just handed it over; returns its id."""
+    report = json.dumps(report).encode()
+    prefix = "tmp/worker/1"
+    everything = {f"files/{p}": d for p, d in files.items()} | {"report.json": report}
+    with session() as s, s.begin():
+        s.add(Blob(sha256="d" * 64, size=3))
+        s.add(Artifact(id="in", owner="o", kind="model", format="safetensors", name="m", digest="c" * 64, size=3, files=[ArtifactFile(path="m", size=3, sha256="d" * 64)]))
+        if cached:
+            s.add_all(Blob(sha256=sha(d), size=len(d)) for d in everything.values())
+        s.flush()
+        handoff = {
+            "prefix": None if cached else prefix,
+            "files": [{"path": p, "size": len(d), "sha256": sha(d)} for p, d in files.items()],
+            "report": {"path": "report.json", "size": len(report), "sha256": sha(report)},
+            "format": "packed", "name": "small", "environment": {"python": "3.11"}, "started": 1.0, "ended": 2.0,
+        }  # fmt: skip
+        s.add(Job(id="job", owner="o", input_id="in", spec=SPEC | spec, state=SIGNING, handoff=handoff, cached=cached, fence=1))
+    for name, data in everything.items():
+        storage.put(f"{prefix}/{name}", [data])
+        if cached:
+            storage.promote(f"{prefix}/{name}", sha(data))
+    return "job"
+
+
+def job() -> Job:
+    with session() as s:
+        return s.get_one(Job, "job")
+
+
+def fetched(storage, folder):
+    """The artifact of the job, laid out as a download does it."""
+    with session() as s:
+        artifact = s.get_one(Artifact, job().output_id)
+    for path, row in [(f.path, f) for f in artifact.files] + [(g.file, g) for g in artifact.signatures]:
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_bytes(storage.read(row.sha256))
+    return artifact
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_a_handoff_becomes_a_signed_artifact(home, storage, tmp_path, cached):
+    waiting(storage, cached=cached)
+    sign.wake()
+    done = job()
+    assert done.state == SUCCEEDED and done.error is None and done.lease_until is None and done.finished_at
+    artifact = fetched(storage, tmp_path / "out")
+    verified = verify_folder(tmp_path / "out", signing.public_keys(settings().keys).values())
+    assert verified.files == {p: sha(d) for p, d in FILES.items()} and len(verified.checked) == 5
+    lines = sorted(f"{p} {len(d)} {sha(d)}\n" for p, d in FILES.items())
+    assert artifact.digest == sha("".join(lines).encode()) and artifact.size == 10242 and artifact.owner == "o"
+    assert {g.file for g in artifact.signatures if g.key_id} == {"SHA256SUMS.sig", "model.sig", "provenance.json"}
+    predicate = json.loads(base64.b64decode(json.loads((tmp_path / "out/provenance.json").read_text())["payload"]))["predicate"]
+    assert predicate["buildDefinition"]["internalParameters"] == {"cached": cached} and predicate["runDetails"]["metadata"]["invocationId"] == "job"
+    assert list(storage.list("tmp")) == []
+
+
+@pytest.mark.parametrize("name", ["files/model.packed.safetensors", "report.json"])
+@pytest.mark.parametrize("how", ["changed", "longer", "gone"])
+def test_a_file_that_is_not_what_was_handed_over_fails_the_job(home, storage, name, how):
+    waiting(storage)
+    key = f"tmp/worker/1/{name}"
+    data = storage.read(key)
+    storage.delete(key)
+    if how != "gone":
+        storage.put(key, [b"\x01" + data[1:] if how == "changed" else data + b"\x00"])
+    sign.wake()
+    assert job().state == FAILED and job().error["type"] == "storage-damaged" and name in job().error["detail"] and job().output_id is None
+
+
+def test_a_cached_blob_that_has_rotted_is_not_signed(home, storage):
+    waiting(storage, cached=True)
+    path = home / "store" / "blobs" / sha(FILES["sub/config.json"])[:2] / sha(FILES["sub/config.json"])
+    path.write_bytes(b"[]")
+    sign.wake()
+    assert job().state == FAILED and job().error["type"] == "storage-damaged"
+
+
+@pytest.mark.parametrize("path", ["../evil", "/evil", "a//b"])
+def test_a_path_that_leaves_the_folder_is_not_signed(home, storage, path):
+    waiting(storage, {"x": b"1"})
+    with session() as s, s.begin():
+        row = s.get_one(Job, "job")
+        row.handoff = row.handoff | {"files": [row.handoff["files"][0] | {"path": path}]}
+    sign.wake()
+    assert job().state == FAILED and path in job().error["detail"]
+
+
+def test_without_a_key_jobs_wait_and_are_never_unsigned(home, storage):
+    signing.open_key(settings().keys)
+    pem = settings().keys / "signing.pem"
+    aside = pem.rename(pem.with_suffix(".aside"))
+    waiting(storage)
+    sign.wake()
+    assert job().state == SIGNING and job().sign_attempt == 0
+    aside.rename(pem)
+    sign.wake()
+    assert job().state == SUCCEEDED
+
+
+def test_another_attempt_goes_on_from_a_half_promoted_result(home, storage, tmp_path):
+    waiting(storage)
+    with session() as s, s.begin():
+        s.add(Blob(sha256=sha(b"{}"), size=2))
+    storage.promote("tmp/worker/1/files/sub/config.json", sha(b"{}"))
+    sign.wake()
+    fetched(storage, tmp_path / "out")
+    assert verify_folder(tmp_path / "out", signing.public_keys(settings().keys).values())
+
+
+def test_a_lost_lease_makes_nothing_visible(home, storage, monkeypatch):
+    """Another sign process takes the job over while this one hashes."""
+    waiting(storage)
+    stream = Storage.stream
+
+    def slow(self, name, *args):
+        with session() as s, s.begin():
+            s.execute(Job.__table__.update().values(fence=Job.fence + 1, lease_until=now() + 60))
+        return stream(self, name, *args)
+
+    monkeypatch.setattr(Storage, "stream", slow)
+    sign.wake()
+    with session() as s:
+        assert job().state == SIGNING and s.scalars(select(Artifact.id)).all() == ["in"]
+
+
+def test_the_gates_of_a_cached_result_are_judged_anew(home, storage, tmp_path):
+    waiting(storage, cached=True, gates={"max_bytes": 10_000})
+    sign.wake()
+    failed = job()
+    assert failed.state == FAILED and failed.error["type"] == "gate-failed" and "report_sha256" not in failed.error
+    assert json.loads(storage.read(failed.report_sha256))["gates"]["max_bytes"]["passed"] is False
+
+
+def test_a_cached_report_says_this_jobs_gates(home, storage, tmp_path):
+    waiting(storage, report=REPORT | {"gates": {"max_bytes": {"limit": 5}}}, cached=True, gates={"max_bytes": 20_000})
+    sign.wake()
+    fetched(storage, tmp_path / "out")
+    assert json.loads((tmp_path / "out/report.json").read_text())["gates"]["max_bytes"]["limit"] == 20_000
+    assert verify_folder(tmp_path / "out", signing.public_keys(settings().keys).values())
+
+
+def test_signing_twice_shares_blobs_and_makes_two_signatures(home, storage):
+    waiting(storage)
+    sign.wake()
+    first = job()
+    with session() as s, s.begin():
+        handoff = first.handoff | {"prefix": None}
+        s.add(Job(id="again", owner="o", input_id="in", spec=SPEC, state=SIGNING, handoff=handoff, cached=True, fence=1))
+    sign.wake()
+    with session() as s:
+        again = s.get_one(Artifact, s.get_one(Job, "again").output_id)
+        before = s.get_one(Artifact, first.output_id)
+        assert again.id != before.id and again.digest == before.digest
+        assert {f.sha256 for f in again.files} == {f.sha256 for f in before.files} and again.signatures[-1].sha256 == before.signatures[-1].sha256

@@ -1,0 +1,123 @@
+"""Every transition of a job, each one conditional update on the database's clock.
+
+A claim gives the job a new fence and a lease. Whoever works on it writes `WHERE fence = :f`; when that matches no row, somebody else has the job (or
+it was cancelled), and the worker stops and writes nothing. Functions take a session inside a transaction; the caller commits.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import Select, Update, and_, or_, select, update
+from sqlalchemy.orm import Session
+
+from app.config import settings
+from app.db import now
+from app.errors import AlreadyFinished, Conflict, ModelpressError, WorkerCrashed
+from app.models import CANCELLED, FAILED, QUEUED, RUNNING, SIGNING, SUCCEEDED, TERMINAL, Artifact, ArtifactFile, Job, Outbox, Signature
+
+SIGN_QUEUE = "sign"
+
+
+def submit(s: Session, *, owner: str, input_id: str, spec: dict, queue: str, cache_key: str, handoff: dict | None = None) -> Job:
+    """Insert a job and the wake-up of its queue. With `handoff` (a cache hit) it goes straight to be signed."""
+    state = SIGNING if handoff else QUEUED
+    job = Job(owner=owner, input_id=input_id, spec=spec, queue=queue, cache_key=cache_key, state=state, handoff=handoff, cached=handoff is not None)
+    s.add_all([job, Outbox(topic=SIGN_QUEUE if handoff else queue)])
+    s.flush()
+    return job
+
+
+def _claim(s: Session, eligible: Select, condition, **values) -> Job | None:
+    """Take the first eligible row: one UPDATE, whose subquery skips rows that others hold (SQLite has one writer and needs no locks)."""
+    chosen = eligible.order_by(Job.created_at, Job.id).limit(1).with_for_update(skip_locked=True).scalar_subquery()
+    statement = update(Job).where(Job.id == chosen, condition).values(fence=Job.fence + 1, lease_until=now() + settings().lease, **values)
+    return s.scalars(statement.returning(Job), execution_options={"synchronize_session": False, "populate_existing": True}).first()
+
+
+def claim(s: Session, queue: str) -> Job | None:
+    """The oldest queued job of `queue`, now running. The attempt is counted before any work starts."""
+    condition = and_(Job.state == QUEUED, Job.queue == queue)
+    return _claim(s, select(Job.id).where(condition), condition, state=RUNNING, attempt=Job.attempt + 1, started_at=now())
+
+
+def claim_signing(s: Session) -> Job | None:
+    """The oldest job to be signed that nobody is signing."""
+    condition = and_(Job.state == SIGNING, or_(Job.lease_until.is_(None), Job.lease_until < now()), Job.sign_attempt < settings().max_attempts)
+    return _claim(s, select(Job.id).where(condition), condition, sign_attempt=Job.sign_attempt + 1)
+
+
+def _done(s: Session, statement: Update) -> bool:
+    return s.execute(statement, execution_options={"synchronize_session": False}).rowcount == 1
+
+
+def _held(job_id: str, fence: int, state: str) -> Update:
+    return update(Job).where(Job.id == job_id, Job.fence == fence, Job.state == state)
+
+
+def heartbeat(s: Session, job_id: str, fence: int, state: str = RUNNING, progress: dict | None = None) -> bool:
+    """Extend the lease and tell the progress. False: stop at once, and write nothing."""
+    values: dict[str, Any] = {"lease_until": now() + settings().lease} | ({"progress": progress} if progress is not None else {})
+    return _done(s, _held(job_id, fence, state).values(**values))
+
+
+def held(s: Session, job_id: str, fence: int, state: str = RUNNING) -> bool:
+    """Whether the claim still holds; a read, so that it can be asked often."""
+    return s.scalar(select(Job.id).where(Job.id == job_id, Job.fence == fence, Job.state == state)) is not None
+
+
+def handoff(s: Session, job_id: str, fence: int, document: dict) -> bool:
+    """running -> signing."""
+    done = _done(s, _held(job_id, fence, RUNNING).values(state=SIGNING, handoff=document, lease_until=None, sign_attempt=0))
+    if done:
+        s.add(Outbox(topic=SIGN_QUEUE))
+    return done
+
+
+def fail(s: Session, job_id: str, fence: int, error: ModelpressError | dict, state: str = RUNNING, report_sha256: str | None = None) -> bool:
+    """running or signing -> failed, with the problem."""
+    problem = error if isinstance(error, dict) else error.problem()
+    values = {"error": problem, "report_sha256": report_sha256, "lease_until": None, "finished_at": now()}
+    return _done(s, _held(job_id, fence, state).values(state=FAILED, **values))
+
+
+def requeue(s: Session, job_id: str, fence: int, *, why: str, costs_attempt: bool = True) -> bool:
+    """running -> queued, or failed `worker-crashed` once the attempts are used up. A graceful drain costs none."""
+    job = s.get(Job, job_id, populate_existing=True)
+    if job is None or job.fence != fence or job.state != RUNNING:
+        return False
+    if costs_attempt and job.attempt >= settings().max_attempts:
+        return fail(s, job_id, fence, WorkerCrashed(f"the work was started {job.attempt} times and ended each time without a result; the last time {why}"))
+    attempt = job.attempt - (not costs_attempt)
+    done = _done(s, _held(job_id, fence, RUNNING).values(state=QUEUED, attempt=attempt, lease_until=None, progress={}, woken_at=None))
+    if done:
+        s.add(Outbox(topic=job.queue))
+    return done
+
+
+def cancel(s: Session, job_id: str) -> None:
+    """queued or running -> cancelled. The fence moves on, so a running worker finds its claim void and stops.
+
+    Raises:
+        AlreadyFinished, Conflict (while signing).
+    """
+    done = _done(s, update(Job).where(Job.id == job_id, Job.state.in_([QUEUED, RUNNING])).values(state=CANCELLED, fence=Job.fence + 1, lease_until=None, finished_at=now()))
+    if done:
+        return
+    state = s.scalar(select(Job.state).where(Job.id == job_id))
+    if state in TERMINAL - {CANCELLED}:
+        raise AlreadyFinished(f"the job has already {state}")
+    if state == SIGNING:
+        raise Conflict("the job is being signed; it can no longer be cancelled")
+
+
+def finish(s: Session, job: Job, fence: int, artifact: Artifact, files: list[ArtifactFile], signatures: list[Signature], report_sha256: str) -> bool:
+    """signing -> succeeded: the artifact, its files, its signatures and the job's end, in one transaction. The caller holds the blobs."""
+    artifact.files, artifact.signatures = files, signatures
+    s.add(artifact)
+    s.flush()
+    values = {"output_id": artifact.id, "report_sha256": report_sha256, "lease_until": None, "finished_at": now(), "error": None}
+    if not _done(s, _held(job.id, fence, SIGNING).values(state=SUCCEEDED, **values)):
+        s.rollback()
+        return False
+    return True

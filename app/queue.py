@@ -1,0 +1,65 @@
+"""The Celery app and the outbox.
+
+A message names a queue, not a job: it wakes whoever listens there, and the database says what is to be done. So a lost message costs time, never a
+job, and one that arrives twice does nothing. Messages are acknowledged before the work starts; attempts are counted in the database.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from celery import Celery
+from kombu.exceptions import OperationalError
+from sqlalchemy import delete, select
+
+from app.config import settings
+from app.db import session
+from app.models import Outbox
+
+log = logging.getLogger(__name__)
+_SOCKET = {"socket_timeout": 5, "socket_connect_timeout": 2, "retry_on_timeout": False}
+
+app = Celery("modelpress", broker=settings().broker_url)
+app.conf.update(
+    task_ignore_result=True,
+    task_serializer="json",
+    accept_content=["json"],
+    task_create_missing_queues=True,
+    worker_prefetch_multiplier=1,
+    worker_disable_prefetch=True,
+    worker_hijack_root_logger=False,
+    broker_connection_retry_on_startup=True,
+    broker_connection_max_retries=None,
+    broker_connection_timeout=2,
+    broker_transport_options=_SOCKET,
+    beat_schedule={"sweep": {"task": "control.sweep", "schedule": settings().sweep, "options": {"queue": "control", "expires": settings().sweep}}},
+)
+
+
+def wake(topic: str) -> None:
+    """Send one wake-up to the queue `topic`: `compress.cpu` runs the task `compress.wake`, `sign` runs `sign.wake`.
+
+    Raises:
+        kombu.exceptions.OperationalError: the broker does not answer.
+    """
+    app.send_task(f"{topic.split('.')[0]}.wake", queue=topic, retry=False, ignore_result=True)
+
+
+def flush_outbox() -> bool:
+    """Send what waits in the outbox, one message per queue. Called after a commit, and by the sweep for what was left behind.
+
+    Returns:
+        whether all was sent; while the broker is away the rows stay.
+    """
+    with session() as s, s.begin():
+        waiting = s.execute(select(Outbox.id, Outbox.topic)).all()
+    try:
+        for topic in sorted({topic for _, topic in waiting}):
+            wake(topic)
+    except (OperationalError, OSError) as e:
+        log.warning("the broker does not answer, the sweep will send again: %s", e)
+        return False
+    if waiting:
+        with session() as s, s.begin():
+            s.execute(delete(Outbox).where(Outbox.id.in_([ident for ident, _ in waiting])))
+    return True

@@ -11,8 +11,6 @@ from app.errors import AccountingMismatch
 from app.recipe import Recipe
 from worker import report
 from worker.checkpoint import Checkpoint
-from worker.methods import apply, plan, prepare
-from worker.output import open_writer, reopen
 from worker.progress import Emit, Progress
 
 
@@ -22,6 +20,9 @@ def compress(checkpoint: Checkpoint, recipe: Recipe, output: str, files: Path, e
     Returns:
         the rows of the report, and its load proof.
     """
+    from worker.methods import apply, plan, prepare
+    from worker.output import open_writer
+
     plans = plan(checkpoint, recipe, output)
     prepare(checkpoint, recipe, plans)
     progress = Progress(emit, "compress", sum(s.nbytes for s in checkpoint.tensors.values()))
@@ -50,6 +51,8 @@ def read_back(output: str, files: Path, rows: list[dict], sums: dict[str, tuple]
     Raises:
         AccountingMismatch: naming the tensor.
     """
+    from worker.output import reopen
+
     progress = Progress(emit, "verify", sum(r["bytes_before"] for r in rows))
     with reopen(output, files) as result:
         for r in (r for r in rows if r["name"] in sums):

@@ -85,3 +85,10 @@ def _model_class(transformers, config: dict):
         if isinstance(name, str) and name.isidentifier() and issubclass(getattr(transformers, name, type(None)), transformers.PreTrainedModel):
             return getattr(transformers, name)
     return transformers.AutoModel if config.get("model_type") in transformers.CONFIG_MAPPING else None
+
+
+def prove(inp: Path, out: Path, spec: dict, emit: Callable[[dict], None]) -> None:
+    """The child's entry: `run`, ended by one final event."""
+    from worker.__main__ import run as child
+
+    child(inp, out, spec, emit, work=run)

@@ -1,0 +1,174 @@
+"""A process with torch imported and nothing else done, which forks a jailed child per job, so that a small job does not pay for the import.
+
+    worker ── SOCK_SEQPACKET ── zygote ── fork ──> child (own session, jailed)
+       └────────────── pipe: JSON lines ──────────────┘
+
+The zygote runs no operator and has one OS thread: a fork of a process that has run parallel torch work hangs in the child. It is exec'd with an empty
+environment. It dies with the worker, the child with the zygote.
+
+    worker -> zygote   {"entry", "inp", "out", "spec", "limits"} and the pipe's write end
+    zygote -> worker   {"pid"}, then {"status"} as waitpid gives it
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import traceback
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from app.parent import die_with_parent, tied
+
+MESSAGE = 1 << 16
+_ENVIRONMENT = {"LANG": "C.UTF-8", "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1"}
+"""One thread while importing; the child then asks torch for as many as it may use."""
+
+PRELOAD = {"worker.__main__:run": "worker.__main__", "worker.proof:prove": "worker.proof"}
+"""What a zygote for this entry imports before the first fork."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Of a child: bytes that its memory may grow by, bytes of its largest file, threads."""
+
+    memory: int
+    file_bytes: int
+    threads: int
+
+
+class Zygote:
+    """The worker's side. `spawn` starts the zygote when there is none, so one that was killed is replaced by the next job."""
+
+    def __init__(self, entry: str):
+        self.entry = entry
+        self.process: subprocess.Popen | None = None
+        self.socket: socket.socket | None = None
+
+    def start(self) -> None:
+        if self.process is not None and self.process.poll() is None:
+            return
+        self.close()
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            command = [sys.executable, "-I", "-m", "worker.zygote", str(theirs.fileno()), str(os.getpid()), PRELOAD[self.entry]]
+            self.process = subprocess.Popen(command, env=_ENVIRONMENT, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, cwd="/", preexec_fn=tied())
+        self.socket = ours
+
+    def spawn(self, inp: Path, out: Path, spec: Path, limits: Limits) -> tuple[int, int]:
+        """Fork a child that runs the entry on `inp` and `out` with the JSON in the file `spec`.
+
+        Returns:
+            (process id, which is also its process group; the read end of its pipe).
+
+        Raises:
+            OSError: the zygote died under the request.
+        """
+        self.start()
+        reading, writing = os.pipe()
+        request = {"entry": self.entry, "inp": str(inp), "out": str(out), "spec": str(spec), "limits": asdict(limits)}
+        try:
+            socket.send_fds(self.socket, [json.dumps(request).encode()], [writing])
+            reply = self.socket.recv(MESSAGE)
+            if not reply:
+                raise ConnectionResetError("the zygote died")
+        except OSError:
+            os.close(reading)
+            self.close()
+            raise
+        finally:
+            os.close(writing)
+        return json.loads(reply)["pid"], reading
+
+    def wait(self) -> int | None:
+        """The child's wait status; None when the zygote died, and the child with it."""
+        try:
+            reply = self.socket.recv(MESSAGE)
+        except OSError:
+            reply = b""
+        if not reply:
+            self.close()
+            return None
+        return json.loads(reply)["status"]
+
+    def close(self) -> None:
+        if self.socket is not None:
+            self.socket.close()
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+        self.process = self.socket = None
+
+
+def main(fd: int, parent: int, module: str) -> None:
+    """The zygote's side: import, then fork a child for every request until the worker is gone."""
+    die_with_parent(parent)
+    worker = socket.socket(fileno=fd)
+    importlib.import_module("torch")
+    importlib.import_module(module)
+    while True:
+        message, fds, _, _ = socket.recv_fds(worker, MESSAGE, 1)
+        if not message:
+            return
+        zygote = os.getpid()
+        pid = os.fork()
+        if pid == 0:
+            worker.close()
+            _child(zygote, json.loads(message), fds[0])
+        os.close(fds[0])
+        worker.send(json.dumps({"pid": pid}).encode())
+        _, status = os.waitpid(pid, 0)
+        worker.send(json.dumps({"status": status}).encode())
+
+
+def _child(zygote: int, request: dict, pipe: int) -> None:
+    """Never returns. An error that is not ours is told on the pipe and ends the process with 70."""
+    code = 70
+    try:
+        os.setsid()
+        die_with_parent(zygote)
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        null = os.open(os.devnull, os.O_RDWR)
+        for standard in (0, 1, 2):
+            os.dup2(null, standard)
+        with os.fdopen(pipe, "w", buffering=1) as told:
+            try:
+                _work(request, lambda event: told.write(json.dumps(event) + "\n"))
+                code = 0
+            except BaseException:
+                told.write(json.dumps({"event": "crash", "traceback": traceback.format_exc()[-4000:]}) + "\n")
+    finally:
+        os._exit(code)
+
+
+def _work(request: dict, emit) -> None:
+    import torch
+
+    from worker import jail
+
+    inp, out, limits = Path(request["inp"]), Path(request["out"]), Limits(**request["limits"])
+    spec = json.loads(Path(request["spec"]).read_text())
+    module, function = request["entry"].split(":")
+    run = getattr(importlib.import_module(module), function)
+    got = jail.apply([*installation(), inp], [out], limits.memory, limits.file_bytes)
+    if not got.holds:
+        raise jail.JailError(f"the jail does not hold: {got}")
+    torch.set_num_threads(limits.threads)
+    run(inp, out, spec, emit)
+
+
+def installation() -> list[Path]:
+    """What Python needs to read when it imports late: itself, its packages, shared libraries, our code, and how many cores there are."""
+    root = Path(__file__).resolve().parents[1]
+    prefixes = [Path(sys.prefix), Path(sys.base_prefix), Path(os.__file__).parent]
+    system = [Path(p) for p in ("/usr/lib", "/usr/lib64", "/lib", "/lib64", "/etc/ld.so.cache", "/proc/cpuinfo", "/proc/meminfo", "/sys/devices/system", "/dev/null")]
+    return [*prefixes, root / "app", root / "worker", *system]
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3])

@@ -30,11 +30,13 @@ class Settings(BaseSettings):
     poll: float = 0.5  # how often a worker looks whether its claim still holds, so that a cancel ends the child within 2 s
     sweep: float = 5.0
     rewake: float = 30.0
+    cleaning: float = 60.0
     max_attempts: int = 3
     job_timeout: float = 6 * 3600.0
     wait_max: float = 60.0
     orphan_age: float = 24 * 3600.0  # older than the longest upload
 
+    queue: str = "compress.cpu"  # the queue of this worker process
     child_memory: int = 16 << 30  # RLIMIT_AS of the child above what importing torch maps
     scratch_bytes: int = 1 << 40  # RLIMIT_FSIZE of the child
     threads: int | None = None  # torch threads of a child; default: all cores

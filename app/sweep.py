@@ -1,0 +1,95 @@
+"""What keeps the service honest when processes die: leases that ran out, wake-ups that were lost, bytes that nobody refers to.
+
+Each step is idempotent and commits on its own; two sweeps at once do no harm.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import time
+
+from sqlalchemy import and_, delete, exists, or_, select, update
+from sqlalchemy.orm import Session
+
+from app import jobs
+from app.config import settings
+from app.db import now, session
+from app.errors import WorkerCrashed
+from app.models import QUEUED, RUNNING, SIGNING, ArtifactFile, Blob, Job, Outbox, Signature
+from app.storage import Storage
+
+log = logging.getLogger(__name__)
+SIGN_LEFT = "signing was started {n} times and ended each time without a result"
+
+
+def expire(s: Session) -> int:
+    """Jobs whose worker is silent go back to their queue, or fail once their attempts are used up. Returns how many."""
+    expired = s.execute(select(Job.id, Job.fence).where(Job.state == RUNNING, Job.lease_until < now())).all()
+    for job_id, fence in expired:
+        jobs.requeue(s, job_id, fence, why="its worker went silent")
+    spent = s.scalars(select(Job).where(Job.state == SIGNING, Job.lease_until < now(), Job.sign_attempt >= settings().max_attempts)).all()
+    for job in spent:
+        jobs.fail(s, job.id, job.fence, WorkerCrashed(SIGN_LEFT.format(n=job.sign_attempt)), SIGNING)
+    return len(expired) + len(spent)
+
+
+def rewake(s: Session) -> set[str]:
+    """Queues with a job that nobody has claimed for `rewake` seconds since it was last spoken of get a wake-up in the outbox. Returns them."""
+    unclaimed = or_(
+        and_(Job.state == QUEUED, Job.created_at < now() - settings().rewake),
+        and_(Job.state == SIGNING, or_(Job.lease_until.is_(None), Job.lease_until < now())),
+    )
+    silent = and_(unclaimed, or_(Job.woken_at.is_(None), Job.woken_at < now() - settings().rewake))
+    found = s.execute(select(Job.id, Job.state, Job.queue).where(silent)).all()
+    topics = {jobs.SIGN_QUEUE if state == SIGNING else queue for _, state, queue in found}
+    s.add_all([Outbox(topic=t) for t in sorted(topics)])
+    s.execute(update(Job).where(Job.id.in_([ident for ident, _, _ in found])).values(woken_at=now()), execution_options={"synchronize_session": False})
+    return topics
+
+
+def live_claims() -> set[tuple[str, str]]:
+    """(job, fence) of every job that somebody may be working on or is handing over."""
+    with session() as s:
+        rows = s.execute(select(Job.id, Job.fence, Job.handoff, Job.state).where(Job.state.in_([RUNNING, SIGNING]))).all()
+    claims = {(job_id, str(fence)) for job_id, fence, _, _ in rows}
+    for job_id, _, handoff, state in rows:
+        if state == SIGNING and (handoff or {}).get("prefix"):
+            claims.add((job_id, handoff["prefix"].rsplit("/", 1)[1]))
+    return claims
+
+
+def drop_orphans(storage: Storage) -> int:
+    """Remove what dead attempts and broken uploads left in `tmp/` and in the scratch folder, once it is a lease old (uploads: `orphan_age`)."""
+    claims, old, dropped = live_claims(), time.time() - settings().lease, 0
+    for found in [*storage.list("tmp")]:
+        parts = found.key.split("/")
+        age = settings().orphan_age if parts[1] in ("uploads", "check") else settings().lease
+        if found.modified < time.time() - age and tuple(parts[1:3]) not in claims:
+            storage.delete(found.key)
+            dropped += 1
+    for path in settings().scratch.glob("*-*"):
+        if path.stat().st_mtime < old and tuple(path.name.rsplit("-", 1)) not in claims:
+            shutil.rmtree(path, ignore_errors=True)
+            dropped += 1
+    return dropped + storage.drop_unfinished(settings().orphan_age)
+
+
+def collect(storage: Storage) -> int:
+    """Blobs that nothing refers to are marked; those still unreferenced `orphan_age` later are deleted, row and bytes. Returns how many.
+
+    The row goes, under lock and only while the mark stands, before the bytes do; whoever wants the blob meanwhile takes the mark off, or makes the row
+    anew before storing the bytes again (`app.blobs.hold`).
+    """
+    referred = or_(*(exists().where(column == Blob.sha256) for column in (ArtifactFile.sha256, Signature.sha256, Job.report_sha256)))
+    with session() as s, s.begin():
+        options = {"synchronize_session": False}
+        s.execute(update(Blob).where(Blob.marked_at.is_not(None), referred).values(marked_at=None), execution_options=options)
+        s.execute(update(Blob).where(Blob.marked_at.is_(None), ~referred).values(marked_at=now()), execution_options=options)
+        ripe = s.scalars(select(Blob.sha256).where(Blob.marked_at < now() - settings().orphan_age, ~referred).limit(1000)).all()
+    for sha256 in ripe:
+        with session() as s, s.begin():  # the bytes go while the row's lock is held, so that nobody can hold the blob in between
+            gone = s.execute(delete(Blob).where(Blob.sha256 == sha256, Blob.marked_at.is_not(None), ~referred), execution_options={"synchronize_session": False})
+            if gone.rowcount:
+                storage.delete(sha256)
+    return len(ripe)

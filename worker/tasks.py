@@ -1,0 +1,59 @@
+"""The Celery worker of a `compress` queue: `celery -A worker.tasks worker --pool solo -Q compress.cpu`.
+
+A wake-up makes it claim jobs until there is none. The pool is `solo`: this process parses nothing and computes nothing (the child does), so a second
+one would only be one more to kill; what solo cannot do, answer remote control while a job runs, nobody asks of it. One worker process per GPU.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+
+from celery import signals
+from celery.worker import state
+
+from app import jobs
+from app.config import settings
+from app.db import session
+from app.queue import app as celery
+from app.storage import Storage
+from worker.attempt import Attempt
+from worker.jailed import JAIL_REPORT, probe
+from worker.zygote import Zygote
+
+log = logging.getLogger(__name__)
+_zygotes: dict[str, Zygote] = {}
+
+
+def draining() -> bool:
+    """Celery has been asked to stop (SIGTERM)."""
+    return state.should_stop is not None or state.should_terminate is not None
+
+
+@celery.task(name="compress.wake")
+def wake() -> None:
+    """Claim and run jobs of this worker's queue until there is none."""
+    storage = Storage()
+    while not draining():
+        with session() as s, s.begin():
+            job = jobs.claim(s, settings().queue)
+        if job is None:
+            return
+        Attempt(job, storage, _zygotes, draining).run()
+
+
+@signals.worker_init.connect
+def prepare(**_) -> None:
+    """Prove the jail before the first job, and start the zygote. Without a jail that holds, this worker takes no job."""
+    report = probe()
+    path = settings().home / JAIL_REPORT
+    path.write_text(json.dumps(report))
+    if not report["holds"]:
+        raise SystemExit(f"the jail does not hold on this machine: {report}; a worker needs Landlock (Linux 6.2 or later) and seccomp on x86_64 or aarch64")
+    _zygotes.setdefault("worker.__main__:run", Zygote("worker.__main__:run")).start()
+
+
+@signals.worker_shutdown.connect
+def stop(**_) -> None:
+    for zygote in _zygotes.values():
+        zygote.close()

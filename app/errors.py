@@ -2,7 +2,7 @@
 
     ModelpressError
     ├── MalformedRequest                 400  the bytes of the request are wrong
-    │   └── MalformedJson
+    │   └── MalformedJson, InvalidCursor
     ├── Unauthorized                     401
     ├── NotFound                         404  unknown, or somebody else's
     ├── MethodNotAllowed                 405
@@ -16,7 +16,7 @@
     ├── Unprocessable                    422
     │   ├── InvalidJobSpec               ├── ConflictingSteps, InvalidPattern
     │   ├── NoTensorMatched
-    │   ├── ChecksumMismatch
+    │   ├── ChecksumMismatch, InvalidPath
     │   ├── InputRefused                 the file itself; `type` is one of REFUSALS
     │   └── InvalidSignature
     ├── JobFailure                       why a job ended `failed` without a refusal
@@ -94,6 +94,10 @@ class MalformedJson(MalformedRequest):
     type, title = "malformed-json", "The body is not JSON"
 
 
+class InvalidCursor(MalformedRequest):
+    type, title = "invalid-cursor", "The cursor is not one of this list"
+
+
 class Unauthorized(ModelpressError):
     status, type, title = 401, "unauthorized", "An API key is needed"
 
@@ -164,6 +168,10 @@ class NoTensorMatched(Unprocessable):
 
 class ChecksumMismatch(Unprocessable):
     type, title = "checksum-mismatch", "The bytes are not those that were announced"
+
+
+class InvalidPath(Unprocessable):
+    type, title = "invalid-path", "The path cannot be used"
 
 
 class InvalidSignature(Unprocessable):

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Collection
 from typing import Annotated, Any, Literal, Union
 
 import re2
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, TypeAdapter, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
-from app.errors import ConflictingSteps, InvalidJobSpec, InvalidPattern, MalformedJson
+from app.errors import ConflictingSteps, InvalidJobSpec, InvalidPattern, MalformedJson, NoTensorMatched
 
 FORMATS = ("packed", "safetensors", "compressed-tensors", "original")
 MAX_STEPS = 8
@@ -345,3 +346,15 @@ def matcher(targeted: Targeted):
 
     targets, ignore = [one(p) for p in targeted.targets], [one(p) for p in targeted.ignore]
     return lambda name: any(t(name) for t in targets) and not any(i(name) for i in ignore)
+
+
+def check_matched(recipe: Recipe, names: Collection[str]) -> None:
+    """Refuse a step whose patterns match none of a model's tensor names.
+
+    Raises:
+        NoTensorMatched: with a pointer to the step's targets.
+    """
+    for i, step in enumerate(recipe.steps):
+        if isinstance(step, Targeted) and not any(map(matcher(step), names)):
+            some = ", ".join(sorted(names)[:5]) or "none"
+            raise NoTensorMatched(f"step {i} ({step.method}) matches none of the {len(names)} tensors; there are {some}", pointer=f"/recipe/steps/{i}/targets")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from app.recipe import Recipe, matcher
+from app.recipe import Recipe, check_matched, matcher
 from worker import report
 from worker.checkpoint import Checkpoint
 from worker.formats.packed import PACKED_NAME, Stored, pack_files, verify_packed
@@ -25,7 +25,7 @@ def compress(checkpoint: Checkpoint, recipe: Recipe, output: str, files: Path, e
     def keep(name: str) -> bool:
         return any(match(name) for match in matches)
 
-    report.check_matched(recipe, checkpoint)
+    check_matched(recipe, checkpoint.tensors)
     total = sum(p.stat().st_size for p in checkpoint.files.values())
     stored = pack_files(checkpoint, files / PACKED_NAME, keep, Progress(emit, "compress", total).add)
     digests = verify_packed(files / PACKED_NAME, Progress(emit, "verify", total).add)

@@ -9,8 +9,7 @@ from collections.abc import Iterable
 
 import torch
 
-from app.errors import AccountingMismatch, NoTensorMatched
-from app.recipe import Recipe, Targeted, matcher
+from app.errors import AccountingMismatch
 from worker.checkpoint import Checkpoint, TensorSpec
 from worker.encoded import Encoded
 
@@ -63,16 +62,6 @@ def encoded_row(original: torch.Tensor, encoded: Encoded, bytes_after: int) -> d
         p = encoded.quantized.params
         figures |= {"num_bits": p.num_bits, "type": p.type, "strategy": p.strategy, "group_size": encoded.quantized.group_size}
     return row(encoded.spec, encoded.action, bytes_after, reason=encoded.reason, notes=encoded.notes, **figures)
-
-
-def check_matched(recipe: Recipe, checkpoint: Checkpoint) -> None:
-    """Raises:
-    NoTensorMatched: a step's patterns match no tensor's name.
-    """
-    for i, step in enumerate(recipe.step(Targeted)):
-        if not any(map(matcher(step), checkpoint.tensors)):
-            some = ", ".join(list(checkpoint.tensors)[:5])
-            raise NoTensorMatched(f"step {i} ({step.method}) matches none of the {len(checkpoint.tensors)} tensors; there are {some}", pointer=f"/recipe/steps/{i}/targets")
 
 
 def account(checkpoint: Checkpoint, rows: list[dict]) -> None:

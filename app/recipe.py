@@ -209,7 +209,7 @@ PRESETS: dict[str, dict] = {
     "prune-2:4": {"steps": [{"method": "prune", "mask_structure": "2:4"}]},
 }
 
-_STEPS = {"prune": Prune, "quantize": Quantize, "lossless": Lossless, "restore": Restore}
+METHODS = {"prune": Prune, "quantize": Quantize, "lossless": Lossless, "restore": Restore}
 
 
 def parse_json(body: bytes) -> Any:
@@ -263,7 +263,7 @@ def validate(cls: type[BaseModel], data: Any, prefix: str = ""):
 def parse_recipe(data: Any, prefix: str = "/recipe") -> Recipe:
     """A recipe, with the rules that hold between its steps."""
     recipe = validate(Recipe, data, prefix)
-    order = [list(_STEPS.values()).index(type(s)) for s in recipe.steps]
+    order = [list(METHODS.values()).index(type(s)) for s in recipe.steps]
     for i, step in enumerate(recipe.steps):
         pointer = f"{prefix}/steps/{i}"
         if isinstance(step, Restore) and len(recipe.steps) > 1:

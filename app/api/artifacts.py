@@ -1,0 +1,103 @@
+"""Artifacts: uploads, compositions and results. Their bytes are served by `app.api.files`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Request, Response
+from fastapi.concurrency import run_in_threadpool
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from app.api.paging import Cursor, Limit, page
+from app.api.requests import announce, announced_sha256, clean_name, media_type, read_json
+from app.api.schemas import body_schema
+from app.api.views import Artifacts, ArtifactView, artifact_view
+from app.auth import Owner
+from app.compose import Composition, compose
+from app.config import settings
+from app.db import session
+from app.errors import InUse, MalformedRequest, NotFound, UnsupportedMediaType
+from app.models import KINDS, TERMINAL, Artifact, Job
+from app.recipe import validate
+from app.storage import Storage
+from app.upload import receive
+
+router = APIRouter(prefix="/v1/artifacts", tags=["artifacts"])
+
+RAW = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
+
+
+def owned(s: Session, ident: str, owner: str) -> Artifact:
+    """Raises:
+    NotFound: unknown, or somebody else's: the answer is the same.
+    """
+    found = s.get(Artifact, ident)
+    if found is None or found.owner != owner:
+        raise NotFound("there is no such artifact")
+    return found
+
+
+def storage_of(request: Request) -> Storage:
+    return request.app.state.storage
+
+
+@router.post("", status_code=201, openapi_extra=body_schema(Composition, RAW))
+async def create(
+    request: Request,
+    response: Response,
+    owner: Owner,
+    name: Annotated[str | None, Query(max_length=4096, description="The file's name. Without it the body is a composition in JSON.")] = None,
+    kind: Annotated[str, Query(max_length=32, description=f"One of: {', '.join(KINDS)}.")] = "model",
+) -> ArtifactView:
+    """Upload a file: its bytes are the body, `Repr-Digest` is checked. Or compose a folder of files uploaded before (JSON)."""
+    if name is None and media_type(request) == "application/json":
+        asked = validate(Composition, await read_json(request))
+        made = await run_in_threadpool(_compose, owner, asked)
+    else:
+        made = await _upload(request, owner, name, kind)
+    response.headers["Location"] = f"/v1/artifacts/{made.id}"
+    return artifact_view(made)
+
+
+def _compose(owner: str, asked: Composition) -> Artifact:
+    with session() as s, s.begin():
+        return compose(s, owner, asked)
+
+
+async def _upload(request: Request, owner: str, name: str | None, kind: str) -> Artifact:
+    if media_type(request).startswith("multipart/"):
+        raise UnsupportedMediaType("the file's bytes are the body: curl --data-binary @FILE, not a form")
+    if not name:
+        raise MalformedRequest("?name=FILE is missing: the file's name, with its suffix")
+    if kind not in KINDS:
+        raise MalformedRequest(f"kind {kind!r} is none of: {', '.join(KINDS)}")
+    limit = settings().max_upload_bytes
+    length, sha256 = announce(request, limit), announced_sha256(request)
+    storage, body = storage_of(request), request.stream()
+    return await receive(storage, body, owner=owner, name=clean_name(name), kind=kind, length=length, limit=limit, sha256=sha256)
+
+
+@router.get("")
+def list_artifacts(owner: Owner, limit: Limit = 50, cursor: Cursor = None) -> Artifacts:
+    """The newest first."""
+    with session() as s:
+        rows, following = page(s, Artifact, owner, cursor, limit)
+        return Artifacts(items=[artifact_view(a) for a in rows], next=following)
+
+
+@router.get("/{ident}")
+def get_artifact(ident: str, owner: Owner) -> ArtifactView:
+    with session() as s:
+        return artifact_view(owned(s, ident, owner))
+
+
+@router.delete("/{ident}", status_code=204)
+def delete_artifact(ident: str, owner: Owner) -> None:
+    """Its jobs stay. While one of them is under way it cannot be deleted."""
+    with session() as s, s.begin():
+        found = owned(s, ident, owner)
+        s.refresh(found, ["id"], with_for_update=True)  # a job that is being submitted waits for this, or this for it
+        if job := s.scalar(select(Job.id).where(Job.input_id == ident, Job.state.not_in(TERMINAL)).limit(1)):
+            raise InUse(f"job {job} works on it; cancel it, or wait for its end")
+        s.delete(found)

@@ -1,0 +1,128 @@
+"""Jobs: submitted, followed, cancelled."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, BackgroundTasks, Query, Request, Response
+from fastapi.concurrency import run_in_threadpool
+from sqlalchemy.orm import Session
+
+from app import jobs
+from app.api.artifacts import storage_of
+from app.api.paging import Cursor, Limit, page
+from app.api.reports import send_report
+from app.api.requests import read_json
+from app.api.schemas import body_schema
+from app.api.views import Jobs, JobView, job_view
+from app.auth import Owner
+from app.cache import cache_key, earlier
+from app.config import settings
+from app.db import session
+from app.errors import NotFound
+from app.inputs import check_input, find_input, has_config
+from app.models import STATES, TERMINAL, Blob, Job
+from app.queue import flush_outbox
+from app.recipe import PRESETS, JobSpec, Output, Recipe, parse_job
+
+router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
+
+QUEUES = {"auto": "compress.cpu", "cpu": "compress.cpu", "cuda": "compress.gpu"}
+RETRY_AFTER = "1"  # seconds
+
+
+class JobRequest(JobSpec):
+    """The body of `POST /v1/jobs`: either `recipe` or `preset`; what is left out is filled in."""
+
+    recipe: Recipe | None = None
+    preset: Literal[tuple(PRESETS)] | None = None
+    output: Output | None = None
+    sanitize: Literal["report", "strip"] | None = None
+
+
+def _owned(s: Session, ident: str, owner: str) -> Job:
+    found = s.get(Job, ident)
+    if found is None or found.owner != owner:
+        raise NotFound("there is no such job")
+    return found
+
+
+@router.post("", status_code=202, openapi_extra=body_schema(JobRequest))
+async def submit(request: Request, response: Response, owner: Owner, after: BackgroundTasks) -> JobView:
+    """Queue a job. What it asks for is checked first: the recipe against the input's tensors, the output format against both."""
+    job = await run_in_threadpool(_submit, await read_json(request), owner, request)
+    after.add_task(flush_outbox)  # committed already; should nobody be woken now, the sweep does it
+    response.headers["Location"] = f"/v1/jobs/{job.id}"
+    response.headers["Retry-After"] = RETRY_AFTER
+    return job_view(job)
+
+
+def _submit(body: Any, owner: str, request: Request) -> Job:
+    with session() as s:
+        source = find_input(s, body, owner)
+    spec = parse_job(body, has_config(source))
+    check_input(source, spec, storage_of(request))
+    document = spec.model_dump(mode="json")
+    key = cache_key(owner, source.digest, document, "cpu")
+    with session() as s, s.begin():
+        find_input(s, body, owner, lock=True)  # it may have been deleted meanwhile
+        handoff = earlier(s, owner, key)
+        handoff = handoff and handoff | {"name": source.name}
+        job = jobs.submit(s, owner=owner, input_id=source.id, spec=document, queue=QUEUES[spec.device], cache_key=key, handoff=handoff)
+        s.refresh(job)
+    return job
+
+
+@router.get("")
+def list_jobs(owner: Owner, limit: Limit = 50, cursor: Cursor = None, state: Annotated[Literal[STATES] | None, Query()] = None) -> Jobs:
+    """The newest first."""
+    with session() as s:
+        rows, following = page(s, Job, owner, cursor, limit, *([Job.state == state] if state else []))
+        return Jobs(items=[job_view(j) for j in rows], next=following)
+
+
+def _get(ident: str, owner: str) -> Job:
+    with session() as s:
+        return _owned(s, ident, owner)
+
+
+@router.get("/{ident}")
+async def get_job(
+    ident: str,
+    request: Request,
+    response: Response,
+    owner: Owner,
+    wait: Annotated[float, Query(ge=0, allow_inf_nan=False, description="Seconds to hold the answer back until the job has ended.")] = 0,
+) -> JobView:
+    job = await run_in_threadpool(_get, ident, owner)
+    if wait and job.state not in TERMINAL:
+        await request.app.state.watcher.wait(ident, min(wait, settings().wait_max))
+        job = await run_in_threadpool(_get, ident, owner)
+    if job.state not in TERMINAL:
+        response.headers["Retry-After"] = RETRY_AFTER
+    return job_view(job)
+
+
+@router.post("/{ident}/cancel")
+def cancel(ident: str, owner: Owner) -> JobView:
+    """Stop it, unless it has ended or is being signed (409). Twice is as good as once."""
+    with session() as s, s.begin():
+        job = _owned(s, ident, owner)
+        jobs.cancel(s, ident)
+        s.refresh(job)
+        return job_view(job)
+
+
+@router.get("/{ident}/report", response_class=Response)
+async def get_report(ident: str, request: Request, owner: Owner) -> Response:
+    """The report of a job that has one, also when it failed on a gate."""
+    blob = await run_in_threadpool(_report, ident, owner)
+    return await send_report(request, storage_of(request), blob.sha256, blob.size)
+
+
+def _report(ident: str, owner: str) -> Blob:
+    with session() as s:
+        job = _owned(s, ident, owner)
+        if job.report_sha256 is None:
+            raise NotFound("this job has no report")
+        return s.get_one(Blob, job.report_sha256)

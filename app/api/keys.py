@@ -1,0 +1,52 @@
+"""The service's public keys, and verification for those who have no tool at hand."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Request
+from fastapi.concurrency import run_in_threadpool
+from pydantic import Field, StringConstraints
+
+from app import signing
+from app.api.requests import read_json
+from app.api.schemas import body_schema
+from app.auth import Owner
+from app.config import settings
+from app.recipe import Strict, validate
+from app.verify import verify_bundle
+
+router = APIRouter(prefix="/v1", tags=["keys"])
+
+MAX_BODY = 16 << 20  # a bundle names every file
+
+
+class Verification(Strict):
+    """The JSON body of `POST /v1/verify`: a Sigstore bundle (`model.sig`), and what you have: path -> SHA-256 in hex."""
+
+    bundle: dict[str, Any]
+    files: dict[str, Annotated[str, StringConstraints(pattern="^[0-9a-f]{64}$")]] = Field(max_length=100_000)
+
+
+def _keys() -> list[signing.PublicKey]:
+    return list(signing.public_keys(settings().keys).values())
+
+
+@router.get("/keys")
+def get_keys() -> dict[str, Any]:
+    """A JSON Web Key Set, the newest first; each key also as PEM. Needs no API key."""
+    keys = _keys()
+    return {"keys": [jwk | {"pem": signing.public_pem(key).decode()} for jwk, key in zip(signing.jwks(keys)["keys"], keys)]}
+
+
+@router.post("/verify", openapi_extra=body_schema(Verification))
+async def verify(request: Request, owner: Owner) -> dict[str, Any]:
+    """Whether a bundle is this service's and names exactly these files; 422 `invalid-signature` says what differs."""
+    body = await read_json(request, MAX_BODY)
+
+    def check():
+        asked = validate(Verification, body)
+        return verify_bundle(asked.bundle, asked.files, _keys())
+
+    done = await run_in_threadpool(check)
+    return {"verified": True, "key_id": done.key_id, "files": done.files}

@@ -1,0 +1,113 @@
+"""How artifacts and jobs look from outside."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from pydantic import BaseModel
+
+from app.api.requests import rfc3339
+from app.models import QUEUED, RUNNING, SIGNING, TERMINAL, Artifact, Job
+
+
+class FileView(BaseModel):
+    path: str
+    size: int
+    sha256: str
+
+
+class ArtifactView(BaseModel):
+    """`digest`: SHA-256 of the sorted lines `path size sha256`. `created_at`: RFC 3339."""
+
+    id: str
+    digest: str
+    size: int
+    kind: str
+    format: str
+    name: str
+    created_at: str
+    signed: bool
+    files: list[FileView]
+
+
+class Artifacts(BaseModel):
+    items: list[ArtifactView]
+    next: str | None
+
+
+class Progress(BaseModel):
+    """`fraction` is 0 to 1, `eta` seconds; None where it cannot be told."""
+
+    stage: str
+    fraction: float | None = None
+    bytes_done: int | None = None
+    bytes_total: int | None = None
+    eta: float | None = None
+
+
+class JobView(BaseModel):
+    """`output` is the artifact's id once `state` is succeeded, `error` the problem once it is failed, `report` a link where there is one."""
+
+    id: str
+    state: str
+    input: str
+    recipe: dict[str, Any]
+    output: str | None
+    output_format: str
+    gates: dict[str, Any]
+    sanitize: str
+    seed: int
+    device: str
+    tags: dict[str, str]
+    progress: Progress
+    error: dict[str, Any] | None
+    report: str | None
+    attempts: int
+    cached: bool
+    created_at: str
+    started_at: str | None
+    finished_at: str | None
+
+
+class Jobs(BaseModel):
+    items: list[JobView]
+    next: str | None
+
+
+def artifact_view(a: Artifact) -> ArtifactView:
+    files = [FileView(path=f.path, size=f.size, sha256=f.sha256) for f in a.files]
+    created = rfc3339(a.created_at)
+    return ArtifactView(id=a.id, digest=a.digest, size=a.size, kind=a.kind, format=a.format, name=a.name, created_at=created, signed=bool(a.signatures), files=files)
+
+
+def _progress(job: Job) -> Progress:
+    told = job.progress or {}
+    stage = told.get("stage") or {QUEUED: "queued", RUNNING: "start", SIGNING: "sign"}.get(job.state, job.state)
+    if job.state in TERMINAL or job.state == SIGNING:
+        stage = {SIGNING: "sign"}.get(job.state, job.state)
+    fraction = 1.0 if job.state == "succeeded" else told.get("fraction")
+    eta = None
+    if job.state == RUNNING and fraction and job.started_at:
+        eta = round((time.time() - job.started_at) * (1 - fraction) / fraction, 1)
+    return Progress(stage=stage, fraction=fraction, bytes_done=told.get("bytes_done"), bytes_total=told.get("bytes_total"), eta=eta)
+
+
+def job_view(job: Job) -> JobView:
+    spec = job.spec
+    return JobView(
+        **{k: spec[k] for k in ("input", "recipe", "sanitize", "seed", "device", "tags")},
+        id=job.id,
+        state=job.state,
+        output=job.output_id,
+        output_format=spec["output"]["format"],
+        gates={k: v for k, v in spec["gates"].items() if v is not None},
+        progress=_progress(job),
+        error=job.error,
+        report=f"/v1/jobs/{job.id}/report" if job.report_sha256 else None,
+        attempts=job.attempt,
+        cached=job.cached,
+        created_at=rfc3339(job.created_at),
+        started_at=rfc3339(job.started_at),
+        finished_at=rfc3339(job.finished_at),
+    )

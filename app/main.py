@@ -1,0 +1,49 @@
+"""The API. `python -m app.main` serves it; `create_app` is for whoever serves it otherwise (and then puts `app.http.Protocol` to use)."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+
+import uvicorn
+from fastapi import FastAPI
+
+from app.api import artifacts, catalog, files, health, jobs, keys, problems, schemas
+from app.config import settings
+from app.http import MAX_HEADER_BYTES, Gate
+from app.storage import Storage
+from app.watch import Watcher
+
+DESCRIPTION = "Makes models smaller and proves what it did. Every error is `application/problem+json` with a stable `type`."
+
+
+def create_app() -> FastAPI:
+    app = FastAPI(title="modelpress", version=version("modelpress"), description=DESCRIPTION, redoc_url=None, responses=problems.DOCUMENTED)
+    app.state.storage = Storage()
+    app.state.watcher = Watcher()
+    for module in (artifacts, files, jobs, keys, catalog, health):
+        app.include_router(module.router)
+    problems.install(app)
+    schemas.install(app)
+    app.add_middleware(Gate)
+    return app
+
+
+def serve() -> None:
+    uvicorn.run(
+        "app.main:create_app",
+        factory=True,
+        host=settings().host,
+        port=settings().port,
+        http="app.http:Protocol",
+        ws="none",
+        h11_max_incomplete_event_size=MAX_HEADER_BYTES,
+        timeout_keep_alive=15,
+        timeout_graceful_shutdown=3,
+        backlog=512,
+        server_header=False,
+        proxy_headers=False,
+    )
+
+
+if __name__ == "__main__":
+    serve()

@@ -1,0 +1,130 @@
+"""Sending blobs: ranges, validators, and never a byte too many of a file that is not what it was.
+
+A response may be cut off, but it never ends whole with wrong bytes: the last piece waits until everything has been hashed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hashlib
+import re
+from collections import OrderedDict
+from collections.abc import AsyncIterator
+from urllib.parse import quote
+
+from fastapi import Request
+from fastapi.responses import Response, StreamingResponse
+from obstore.exceptions import BaseError
+
+from app.errors import RangeNotSatisfiable, StorageDamaged
+from app.storage import Storage
+
+PIECE = 1 << 20  # bytes sent at a time
+_verified: OrderedDict[str, str | None] = OrderedDict()  # SHA-256 -> tag of the object that was found right, so that ranges do not hash it all again
+_MAX_VERIFIED = 4096
+
+
+async def verified(storage: Storage, sha256: str, size: int, start: int, end: int) -> AsyncIterator[bytes]:
+    """Bytes `start` to `end` of a blob of `size` bytes, in pieces.
+
+    All of the blob is hashed on the way, unless only a part is asked for and the same object was found right before; the last piece comes after that.
+
+    Raises:
+        StorageDamaged: before the last piece.
+    """
+    try:
+        tag = (await storage.stat_async(sha256)).tag
+        known = (start, end) != (0, size) and sha256 in _verified and _verified[sha256] == tag
+        digest, held = hashlib.sha256(), b""
+        first, last = (start, end) if known else (0, size)
+        for at in range(first, last, PIECE):
+            data = await storage.read_async(sha256, at, min(at + PIECE, last))
+            if not known:
+                await asyncio.to_thread(digest.update, data)
+            if part := data[max(start - at, 0) : max(end - at, 0)]:
+                if held:
+                    yield held
+                held = part
+            if len(data) != min(PIECE, last - at):
+                raise StorageDamaged(f"blob {sha256} is shorter than it was")
+    except (FileNotFoundError, BaseError) as e:
+        raise StorageDamaged(f"blob {sha256} cannot be read: {type(e).__name__}") from e
+    if not known:
+        if digest.hexdigest() != sha256:
+            raise StorageDamaged(f"blob {sha256} has other bytes than it was stored with")
+        _verified[sha256] = tag
+        _verified.move_to_end(sha256)
+        while len(_verified) > _MAX_VERIFIED:
+            _verified.popitem(last=False)
+    if held:
+        yield held
+
+
+def byte_range(header: str | None, size: int) -> tuple[int, int] | None:
+    """The one range that a Range header asks for, as (start, end not included); None where the whole is to be sent (RFC 9110, 14.2).
+
+    Raises:
+        RangeNotSatisfiable: it lies outside.
+    """
+    asked = re.fullmatch(r"\s*bytes\s*=\s*([0-9]*)\s*-\s*([0-9]*)\s*", header or "", re.ASCII)
+    if not asked or not (asked[1] or asked[2]):
+        return None  # several ranges, another unit, or no range at all
+    first, last = (int(n[:20]) if n else None for n in asked.groups())
+    if first is None:
+        start, end = max(size - last, 0), size
+    elif last is not None and last < first:
+        return None
+    else:
+        start, end = first, size if last is None else min(last + 1, size)
+    if start >= end:
+        raise RangeNotSatisfiable(f"{header[:60]} lies outside of {size} bytes", size=size)
+    return start, end
+
+
+def disposition(name: str) -> str:
+    """`Content-Disposition` with a name that cannot leave the header (RFC 6266)."""
+    plain = re.sub(r'[^\x20-\x7e]|["\\%]', "_", name)
+    return f"attachment; filename=\"{plain}\"; filename*=UTF-8''{quote(name, safe='')}"
+
+
+async def send(request: Request, etag: str, size: int, content, headers: dict[str, str], media_type: str = "application/octet-stream") -> Response:
+    """Answer GET or HEAD, with validators and one range.
+
+    Args:
+        etag: what changes with the bytes.
+        content: `(start, end)` -> an async iterator of these bytes.
+    """
+    tag = f'"{etag}"'
+    headers = headers | {"ETag": tag, "Accept-Ranges": "bytes", "Cache-Control": "private, no-cache"}
+    if _names(request.headers.get("if-none-match"), tag):
+        return Response(status_code=304, headers=headers)
+    start, end, status = 0, size, 200
+    if request.method == "GET" and request.headers.get("if-range", tag) == tag:
+        if asked := byte_range(request.headers.get("range"), size):
+            start, end, status = *asked, 206
+            headers["Content-Range"] = f"bytes {start}-{end - 1}/{size}"
+    headers["Content-Length"] = str(end - start)
+    if request.method == "HEAD":
+        return Response(status_code=status, headers=headers, media_type=media_type)
+    pieces = content(start, end)
+    first = await anext(pieces, b"")  # what is damaged at once is a problem, not a broken stream
+
+    async def all_pieces():
+        yield first
+        async for piece in pieces:
+            yield piece
+
+    return StreamingResponse(all_pieces(), status, headers, media_type=media_type)
+
+
+async def send_blob(request: Request, storage: Storage, sha256: str, size: int, name: str, media_type: str = "application/octet-stream", inline: bool = False) -> Response:
+    headers = {"Repr-Digest": f"sha-256=:{base64.b64encode(bytes.fromhex(sha256)).decode()}:"}
+    if not inline:
+        headers["Content-Disposition"] = disposition(name)
+    return await send(request, sha256, size, lambda start, end: verified(storage, sha256, size, start, end), headers, media_type)
+
+
+def _names(header: str | None, tag: str) -> bool:
+    """Whether If-None-Match names the tag (weak comparison)."""
+    return header is not None and (header.strip() == "*" or tag in [t.strip().removeprefix("W/") for t in header.split(",")])

@@ -1,0 +1,90 @@
+"""One upload on its way in: its head is judged before anything is kept, its bytes are hashed as they pass, and its row is written last."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+from fastapi.concurrency import run_in_threadpool
+
+from app.blobs import hold
+from app.db import session
+from app.errors import ChecksumMismatch, PayloadTooLarge
+from app.formats import header_bytes_needed, sniff
+from app.models import Artifact, ArtifactFile, new_id
+from app.statement import artifact_digest
+from app.storage import Storage
+
+
+async def receive(storage: Storage, body: AsyncIterator[bytes], *, owner: str, name: str, kind: str, length: int | None, limit: int, sha256: str | None) -> Artifact:
+    """Store a file as an artifact of its own.
+
+    Args:
+        name: clean; becomes the file's path.
+        length: bytes announced, or None: then the format is judged when all is there.
+        limit: bytes taken at most.
+        sha256: what the sender says it is.
+
+    Raises:
+        InputRefused, PayloadTooLarge, ChecksumMismatch, StorageFull, and what reading `body` raises. Nothing is left behind.
+    """
+    incoming = _Incoming(body, limit)
+    head = await incoming.head()
+    found = None if length is None else await run_in_threadpool(sniff, name, head, length)
+    key = f"tmp/uploads/{new_id()}"
+    try:
+        size, digest = await storage.put_stream(key, incoming.all())
+        if sha256 is not None and digest != sha256:
+            raise ChecksumMismatch(f"{size} bytes with SHA-256 {digest} arrived, and {sha256} was announced")
+        found = found or await run_in_threadpool(sniff, name, head, size)
+        return await run_in_threadpool(_keep, storage, key, digest, size, Artifact(owner=owner, kind=kind, format=found, name=name))
+    except BaseException:
+        storage.delete(key)
+        raise
+
+
+def _keep(storage: Storage, key: str, sha256: str, size: int, artifact: Artifact) -> Artifact:
+    with session() as s, s.begin():
+        hold(s, sha256, size)
+    storage.promote(key, sha256)
+    file = ArtifactFile(path=artifact.name, size=size, sha256=sha256)
+    artifact.files, artifact.signatures, artifact.size = [file], [], size
+    artifact.digest = artifact_digest([{"path": file.path, "size": size, "sha256": sha256}])
+    with session() as s, s.begin():
+        s.add(artifact)
+        s.flush()
+        s.refresh(artifact, ["created_at"])
+    return artifact
+
+
+class _Incoming:
+    """A body whose first bytes can be looked at before all of it is passed on."""
+
+    def __init__(self, body: AsyncIterator[bytes], limit: int):
+        self._body, self._limit = body, limit
+        self._held, self._size = bytearray(), 0
+
+    async def _more(self) -> bytes | None:
+        """The next piece; None at the end."""
+        piece = await anext(self._body, None)
+        self._size += len(piece or b"")
+        if self._size > self._limit:
+            raise PayloadTooLarge(f"the body has more than {self._limit} bytes, and no more are taken")
+        return piece
+
+    async def _fill(self, needed: int) -> None:
+        while len(self._held) < needed and (piece := await self._more()) is not None:
+            self._held += piece
+
+    async def head(self) -> bytes:
+        """As many leading bytes as `sniff` needs, or all of a shorter body."""
+        await self._fill(8)
+        needed = header_bytes_needed(bytes(self._held[:8]))
+        await self._fill(needed)
+        return bytes(self._held[:needed])
+
+    async def all(self) -> AsyncIterator[bytes]:
+        held, self._held = self._held, bytearray()
+        if held:
+            yield bytes(held)
+        while (piece := await self._more()) is not None:
+            yield piece

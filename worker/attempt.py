@@ -26,6 +26,7 @@ from app.config import settings
 from app.db import session
 from app.errors import DeadlineExceeded, ModelpressError, NoSpace, StorageDamaged
 from app.models import Artifact, Job
+from app.queue import flush_outbox
 from app.storage import Storage
 from worker import child, proof
 from worker.zygote import Limits, Zygote
@@ -212,6 +213,7 @@ class Attempt:
         with session() as s, s.begin():
             if not jobs.handoff(s, self.job.id, self.job.fence, document):
                 raise Lost
+        flush_outbox()
         return True
 
     def _kept_report(self, out: Path) -> str | None:
@@ -233,6 +235,7 @@ class Attempt:
         log.warning("job %s, attempt %s: %s", self.job.id, self.job.attempt, why)
         with session() as s, s.begin():
             jobs.requeue(s, self.job.id, self.job.fence, why=why, costs_attempt=costs_attempt)
+        flush_outbox()
 
 
 def regular_files(folder: Path) -> list[Path]:

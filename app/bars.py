@@ -10,7 +10,8 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 def bars(console: Console) -> Progress:
     """A context; while it is open, the bars below are shown on `console`."""
-    return Progress(TextColumn("{task.description:>15}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn(), TextColumn("{task.fields[note]}"), console=console)
+    title, note = TextColumn("{task.description:>15}"), TextColumn("{task.fields[note]}")
+    return Progress(title, BarColumn(), TaskProgressColumn(), TimeElapsedColumn(), note, console=console)
 
 
 def byte_bar(shown: Progress, what: str, total: int) -> Callable[[int], None]:
@@ -25,7 +26,8 @@ def job_bar(shown: Progress, what: str = "job") -> Callable[[dict], None]:
 
     def show(job: dict) -> None:
         progress = job.get("progress") or {}
-        done = job["state"] == "succeeded"
-        shown.update(task, completed=1 if done else progress.get("fraction") or 0, note=job["state"] if done else progress.get("stage") or job["state"])
+        if job["state"] == "succeeded":
+            progress = {"fraction": 1, "stage": "succeeded"}
+        shown.update(task, completed=progress.get("fraction") or 0, note=progress.get("stage") or job["state"])
 
     return show

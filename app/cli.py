@@ -33,7 +33,9 @@ app.add_typer(jobs, name="jobs")
 
 out, err = Console(highlight=False), Console(stderr=True, highlight=False)
 
-Url = Annotated[str | None, typer.Option("--url", envvar="MODELPRESS_URL", help="The service. Default: the one of this machine. Its key: MODELPRESS_API_KEY, else HOME/api-key.")]
+_URL = "The service. Default: the one of this machine. Its key: MODELPRESS_API_KEY, else HOME/api-key."
+_KEY = "A public key (PEM); may be repeated. Default: the keys of the home folder."
+Url = Annotated[str | None, typer.Option("--url", envvar="MODELPRESS_URL", help=_URL)]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
 Into = Annotated[Path, typer.Option("--output", "-o", help="A folder, new or empty.")]
 
@@ -83,7 +85,8 @@ def compress(
         verified = verify_folder(output, client.public_keys(), byte_bar(shown, "verify", result["size"]))
     if as_json:
         return _print_json({"job": job, "artifact": result, "key_id": verified.key_id, "folder": str(output)})
-    out.print(f"{output}: {result['format']}, {result['size']:,} bytes of {size:,} ({size / max(1, result['size']):.3f} to 1), signed by key {verified.key_id[:16]}")
+    ratio = size / max(1, result["size"])
+    out.print(f"{output}: {result['format']}, {result['size']:,} bytes of {size:,} ({ratio:.3f} to 1), signed by key {verified.key_id[:16]}")
 
 
 @jobs.callback()
@@ -123,7 +126,7 @@ def cancel_job(ident: Annotated[str, typer.Argument(metavar="ID")], url: Url = N
 @app.command()
 def verify(
     folder: Annotated[Path, typer.Argument(exists=True, file_okay=False, help="A downloaded result with its model.sig.")],
-    key: Annotated[list[Path] | None, typer.Option(exists=True, dir_okay=False, help="A public key (PEM); may be repeated. Default: the keys of the home folder.")] = None,
+    key: Annotated[list[Path] | None, typer.Option(exists=True, dir_okay=False, help=_KEY)] = None,
     as_json: Json = False,
 ) -> None:
     """Check every file of a result against its signatures, offline."""

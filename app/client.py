@@ -79,12 +79,14 @@ def _raise_for(response: httpx.Response) -> None:
         except ValueError:
             problem = None
         if not isinstance(problem, dict) or "type" not in problem:
-            problem = {"type": "internal-error", "title": "Not an answer of modelpress", "status": response.status_code, "detail": f"{response.url} answered {response.status_code}"}
+            problem = {"type": "internal-error", "title": "Not an answer of modelpress", "status": response.status_code}
+            problem["detail"] = f"{response.url} answered {response.status_code}"
         raise error_of(problem)
 
 
 def _unreachable(client: httpx.Client | httpx.AsyncClient, error: httpx.TransportError) -> Unavailable:
-    return Unavailable(f"no service answers at {client.base_url} ({str(error) or type(error).__name__}); start one with `modelpress up`, or name it with --url")
+    why = str(error) or type(error).__name__
+    return Unavailable(f"no service answers at {client.base_url} ({why}); start one with `modelpress up`, or name it with --url")
 
 
 class Client(_Operations):

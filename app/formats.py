@@ -38,7 +38,7 @@ READ = "safetensors, PyTorch checkpoints (.pt .pth .bin .ckpt), and zip, tar or 
 TORCH = (".pt", ".pth", ".bin", ".ckpt")
 TAR = (".tar", ".tar.gz", ".tgz")
 _BESIDE = frozenset(".json .jsonl .txt .md .model .jinja .yaml .yml .toml .cfg .py .tiktoken .vocab .bpe .spm .csv .gitattributes".split())
-_BESIDE_NAMES = ("license", "notice", "readme", "merges", "vocab")
+_BESIDE_NAMES = ("license", "notice", "readme", "merges", "vocab", "gitattributes", "gitignore")
 _OTHER = {
     ".onnx": "ONNX", ".gguf": "GGUF", ".ggml": "GGML", ".npy": "numpy", ".npz": "numpy", ".pb": "TensorFlow", ".h5": "Keras", ".keras": "Keras",
     ".tflite": "TensorFlow Lite", ".msgpack": "Flax", ".pkl": "a pickle", ".pickle": "a pickle", ".joblib": "joblib", ".pt2": "torch.export",

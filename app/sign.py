@@ -108,7 +108,8 @@ def _take(storage: Storage, job: Job, name: str, file: dict, advance: Callable[[
     except FileNotFoundError:
         raise StorageDamaged(f"{name} of the result is gone from storage") from None
     if (size, digest.hexdigest()) != (file["size"], file["sha256"]):
-        raise StorageDamaged(f"{name} of the result is {size} bytes with SHA-256 {digest.hexdigest()}; handed over were {file['size']} with {file['sha256']}")
+        found = f"{size} bytes with SHA-256 {digest.hexdigest()}"
+        raise StorageDamaged(f"{name} of the result is {found}; handed over were {file['size']} with {file['sha256']}")
     with session() as s, s.begin():
         hold(s, file["sha256"], size)
     if pending:

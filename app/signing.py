@@ -95,7 +95,7 @@ def open_key(folder: Path) -> PrivateKey:
     had_one = any((folder / "public").glob("*.pem"))  # looked for first: a racing first start writes the private key first
     if not path.exists():
         if had_one:
-            raise Unavailable(f"{path} is gone, though {folder / 'public'} names keys: put it back, or make a new one with `modelpress keys --rotate`")
+            raise Unavailable(f"{path} is gone, and its public key is not: put it back, or make a new one with `modelpress keys --rotate`")
         _write_private(path, ec.generate_private_key(ec.SECP256R1()), first=True)
     if path.stat().st_mode & 0o077:
         raise Unavailable(f"{path} can be read by others; set its mode to 0600")

@@ -5,8 +5,8 @@
     provenance        in-toto v1, predicate https://slsa.dev/provenance/v1        -> provenance.json, a DSSE envelope
 
 DSSE signs PAE(type, payload) = "DSSEv1" SP len(type) SP type SP len(payload) SP payload (secure-systems-lab/dsse, protocol.md). The model statement
-is the one that the OpenSSF's model_signing 1.x writes. It is built here from digests, so that nothing is laid out in a folder to be signed, and so that
-the process which holds the key loads no more than `cryptography`.
+is the one that the OpenSSF's model_signing 1.x writes. It is built here from digests, so that nothing is laid out in a folder to be signed, and
+so that the process which holds the key loads no more than `cryptography`.
 """
 
 from __future__ import annotations
@@ -83,7 +83,17 @@ def model_statement(files: Mapping[str, str], name: str) -> dict:
 
 
 def provenance(
-    files: Mapping[str, str], *, job_id: str, spec: Mapping, input_digest: str, input_files: Mapping[str, str], environment: Mapping, started: float, finished: float, report: str | None, cached: bool = False
+    files: Mapping[str, str],
+    *,
+    job_id: str,
+    spec: Mapping,
+    input_digest: str,
+    input_files: Mapping[str, str],
+    environment: Mapping,
+    started: float,
+    finished: float,
+    report: str | None,
+    cached: bool = False,
 ) -> dict:
     """How a result was made, as SLSA provenance; it names no owner.
 

@@ -1,8 +1,8 @@
 """Verification, offline: a downloaded folder, or a bundle against digests. Nothing in either is trusted before its signature holds.
 
-`model.sig` decides: the folder's files must be exactly those that it names. It leaves git's own files (`.gitattributes`) to SHA256SUMS, which must then
-be there. Where the other sidecars are there, they must hold as well: SHA256SUMS.sig over SHA256SUMS, SHA256SUMS and provenance.json over the same
-files, and report.json must be the report that the provenance names.
+`model.sig` decides: the folder's files must be exactly those that it names. It leaves git's own files (`.gitattributes`) to SHA256SUMS, which
+must then be there. Where the other sidecars are there, they must hold as well: SHA256SUMS.sig over SHA256SUMS, SHA256SUMS and provenance.json over
+the same files, and report.json must be the report that the provenance names.
 """
 
 from __future__ import annotations
@@ -121,13 +121,15 @@ def _open_bundle(bundle: dict, keys: list[PublicKey]) -> tuple[PublicKey, dict[s
         resources = [(r["name"], r["algorithm"], r["digest"]) for r in statement["predicate"]["resources"]]
     except (KeyError, TypeError, ValueError):
         raise InvalidSignature(f"{where} is not a model statement") from None
-    _expect(isinstance(method, dict) and (method.get("method"), method.get("hash_type")) == ("files", "sha256"), where, "it does not hash files by SHA-256")
+    by_file = isinstance(method, dict) and (method.get("method"), method.get("hash_type")) == ("files", "sha256")
+    _expect(by_file, where, "it does not hash files by SHA-256")
     for name, algorithm, digest in resources:
         _expect(isinstance(name, str) and safe_path(name), where, f"it names the path {str(name)[:200]!r}, which leaves the folder")
         _expect(algorithm == "sha256" and isinstance(digest, str) and bool(DIGEST.fullmatch(digest)), where, f"it has no SHA-256 of {name[:200]!r}")
     files = {name: digest for name, _, digest in resources}
     _expect(len(files) == len(resources), where, "it names a file twice")
-    _expect(hashlib.sha256(b"".join(bytes.fromhex(d) for _, _, d in resources)).hexdigest() == root, where, "its root digest is not that of its files")
+    joined = b"".join(bytes.fromhex(digest) for _, _, digest in resources)
+    _expect(hashlib.sha256(joined).hexdigest() == root, where, "its root digest is not that of its files")
     return key, files
 
 

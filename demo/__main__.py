@@ -109,8 +109,8 @@ def run(work: Path, console: Console) -> Table:
             again = restored(folder, work / f"{folder.name}-restored")
         if title == "lossless":
             check_identical(model, again)
-        figures = f"{artifact['size']:,}", f"{size / artifact['size']:.3f}", f"{totals['relative_error']:.5f}", f"{cosine(again, model):.5f}", f"{seconds:.1f}"
-        table.add_row(title, artifact["format"], *figures)
+        ratio, error, score = size / artifact["size"], totals["relative_error"], cosine(again, model)
+        table.add_row(title, artifact["format"], f"{artifact['size']:,}", f"{ratio:.3f}", f"{error:.5f}", f"{score:.5f}", f"{seconds:.1f}")
     return table
 
 

@@ -58,7 +58,10 @@ def artifact(path: str, data: bytes) -> tuple[int, bytes]:
 
 @pytest.mark.parametrize(
     "kind, cls",
-    [("not-found", NotFound), ("invalid-job-spec", InvalidJobSpec), ("gate-failed", GateFailed), ("unsafe-pickle", InputRefused), ("of-tomorrow", ModelpressError)],
+    [
+        ("not-found", NotFound), ("invalid-job-spec", InvalidJobSpec), ("gate-failed", GateFailed), ("unsafe-pickle", InputRefused),
+        ("of-tomorrow", ModelpressError),
+    ],  # fmt: skip
 )
 def test_a_problem_becomes_the_error_that_made_it(kind, cls):
     e = error_of({"type": kind, "title": "T", "status": 418, "detail": "D", "pointer": "/a", "choices": ["x"]})
@@ -126,7 +129,8 @@ def test_the_async_client_does_the_same(tmp_path):
                 await c.job("unknown")
             return up
 
-    with answers({"/v1/artifacts": (201, b'{"id": "a"}'), "/v1/artifacts/a": artifact("m", b"x"), "/v1/artifacts/a/files/m": (200, b"x")}) as (url, seen):
+    replies = {"/v1/artifacts": (201, b'{"id": "a"}'), "/v1/artifacts/a": artifact("m", b"x"), "/v1/artifacts/a/files/m": (200, b"x")}
+    with answers(replies) as (url, seen):
         assert asyncio.run(both(url)) == {"id": "a"}
     assert seen[0][3] == b"data" and (tmp_path / "out/m").read_bytes() == b"x"
 

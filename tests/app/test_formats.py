@@ -60,6 +60,7 @@ def told(name: str, data: bytes) -> str:
         ("m.zip", TORCH, "torch"), ("m.zip", zipped("config.json"), "zip"), ("m", zipped("config.json"), "zip"), ("m.tar", tarred(), "tar"),
         ("m.tar.gz", gzip.compress(tarred()), "tar"), ("m.tgz", gzip.compress(tarred()), "tar"), ("old.pth", pickle.dumps(1, 2), "torch"),
         ("config.json", b"{}", "file"), ("LICENSE", b"MIT", "file"), ("tokenizer.model", b"\x0a\x0e", "file"), ("empty.txt", b"", "file"),
+        ("gitattributes", b"", "file"),
     ],
 )  # fmt: skip
 def test_what_is_read(name, data, format):

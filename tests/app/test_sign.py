@@ -50,7 +50,9 @@ def waiting(storage, files=FILES, report=REPORT, cached=False, **spec) -> str:
     everything = {f"files/{p}": d for p, d in files.items()} | {"report.json": report}
     with session() as s, s.begin():
         s.add(Blob(sha256="d" * 64, size=3))
-        s.add(Artifact(id="in", owner="o", kind="model", format="safetensors", name="m", digest="c" * 64, size=3, files=[ArtifactFile(path="m", size=3, sha256="d" * 64)]))
+        source = Artifact(id="in", owner="o", kind="model", format="safetensors", name="m", digest="c" * 64, size=3)
+        source.files = [ArtifactFile(path="m", size=3, sha256="d" * 64)]
+        s.add(source)
         if cached:
             s.add_all(Blob(sha256=sha(d), size=len(d)) for d in everything.values())
         s.flush()

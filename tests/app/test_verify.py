@@ -31,9 +31,8 @@ def fill(root, key, contents=CONTENTS, side=None):
         (root / path).parent.mkdir(parents=True, exist_ok=True)
         (root / path).write_bytes(data)
     files = {path: hashlib.sha256(data).hexdigest() for path, data in contents.items()}
-    made = provenance(
-        files, job_id="j", spec={}, input_digest="c" * 64, input_files={}, environment={}, started=0, finished=1, report=hashlib.sha256(report).hexdigest()
-    )
+    told = hashlib.sha256(report).hexdigest()
+    made = provenance(files, job_id="j", spec={}, input_digest="c" * 64, input_files={}, environment={}, started=0, finished=1, report=told)
     where = root / side if side else root
     where.mkdir(exist_ok=True)
     for name, data in (sign_artifact(key, files, "demo", made) | {"report.json": report}).items():
@@ -172,15 +171,18 @@ def test_a_name_given_twice_is_refused(key):
 def test_an_envelope_signed_for_another_purpose_is_refused(key):
     """The provenance's envelope, put into a bundle, is well signed and no model statement."""
     stolen = bundle(key, model_statement(FILES, "demo"))
-    stolen["dsseEnvelope"] = envelope(key, {"_type": "https://in-toto.io/Statement/v1", "predicateType": "https://slsa.dev/provenance/v1", "subject": []})
+    other = {"_type": "https://in-toto.io/Statement/v1", "predicateType": "https://slsa.dev/provenance/v1", "subject": []}
+    stolen["dsseEnvelope"] = envelope(key, other)
     with pytest.raises(InvalidSignature, match=MODEL_PREDICATE):
         verify_bundle(stolen, FILES, [key.public_key()])
 
 
-JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.text(max_size=5), lambda c: st.lists(c, max_size=3) | st.dictionaries(st.text(max_size=3), c, max_size=3))
+LEAVES = st.none() | st.booleans() | st.integers() | st.text(max_size=5)
+JSON = st.recursive(LEAVES, lambda c: st.lists(c, max_size=3) | st.dictionaries(st.text(max_size=3), c, max_size=3))
 PLACES = [
-    ("mediaType",), ("verificationMaterial",), ("verificationMaterial", "publicKey"), ("verificationMaterial", "publicKey", "hint"), ("dsseEnvelope",),
-    ("dsseEnvelope", "payload"), ("dsseEnvelope", "payloadType"), ("dsseEnvelope", "signatures"), ("dsseEnvelope", "signatures", 0), ("dsseEnvelope", "signatures", 0, "sig"),
+    ("mediaType",), ("verificationMaterial",), ("verificationMaterial", "publicKey"), ("verificationMaterial", "publicKey", "hint"),
+    ("dsseEnvelope",), ("dsseEnvelope", "payload"), ("dsseEnvelope", "payloadType"), ("dsseEnvelope", "signatures"),
+    ("dsseEnvelope", "signatures", 0), ("dsseEnvelope", "signatures", 0, "sig"),
 ]  # fmt: skip
 
 

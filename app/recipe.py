@@ -302,6 +302,8 @@ def check_output(recipe: Recipe, output: str, has_config: bool) -> None:
             refuse("compressed-tensors carries quantized weights, and no step quantizes; choose packed or safetensors")
         if not has_config:
             refuse("compressed-tensors needs a config.json beside the weights: upload the whole folder, or choose packed")
+        if any(q.type == "float" and q.strategy == "group" for q in recipe.step(Quantize)):
+            refuse("compressed-tensors carries fp8 per tensor or channel, not per group; choose packed")
         if recipe.step(Lossless):
             refuse("compressed-tensors is read by other tools and cannot be entropy-coded; choose packed, or leave lossless out")
     if output == "safetensors" and recipe.step(Lossless):

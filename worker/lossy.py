@@ -11,6 +11,8 @@ from app.errors import AccountingMismatch
 from app.recipe import Recipe
 from worker import report
 from worker.checkpoint import Checkpoint
+from worker.methods import apply, plan, prepare
+from worker.output import open_writer, reopen
 from worker.progress import Emit, Progress
 
 
@@ -20,13 +22,10 @@ def compress(checkpoint: Checkpoint, recipe: Recipe, output: str, files: Path, e
     Returns:
         the rows of the report, and its load proof.
     """
-    from worker.methods import apply, plan, prepare
-    from worker.output import open_writer
-
     plans = plan(checkpoint, recipe, output)
     prepare(checkpoint, recipe, plans)
     progress = Progress(emit, "compress", sum(s.nbytes for s in checkpoint.tensors.values()))
-    writer = open_writer(output, files, checkpoint, plans, recipe)
+    writer = open_writer(output, files, checkpoint, plans)
     rows, sums = [], {}
     for name, tensor_plan in plans.items():
         original = checkpoint.read(name)
@@ -51,8 +50,6 @@ def read_back(output: str, files: Path, rows: list[dict], sums: dict[str, tuple]
     Raises:
         AccountingMismatch: naming the tensor.
     """
-    from worker.output import reopen
-
     progress = Progress(emit, "verify", sum(r["bytes_before"] for r in rows))
     with reopen(output, files) as result:
         for r in (r for r in rows if r["name"] in sums):

@@ -9,6 +9,7 @@ from pathlib import Path
 from app.errors import InputRefused
 from app.limits import shown
 from app.safetensors_header import PACKED
+from worker.formats.compressed_restore import restore_compressed_tensors
 from worker.formats.packed import restore_packed
 from worker.formats.safetensors_file import read_header
 
@@ -34,10 +35,8 @@ def restore(folder: Path, scratch: Path, out: Path, progress: Callable[[int], No
         return {"format": "packed"} | restore_packed(packed[0], out, progress)
     if packed:
         raise InputRefused("unsupported-format", f"{len(packed)} packed files among {len(weights)} weight files; restore them one by one")
-    if weights and _is_compressed(folder / "config.json"):
-        from worker.formats.compressed_tensors import restore_compressed_tensors
-
-        return {"format": "compressed-tensors"} | restore_compressed_tensors(folder, out)
+    if weights and any(_is_compressed(p) for p in folder.rglob("config.json")):
+        return {"format": "compressed-tensors"} | restore_compressed_tensors(folder, out, progress)
     found = ", ".join(shown(p.name) for p in sorted(folder.iterdir())[:5])
     raise InputRefused("unsupported-format", f"restore takes a packed file or a compressed-tensors folder, not {found or 'an empty folder'}")
 

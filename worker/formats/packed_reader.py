@@ -17,6 +17,7 @@ from worker.formats.packed_index import PackedQuantized, PackedSegment, PackedTe
 from worker.formats.safetensors_file import read_header
 from worker.kernels.chunks import BYTES, CorruptPayload, Layout
 from worker.kernels.payload import Payload
+from worker.kernels.uniform import dequantize
 
 _BLOCK = 1 << 20  # elements dequantized at a time
 
@@ -135,20 +136,6 @@ class PackedReader:
                 values -= np.uint8(1 << (q.num_bits - 1))
             out.append(torch.from_numpy(values.view(np.uint8)).view(DTYPES[dtype or "I8"]).reshape(shape))
         return out[0], out[1], out[2] if len(out) == 3 else None
-
-
-def dequantize(codes: torch.Tensor, scale: torch.Tensor, zero_point: torch.Tensor | None, group_size: int) -> torch.Tensor:
-    """`(code - zero_point) * scale` in float32: [O, I] of codes [O, I] and scales [O or 1, G]; the last group may be short."""
-    columns = codes.shape[1]
-
-    def spread(t: torch.Tensor) -> torch.Tensor:
-        t = t.float()
-        return t if t.shape[1] == 1 else t.repeat_interleave(group_size, dim=1)[:, :columns]
-
-    values = codes.float()
-    if zero_point is not None:
-        values -= spread(zero_point)
-    return values.mul_(spread(scale))
 
 
 def mapped(fd: int, begin: int, end: int) -> memoryview:

@@ -18,7 +18,7 @@ from worker.checkpoint import DTYPES, Checkpoint, TensorSpec
 from worker.encoded import Encoded, Quantized
 from worker.formats import open_checkpoint
 from worker.formats.packed import PACKED_NAME, PackedWriter, open_packed, pack_files, restore_packed, verify_packed
-from worker.formats.packed_reader import dequantize
+from worker.kernels.uniform import dequantize
 
 
 def quiet(nbytes: int) -> None:

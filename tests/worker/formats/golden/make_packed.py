@@ -17,7 +17,7 @@ from app.recipe import Quantize
 from worker.encoded import Encoded, Quantized
 from worker.formats import open_checkpoint
 from worker.formats.packed import PackedWriter, pack_files
-from worker.formats.packed_reader import dequantize
+from worker.kernels.uniform import dequantize
 from worker.formats.packed_writer import tensor_bytes
 
 HERE = Path(__file__).parent

@@ -1,0 +1,232 @@
+"""The checkpoint of compressed-tensors 0.20 as transformers and vLLM load it: quantized Linear weights in place, and a config that says how.
+
+    pack-quantized    weight_packed i32 [O, ceil(I*b/32)]   weight_scale [O, G]   weight_shape i64 [2]   (weight_zero_point i32 [ceil(O*b/32), G])
+    int-quantized     weight i8 [O, I]                      weight_scale [O, 1]                           8 bits with dynamic activations
+    float-quantized   weight f8e4m3fn [O, I]                weight_scale [O, 1]                           fp8
+
+A packed row is a dense bit stream along the inputs, least significant bit first, of u = code + 2^(b-1); zero points are packed the same way along the
+outputs. [-8, -7, -6, -5, 0, 1, 2, 7] becomes 0xFA983210. Source: compressed_tensors/compressors of the public package, which is the tests' oracle.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from app.recipe import Quantize
+from worker.checkpoint import DTYPES, Checkpoint
+from worker.encoded import Encoded, Quantized
+from worker.formats.safetensors_writer import Entry, FolderWriter, SafetensorsReader
+from worker.kernels.bits import pack_bits, unpack_bits
+from worker.kernels.uniform import dequantize
+from worker.methods.quantize import resolve
+from worker.methods.targets import EMBEDDING, FLOATING, TensorPlan
+
+VERSION = "0.20.0"
+_PART = 1 << 20
+
+
+def words(inputs: int, num_bits: int) -> int:
+    """int32 words of a packed row."""
+    return -(-inputs * num_bits // 32)
+
+
+def pack_rows(codes: torch.Tensor, num_bits: int) -> torch.Tensor:
+    """int8 codes [O, I], signed, to int32 [O, words(I, num_bits)]."""
+    out = torch.empty(codes.shape[0], words(codes.shape[1], num_bits), dtype=torch.int32)
+    step = max(1, _PART // max(1, codes.shape[1]))
+    for i in range(0, codes.shape[0], step):
+        biased = (codes[i : i + step].numpy().view(np.uint8) + np.uint8(1 << (num_bits - 1))).astype(np.uint8)
+        biased &= np.uint8((1 << num_bits) - 1)
+        padded = np.pad(biased, ((0, 0), (0, -biased.shape[1] % 32)))
+        stream = pack_bits(np.ascontiguousarray(padded).reshape(-1), num_bits).reshape(biased.shape[0], -1).view("<i4")
+        out[i : i + step] = torch.from_numpy(stream[:, : out.shape[1]].astype(np.int32))
+    return out
+
+
+def unpack_rows(packed: torch.Tensor, num_bits: int, inputs: int) -> torch.Tensor:
+    """The inverse: int8 codes [O, inputs]."""
+    out = torch.empty(packed.shape[0], inputs, dtype=torch.int8)
+    step = max(1, _PART // max(1, inputs))
+    whole = -(-inputs // 32) * num_bits
+    for i in range(0, packed.shape[0], step):
+        rows = np.zeros((min(step, packed.shape[0] - i), whole), "<i4")
+        rows[:, : packed.shape[1]] = packed[i : i + step].numpy()
+        codes = unpack_bits(rows.view(np.uint8).reshape(-1), num_bits, rows.shape[0] * whole * 32 // num_bits)
+        codes = codes.reshape(rows.shape[0], -1)[:, :inputs] - np.uint8(1 << (num_bits - 1))
+        out[i : i + step] = torch.from_numpy(codes.view(np.int8).copy())
+    return out
+
+
+def format_of(step: Quantize) -> str:
+    if step.type == "float":
+        return "float-quantized"
+    return "int-quantized" if step.activations == "dynamic" else "pack-quantized"
+
+
+class CompressedTensorsWriter(FolderWriter):
+    """Quantized modules by their parts, everything else as it is; config.json gains `quantization_config`."""
+
+    def __init__(self, out: Path, checkpoint: Checkpoint, plans: dict[str, TensorPlan]):
+        self.steps: dict[str, Quantize] = {}
+        parts = {}
+        for name, plan in plans.items():
+            spec = checkpoint.tensors[name]
+            chosen = [s for s in plan.steps if isinstance(s, Quantize)]
+            if chosen and _finite(checkpoint, name):
+                self.steps[name], _ = resolve(chosen[0], spec.shape[1], plan)
+                parts[name] = _entries(name, spec.shape, self.steps[name], plan.scale_dtype)
+            else:
+                tied = [a for a, t in checkpoint.aliases.items() if t == name]
+                parts[name] = [Entry(n, DTYPES[spec.dtype], spec.shape) for n in (name, *tied)]
+        super().__init__(out, checkpoint, parts)
+
+    def write(self, encoded: Encoded) -> int:
+        name = encoded.spec.name
+        if encoded.quantized is None:
+            count = len(self.parts[name])
+            return self.put(name, [encoded.dense] * count) // count
+        return self.put(name, _tensors(encoded.quantized))
+
+    def finish(self) -> None:
+        config = dict(self.checkpoint.config)
+        config["quantization_config"] = self.quantization_config()
+        path = self.out / config_path(self.checkpoint)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(config, indent=2) + "\n")
+        super().finish()
+
+    def quantization_config(self) -> dict:
+        """One group per scheme: the commonest is everybody's (`Linear`), the others name their modules."""
+        schemes: dict[str, list[str]] = {}
+        for name, step in self.steps.items():
+            schemes.setdefault(json.dumps(_scheme(step), sort_keys=True), []).append(name.removesuffix(".weight"))
+        ordered = sorted(schemes.items(), key=lambda item: -len(item[1]))
+        groups = {f"group_{i}": {"targets": ["Linear"] if i == 0 else modules} | json.loads(scheme) for i, (scheme, modules) in enumerate(ordered)}
+        formats = {g["format"] for g in groups.values()}
+        return {
+            "quant_method": "compressed-tensors",
+            "version": VERSION,
+            "format": formats.pop() if len(formats) == 1 else "mixed-precision",
+            "quantization_status": "compressed",
+            "ignore": self.ignored(),
+            "kv_cache_scheme": None,
+            "global_compression_ratio": None,
+            "config_groups": groups,
+        }
+
+    def ignored(self) -> list[str]:
+        """Modules that may be Linear and stay as they are."""
+        names = [*self.checkpoint.tensors, *self.checkpoint.aliases]
+        specs = {n: self.checkpoint.tensors[self.checkpoint.aliases.get(n, n)] for n in names}
+        linear = [n for n, s in specs.items() if len(s.shape) == 2 and s.dtype in FLOATING and n.endswith(".weight") and not EMBEDDING.search(n)]
+        heads = ["lm_head"] if (self.checkpoint.config or {}).get("tie_word_embeddings", True) else []  # tied: it has no tensor of its own
+        return sorted({n.removesuffix(".weight") for n in linear if n not in self.steps} | set(heads))
+
+
+def _finite(checkpoint: Checkpoint, name: str) -> bool:
+    from worker.methods.prune import finite
+
+    return finite(checkpoint.read(name))
+
+
+def config_path(checkpoint: Checkpoint) -> str:
+    """The config.json nearest to the root."""
+    return min((f for f in checkpoint.files if Path(f).name == "config.json"), key=lambda f: (f.count("/"), f))
+
+
+def _scheme(step: Quantize) -> dict:
+    weights = {"num_bits": step.num_bits, "type": step.type, "symmetric": step.symmetric, "group_size": step.group_size, "strategy": step.strategy, "dynamic": False}
+    dynamic = {"num_bits": 8, "type": step.type, "symmetric": True, "group_size": None, "strategy": "token", "dynamic": True}
+    return {"format": format_of(step), "weights": weights, "input_activations": dynamic if step.activations == "dynamic" else None, "output_activations": None}
+
+
+def _entries(name: str, shape: tuple[int, ...], step: Quantize, dtype: torch.dtype) -> list[Entry]:
+    outputs, inputs = shape
+    groups = inputs // step.group_size if step.strategy == "group" else 1
+    scales = (1,) if step.strategy == "tensor" else (outputs, groups)
+    dtype = torch.float32 if dtype == torch.float64 else dtype
+    if format_of(step) != "pack-quantized":
+        code = torch.float8_e4m3fn if step.type == "float" else torch.int8
+        return [Entry(name, code, shape), Entry(f"{name}_scale", dtype, scales)]
+    out = [
+        Entry(f"{name}_packed", torch.int32, (outputs, words(inputs, step.num_bits))),
+        Entry(f"{name}_scale", dtype, scales),
+        Entry(f"{name}_shape", torch.int64, (2,)),
+    ]
+    if not step.symmetric:
+        zeros = (1,) if step.strategy == "tensor" else (words(outputs, step.num_bits), groups)
+        out.append(Entry(f"{name}_zero_point", torch.int32 if step.strategy != "tensor" else torch.int8, zeros))
+    return out
+
+
+def _tensors(q: Quantized) -> Iterator[torch.Tensor]:
+    """The parts of `_entries`, in its order."""
+    step = q.params
+    scale = q.scale.reshape(1) if step.strategy == "tensor" else q.scale
+    if format_of(step) != "pack-quantized":
+        yield from (q.codes, scale)
+        return
+    yield pack_rows(q.codes, step.num_bits)
+    yield scale
+    yield torch.tensor(q.codes.shape, dtype=torch.int64)
+    if not step.symmetric:
+        yield q.zero_point.reshape(1) if step.strategy == "tensor" else pack_rows(q.zero_point.T.contiguous(), step.num_bits).T
+
+
+class CompressedTensorsReader(SafetensorsReader):
+    """A folder of compressed-tensors, with weights dequantized under their own names."""
+
+    def __init__(self, folder: Path):
+        super().__init__(folder)
+        config = json.loads(min(folder.rglob("config.json"), key=lambda p: len(p.parts)).read_text())
+        self.groups = list(config["quantization_config"]["config_groups"].values())
+
+    def weights(self, module: str) -> dict:
+        """The `weights` of the group that a module belongs to: by its name, else by its class."""
+        named = [g for g in self.groups if module in g["targets"]]
+        return (named or [g for g in self.groups if "Linear" in g["targets"]])[0]["weights"]
+
+    def parts(self, name: str) -> list[str]:
+        suffixes = ("", "_packed", "_scale", "_shape", "_zero_point")
+        return [name + s for s in suffixes if name + s in self.where]
+
+    def stored_bytes(self, name: str) -> int:
+        return sum(self.tensor(p).nbytes for p in self.parts(name))
+
+    def read(self, name: str) -> torch.Tensor:
+        parts = self.parts(name)
+        if parts == [name]:
+            return self.tensor(name)
+        scale = self.tensor(f"{name}_scale")
+        if f"{name}_packed" in parts:
+            weights = self.weights(name.removesuffix(".weight"))
+            outputs, inputs = self.tensor(f"{name}_shape").tolist()
+            codes = unpack_rows(self.tensor(f"{name}_packed"), weights["num_bits"], inputs)
+            zero = self._zero_point(name, weights["num_bits"], outputs)
+        else:
+            codes, zero = self.tensor(name), None
+        scale2d = scale.reshape(1, 1) if scale.dim() == 1 else scale
+        return _dequantized(codes, scale2d, zero, scale.dtype)
+
+    def _zero_point(self, name: str, num_bits: int, outputs: int) -> torch.Tensor | None:
+        if f"{name}_zero_point" not in self.where:
+            return None
+        packed = self.tensor(f"{name}_zero_point")
+        return packed.reshape(1, 1) if packed.dim() == 1 else unpack_rows(packed.T.contiguous(), num_bits, outputs).T
+
+
+def _dequantized(codes: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor:
+    """[O, I] of `dtype`, rows at a time."""
+    out = torch.empty(codes.shape, dtype=dtype)
+    size = -(-codes.shape[1] // scale.shape[1])
+    step = max(1, _PART // max(1, codes.shape[1]))
+    for i in range(0, codes.shape[0], step):
+        rows = slice(i, i + step)
+        part = slice(None) if scale.shape[0] == 1 else rows
+        out[rows] = dequantize(codes[rows], scale[part], None if zero is None else zero[part], size).to(dtype)
+    return out

@@ -1,0 +1,126 @@
+"""Which tensors a recipe works on, and how each is seen as a matrix [out, in].
+
+Default targets (`["*"]`) are the weights of Linear layers: of rank 2, floating, named `*.weight`, and neither an embedding nor an output head nor a norm
+nor a router. Convolutions [O, I, kh, kw] are seen as [O, I*kh*kw] and go into `packed` only. GPT-2's Conv1D is stored [in, out]. Patterns that a user
+writes may name any floating tensor of rank 2 or more, embeddings and heads included. Whatever is left alone says why.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+
+from app.errors import ConflictingSteps, NoTensorMatched
+from app.recipe import Lossless, Prune, Quantize, Recipe, Step, Targeted, check_matched, matcher
+from worker.checkpoint import DTYPES, Checkpoint, TensorSpec
+
+FLOATING = ("F64", "F32", "F16", "BF16")
+EMBEDDING = re.compile(r"(^|[._])(\w*embed(ding|dings|der|s)?(_\w+)?|wte|wpe|shared|relative_attention_bias)([._]|$)", re.IGNORECASE)
+_HEAD = re.compile(r"(^|[._])(lm_head|embed_out|classifier|score|qa_outputs|cls|head|heads|logits|proj_out|output_projection)\.(\w+\.)*weight$|^output\.weight$", re.IGNORECASE)
+_NORM = re.compile(r"(^|[._])(\w*norm\w*|ln_\w+|ln\d*|bn\d*)\.weight$", re.IGNORECASE)
+_ROUTER = re.compile(r"(^|[._])(router|gate|shared_expert_gate)(\.(classifier|layer|wg))?\.weight$", re.IGNORECASE)
+_CONV1D = re.compile(r"(^|\.)(c_attn|c_proj|c_fc|q_attn)\.weight$")
+_CONV1D_MODELS = ("gpt2", "imagegpt", "decision_transformer", "openai-gpt", "clvp", "gpt_bigcode_v0")
+_KINDS = ((EMBEDDING, "an embedding"), (_HEAD, "an output head"), (_NORM, "a norm"), (_ROUTER, "a router"))
+
+
+class Threshold(NamedTuple):
+    """Units below `key` go, and the first `ties` that equal it; keys are those of scores of `dtype` (see `worker.kernels.select`)."""
+
+    key: int
+    ties: int
+    dtype: torch.dtype
+
+
+@dataclass
+class TensorPlan:
+    """What happens to one tensor.
+
+    Args:
+        steps: in the recipe's order; empty when it is copied for `reason`.
+        transposed: the tensor is stored [in, out].
+        scale_dtype: in which scales are stored; None lets the values decide between float16 and float32 (`packed`).
+        output: the output format.
+        threshold: of a pruning step with global scope, set by `prepare`.
+    """
+
+    spec: TensorSpec
+    steps: list[Step]
+    output: str
+    reason: str | None = None
+    transposed: bool = False
+    scale_dtype: torch.dtype | None = None
+    threshold: Threshold | None = None
+
+    def matrix(self, t: torch.Tensor) -> torch.Tensor:
+        """The tensor as [out, in]: a view."""
+        return t.T if self.transposed else t.reshape(t.shape[0], -1)
+
+    def shaped(self, m: torch.Tensor) -> torch.Tensor:
+        """A matrix [out, in] in the tensor's own shape, contiguous."""
+        return (m.T if self.transposed else m).reshape(self.spec.shape).contiguous()
+
+
+def conv1d(checkpoint: Checkpoint) -> bool:
+    """Whether the model's matrices of these names are stored [in, out]."""
+    return (checkpoint.config or {}).get("model_type") in _CONV1D_MODELS
+
+
+def plan(checkpoint: Checkpoint, recipe: Recipe, output: str) -> dict[str, TensorPlan]:
+    """A plan for every tensor, in the checkpoint's order.
+
+    Raises:
+        NoTensorMatched: a step works on nothing. ConflictingSteps: two steps of one kind meet in a tensor.
+    """
+    check_matched(recipe, checkpoint.tensors)
+    steps = [(step, matcher(step)) for step in recipe.steps if isinstance(step, Targeted)]
+    plans = {}
+    for name, spec in checkpoint.tensors.items():
+        chosen, reasons = [], []
+        transposed = conv1d(checkpoint) and len(spec.shape) == 2 and _CONV1D.search(name) is not None
+        for step, match in steps:
+            why = _left_alone(spec, step, output, transposed) if match(name) else "not targeted"
+            (reasons.append(why) if why else chosen.append(step))
+        kinds = [type(s) for s in chosen]
+        if len(kinds) != len(set(kinds)):
+            raise ConflictingSteps(f"two steps of one kind meet in {name}; give each its own targets")
+        scales = DTYPES[spec.dtype] if output == "compressed-tensors" and spec.dtype in FLOATING else None
+        plans[name] = TensorPlan(spec, chosen, output, next(iter(reasons), "not targeted") if not chosen else None, transposed, scales)
+    changing = [s for s, _ in steps if not isinstance(s, Lossless)]
+    for i, step in enumerate(changing):
+        if not any(step in p.steps for p in plans.values()):
+            _refuse_idle(i, step, plans)
+    return plans
+
+
+def _refuse_idle(i: int, step: Step, plans: dict[str, TensorPlan]) -> None:
+    some = "; ".join(f"{n}: {p.reason}" for n, p in list(plans.items())[:5])
+    raise NoTensorMatched(f"step {i} ({step.method}) finds no tensor to work on among {len(plans)} ({some}); name them in targets", pointer=f"/recipe/steps/{i}/targets")
+
+
+def _left_alone(spec: TensorSpec, step: Step, output: str, transposed: bool) -> str | None:
+    """Why a step does not work on a tensor that its patterns match; None when it does."""
+    if isinstance(step, Lossless):
+        return None
+    if spec.dtype not in FLOATING:
+        return f"{spec.dtype} is no floating type of 16 bits or more"
+    if not spec.nbytes:
+        return "it is empty"
+    if len(spec.shape) < 2:
+        return f"rank {len(spec.shape)}: no matrix"
+    by_default = step.targets == ["*"]
+    if by_default:
+        if not spec.name.endswith(".weight") and spec.name != "weight":
+            return "not the weight of a layer; name it in targets to include it"
+        for pattern, what in _KINDS:
+            if pattern.search(spec.name):
+                return f"{what}; name it in targets to include it"
+        if len(spec.shape) == 3:
+            return "rank 3: fused experts or a 1-d convolution; name it in targets to see it as [out, rest]"
+    if output == "compressed-tensors" and isinstance(step, Quantize):
+        linear = len(spec.shape) == 2 and not transposed and spec.name.endswith(".weight") and not EMBEDDING.search(spec.name)
+        return None if linear else "compressed-tensors carries Linear layers only; packed carries this too"
+    return None

@@ -21,8 +21,7 @@ _INDEXES = (".safetensors.index.json", ".bin.index.json")
 class PackedWriter:
     """Streams encoded tensors into the packed file `path`, then the files around them.
 
-    A tensor is entropy-coded when a lossless step targets it or when it is pruned; otherwise its numbers, or its codes at `num_bits` each, are
-    stored as they are.
+    Numbers are entropy-coded. Codes take `num_bits` each, so that their size is known beforehand, unless a lossless step targets them or they are pruned.
     """
 
     def __init__(self, path: Path, checkpoint: Checkpoint):
@@ -40,7 +39,7 @@ class PackedWriter:
             return 0
         spec = encoded.spec
         payload = self.container.free_name(spec.name)
-        entropy = encoded.lossless or encoded.mask is not None
+        entropy = encoded.quantized is None or encoded.lossless or encoded.mask is not None
         restored = self.copies[spec.name] * spec.nbytes
         quantized = None
         if encoded.quantized is not None:

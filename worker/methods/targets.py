@@ -1,7 +1,8 @@
 """Which tensors a recipe works on, and how each is seen as a matrix [out, in].
 
-Default targets (`["*"]`) are the weights of Linear layers: of rank 2, floating, named `*.weight`, and neither an embedding nor an output head nor a norm
-nor a router. Convolutions [O, I, kh, kw] are seen as [O, I*kh*kw] and go into `packed` only. GPT-2's Conv1D is stored [in, out]. Patterns that a user
+Default targets (`["*"]`) are the weights of Linear, convolution and recurrent layers: floating, of rank 2 or more, named `*.weight` (`weight_ih`, `weight_hh`),
+and neither an embedding nor an output head nor a norm nor a router. Convolutions [O, I, ...] are seen as [O, rest] and go into `packed` only; fused
+experts are not named like that and stay as they are. GPT-2's Conv1D is stored [in, out]. Patterns that a user
 writes may name any floating tensor of rank 2 or more, embeddings and heads included. Whatever is left alone says why.
 """
 
@@ -22,6 +23,7 @@ EMBEDDING = re.compile(r"(^|[._])(\w*embed(ding|dings|der|s)?(_\w+)?|wte|wpe|sha
 _HEAD = re.compile(r"(^|[._])(lm_head|embed_out|classifier|score|qa_outputs|cls|head|heads|logits|proj_out|output_projection)\.(\w+\.)*weight$|^output\.weight$", re.IGNORECASE)
 _NORM = re.compile(r"(^|[._])(\w*norm\w*|ln_\w+|ln\d*|bn\d*)\.weight$", re.IGNORECASE)
 _ROUTER = re.compile(r"(^|[._])(router|gate|shared_expert_gate)(\.(classifier|layer|wg))?\.weight$", re.IGNORECASE)
+_WEIGHT = re.compile(r"(^|\.)weight(_[ih]h(_l\d+)?(_reverse)?)?$")  # of Linear and convolution layers, and of recurrent ones
 _CONV1D = re.compile(r"(^|\.)(c_attn|c_proj|c_fc|q_attn)\.weight$")
 _CONV1D_MODELS = ("gpt2", "imagegpt", "decision_transformer", "openai-gpt", "clvp", "gpt_bigcode_v0")
 _KINDS = ((EMBEDDING, "an embedding"), (_HEAD, "an output head"), (_NORM, "a norm"), (_ROUTER, "a router"))
@@ -113,13 +115,11 @@ def _left_alone(spec: TensorSpec, step: Step, output: str, transposed: bool) -> 
         return f"rank {len(spec.shape)}: no matrix"
     by_default = step.targets == ["*"]
     if by_default:
-        if not spec.name.endswith(".weight") and spec.name != "weight":
+        if not _WEIGHT.search(spec.name):
             return "not the weight of a layer; name it in targets to include it"
         for pattern, what in _KINDS:
             if pattern.search(spec.name):
                 return f"{what}; name it in targets to include it"
-        if len(spec.shape) == 3:
-            return "rank 3: fused experts or a 1-d convolution; name it in targets to see it as [out, rest]"
     if output == "compressed-tensors" and isinstance(step, Quantize):
         linear = len(spec.shape) == 2 and not transposed and spec.name.endswith(".weight") and not EMBEDDING.search(spec.name)
         return None if linear else "compressed-tensors carries Linear layers only; packed carries this too"

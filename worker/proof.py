@@ -20,7 +20,7 @@ MAX_BYTES = 4 << 30  # dequantized weights; transformers holds them all in memor
 
 def wanted(output: str, files: list[str]) -> bool:
     """Whether transformers is a reader of this result."""
-    return output in ("safetensors", "compressed-tensors") and "config.json" in files
+    return output in ("safetensors", "compressed-tensors") and any(f.rsplit("/", 1)[-1] == "config.json" for f in files)
 
 
 def run(inp: Path, out: Path, spec: dict, emit: Callable[[dict], None]) -> None:
@@ -35,7 +35,8 @@ def run(inp: Path, out: Path, spec: dict, emit: Callable[[dict], None]) -> None:
     if size > MAX_BYTES:
         proof = {"loaded": False, "reason": f"{size} bytes of weights, the proof stops at {MAX_BYTES}"}
     else:
-        proof = load(inp / "files", {t["name"] for t in report["tensors"]})
+        folder = min((inp / "files").rglob("config.json"), key=lambda p: len(p.parts)).parent
+        proof = load(folder, {t["name"] for t in report["tensors"]})
     report["load_proof"]["transformers"] = proof
     (out / "report.json").write_text(json.dumps(report, allow_nan=False))
 
@@ -53,8 +54,11 @@ def load(folder: Path, names: set[str]) -> dict:
         LoadProofFailed: see `run`.
     """
     import torch
-    import transformers
 
+    try:
+        import transformers
+    except ModuleNotFoundError:
+        return {"loaded": False, "reason": "transformers is not installed here (the extra `proof`)"}
     config = json.loads((folder / "config.json").read_text())
     cls = _model_class(transformers, config)
     if cls is None:

@@ -12,7 +12,7 @@ environment. It dies with the worker, the child with the zygote.
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import json
 import os
 import signal
@@ -29,8 +29,8 @@ MESSAGE = 1 << 16
 _ENVIRONMENT = {"LANG": "C.UTF-8", "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1"}
 """One thread while importing; the child then asks torch for as many as it may use."""
 
-PRELOAD = {"worker.__main__:run": "worker.__main__", "worker.proof:prove": "worker.proof"}
-"""What a zygote for this entry imports before the first fork."""
+PRELOAD = {"worker.__main__:run": ("torch", "worker.__main__"), "worker.proof:prove": ("torch", "worker.proof", "transformers", "compressed_tensors")}
+"""What a zygote for this entry imports before the first fork, as far as it is installed."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Zygote:
         self.close()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
-            command = [sys.executable, "-I", "-m", "worker.zygote", str(theirs.fileno()), str(os.getpid()), PRELOAD[self.entry]]
+            command = [sys.executable, "-I", "-m", "worker.zygote", str(theirs.fileno()), str(os.getpid()), *PRELOAD[self.entry]]
             self.process = subprocess.Popen(command, env=_ENVIRONMENT, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, cwd="/", preexec_fn=tied())
         self.socket = ours
 
@@ -105,12 +105,13 @@ class Zygote:
         self.process = self.socket = None
 
 
-def main(fd: int, parent: int, module: str) -> None:
+def main(fd: int, parent: int, *modules: str) -> None:
     """The zygote's side: import, then fork a child for every request until the worker is gone."""
     die_with_parent(parent)
     worker = socket.socket(fileno=fd)
-    importlib.import_module("torch")
-    importlib.import_module(module)
+    for module in modules:
+        if importlib.util.find_spec(module):
+            importlib.import_module(module)
     while True:
         message, fds, _, _ = socket.recv_fds(worker, MESSAGE, 1)
         if not message:
@@ -171,4 +172,4 @@ def installation() -> list[Path]:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3])
+    main(int(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:])

@@ -8,7 +8,7 @@ from worker.checkpoint import Checkpoint
 from worker.formats.compressed_tensors import CompressedTensorsReader, CompressedTensorsWriter
 from worker.formats.packed import PACKED_NAME, PackedWriter, open_packed
 from worker.formats.safetensors_writer import SafetensorsReader, SafetensorsWriter
-from worker.methods import TensorPlan
+from worker.plan import TensorPlan
 
 WRITERS = {
     "packed": lambda files, checkpoint, plans: PackedWriter(files / PACKED_NAME, checkpoint),

@@ -23,8 +23,7 @@ from worker.encoded import Encoded, Quantized
 from worker.formats.safetensors_writer import Entry, FolderWriter, SafetensorsReader
 from worker.kernels.bits import pack_bits, unpack_bits
 from worker.kernels.uniform import dequantize
-from worker.methods.quantize import resolve
-from worker.methods.targets import EMBEDDING, FLOATING, TensorPlan
+from worker.plan import TensorPlan
 
 VERSION = "0.20.0"
 _PART = 1 << 20
@@ -72,14 +71,13 @@ class CompressedTensorsWriter(FolderWriter):
     """Quantized modules by their parts, everything else as it is; config.json gains `quantization_config`."""
 
     def __init__(self, out: Path, checkpoint: Checkpoint, plans: dict[str, TensorPlan]):
-        self.steps: dict[str, Quantize] = {}
+        self.plans, self.steps = plans, {}
         parts = {}
         for name, plan in plans.items():
             spec = checkpoint.tensors[name]
-            chosen = [s for s in plan.steps if isinstance(s, Quantize)]
-            if chosen and _finite(checkpoint, name):
-                self.steps[name], _ = resolve(chosen[0], spec.shape[1], plan)
-                parts[name] = _entries(name, spec.shape, self.steps[name], plan.scale_dtype)
+            if plan.quantize is not None:
+                self.steps[name] = plan.quantize
+                parts[name] = _entries(name, spec.shape, plan.quantize, plan.scale_dtype)
             else:
                 tied = [a for a, t in checkpoint.aliases.items() if t == name]
                 parts[name] = [Entry(n, DTYPES[spec.dtype], spec.shape) for n in (name, *tied)]
@@ -120,18 +118,10 @@ class CompressedTensorsWriter(FolderWriter):
         }
 
     def ignored(self) -> list[str]:
-        """Modules that may be Linear and stay as they are."""
-        names = [*self.checkpoint.tensors, *self.checkpoint.aliases]
-        specs = {n: self.checkpoint.tensors[self.checkpoint.aliases.get(n, n)] for n in names}
-        linear = [n for n, s in specs.items() if len(s.shape) == 2 and s.dtype in FLOATING and n.endswith(".weight") and not EMBEDDING.search(n)]
-        heads = ["lm_head"] if (self.checkpoint.config or {}).get("tie_word_embeddings", True) else []  # tied: it has no tensor of its own
-        return sorted({n.removesuffix(".weight") for n in linear if n not in self.steps} | set(heads))
-
-
-def _finite(checkpoint: Checkpoint, name: str) -> bool:
-    from worker.methods.prune import finite
-
-    return finite(checkpoint.read(name))
+        """Modules that may be Linear and stay as they are, by every name that they have."""
+        names = {n: n for n in self.plans} | self.checkpoint.aliases
+        heads = {"lm_head"} if self.checkpoint.config.get("tie_word_embeddings", True) else set()  # tied: it has no tensor of its own
+        return sorted({n.removesuffix(".weight") for n, t in names.items() if self.plans[t].linear and t not in self.steps} | heads)
 
 
 def config_path(checkpoint: Checkpoint) -> str:
@@ -149,7 +139,6 @@ def _entries(name: str, shape: tuple[int, ...], step: Quantize, dtype: torch.dty
     outputs, inputs = shape
     groups = inputs // step.group_size if step.strategy == "group" else 1
     scales = (1,) if step.strategy == "tensor" else (outputs, groups)
-    dtype = torch.float32 if dtype == torch.float64 else dtype
     if format_of(step) != "pack-quantized":
         code = torch.float8_e4m3fn if step.type == "float" else torch.int8
         return [Entry(name, code, shape), Entry(f"{name}_scale", dtype, scales)]

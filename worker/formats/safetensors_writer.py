@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
-from worker.checkpoint import NAMES, Checkpoint
+from worker.checkpoint import DTYPES, NAMES, Checkpoint
 from worker.encoded import Encoded
 from worker.formats.packed_writer import index_path, shard_path
 
@@ -113,8 +113,6 @@ class SafetensorsWriter(FolderWriter):
 
 
 def _entry(checkpoint: Checkpoint, name: str, alias: str) -> Entry:
-    from worker.checkpoint import DTYPES
-
     spec = checkpoint.tensors[name]
     return Entry(alias, DTYPES[spec.dtype], spec.shape)
 

@@ -5,34 +5,40 @@ from __future__ import annotations
 import torch
 
 from app.errors import InputRefused
-from app.recipe import Lossless, Prune, Quantize, Recipe
+from app.recipe import Lossless, Prune, Recipe
 from worker.checkpoint import Checkpoint
 from worker.encoded import Encoded
 from worker.methods import lossless, prune, quantize  # noqa: F401 - registered by import
 from worker.methods.registry import METHODS
-from worker.methods.targets import TensorPlan
+from worker.plan import TensorPlan
+
+_PART = 1 << 20
 
 
 def prepare(checkpoint: Checkpoint, recipe: Recipe, plans: dict[str, TensorPlan]) -> None:
-    """What a step must know of the whole model before the first tensor."""
+    """What must be known of the whole model before the first tensor: which tensors are finite, and the thresholds of a global scope.
+
+    Raises:
+        InputRefused: `non-finite`, for a tensor that a strict step would change.
+    """
+    for name, plan in plans.items():
+        changing = [s for s in plan.steps if not isinstance(s, Lossless)]
+        if changing and not finite(checkpoint.read(name)):
+            if any(getattr(s, "strict", False) for s in changing):
+                raise InputRefused("non-finite", f"{name} holds NaN or infinite values, and the step is strict")
+            plan.steps = [s for s in plan.steps if s not in changing]
+            plan.reason, plan.notes = "it holds NaN or infinite values", ()
     for step in recipe.step(Prune):
-        prune.prepare(checkpoint, step, plans)
+        prune.find_threshold(checkpoint, step, plans)
+
+
+def finite(t: torch.Tensor) -> bool:
+    return all(bool(torch.isfinite(part).all()) for part in t.reshape(-1).split(_PART))
 
 
 def apply(plan: TensorPlan, tensor: torch.Tensor) -> Encoded:
-    """The tensor after its steps.
-
-    Raises:
-        InputRefused: `non-finite` for NaN or infinity in a tensor that a strict step quantizes.
-    """
-    encoded = Encoded(plan.spec, "copied", tensor, plan.reason)
-    changing = [s for s in plan.steps if not isinstance(s, Lossless)]
-    if changing and not prune.finite(tensor):
-        if any(isinstance(s, Quantize) and s.strict for s in changing):
-            raise InputRefused("non-finite", f"{plan.spec.name} holds NaN or infinite values, and the step is strict")
-        encoded = Encoded(plan.spec, "copied", tensor, "it holds NaN or infinite values")
-        changing = []
+    """The tensor after its steps."""
+    encoded = Encoded(plan.spec, "copied", tensor, plan.reason, notes=plan.notes)
     for step in plan.steps:
-        if step in changing or isinstance(step, Lossless):
-            encoded = METHODS[type(step)](plan, step, encoded)
+        encoded = METHODS[type(step)](plan, step, encoded)
     return encoded

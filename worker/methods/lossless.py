@@ -7,7 +7,7 @@ from dataclasses import replace
 from app.recipe import Lossless
 from worker.encoded import Encoded
 from worker.methods.registry import method
-from worker.methods.targets import TensorPlan
+from worker.plan import TensorPlan
 
 
 @method(Lossless)

@@ -18,7 +18,7 @@ from worker.checkpoint import Checkpoint
 from worker.encoded import Encoded
 from worker.kernels import saliency, select
 from worker.methods.registry import method
-from worker.methods.targets import TensorPlan, Threshold
+from worker.plan import TensorPlan, Threshold
 
 _PART = 1 << 20  # elements looked at together
 
@@ -29,7 +29,7 @@ def prune(plan: TensorPlan, step: Prune, encoded: Encoded) -> Encoded:
     matrix = plan.matrix(encoded.dense)
     kept = keep_mask(matrix, step, plan.threshold)
     pruned = torch.where(kept, matrix, torch.zeros((), dtype=matrix.dtype))
-    return replace(encoded, action="pruned", dense=plan.shaped(pruned), mask=plan.shaped(kept), notes=(*encoded.notes, *_notes(step, matrix)))
+    return replace(encoded, action="pruned", reason=None, dense=plan.shaped(pruned), mask=plan.shaped(kept), notes=(*encoded.notes, *_notes(step, matrix)))
 
 
 def _notes(step: Prune, matrix: torch.Tensor) -> list[str]:
@@ -99,19 +99,15 @@ def _keep_n_of_m(part: torch.Tensor, n: int, m: int) -> torch.Tensor:
     return torch.cat([kept.reshape(part.shape[0], whole), torch.ones(part.shape[0], part.shape[1] - whole, dtype=torch.bool)], dim=1)
 
 
-def prepare(checkpoint: Checkpoint, step: Prune, plans: dict[str, TensorPlan]) -> None:
+def find_threshold(checkpoint: Checkpoint, step: Prune, plans: dict[str, TensorPlan]) -> None:
     """Find the threshold of a global scope in passes over the mapped tensors, and share its ties out by tensor name."""
     if step.scope != "global" or step.structure[0] == "n:m":
         return
     chosen = [plans[name] for name in sorted(plans) if step in plans[name].steps]
-    matrices = {p.spec.name: p.matrix(t) for p in chosen if finite(t := checkpoint.read(p.spec.name))}
+    matrices = {p.spec.name: p.matrix(checkpoint.read(p.spec.name)) for p in chosen}
     found = _threshold(list(matrices.values()), step)
     left = found.ties
     for name, matrix in matrices.items():
         here = min(left, sum(int((select.keys(s.to(found.dtype)) == found.key).sum()) for s in units(matrix, step))) if left else 0
         left -= here
         plans[name].threshold = found._replace(ties=here)
-
-
-def finite(t: torch.Tensor) -> bool:
-    return all(bool(torch.isfinite(part).all()) for part in t.reshape(-1).split(_PART))

@@ -10,12 +10,11 @@ from dataclasses import replace
 
 import torch
 
-from app.errors import InputRefused
 from app.recipe import Quantize
 from worker.encoded import Encoded, Quantized
 from worker.kernels import uniform
 from worker.methods.registry import method
-from worker.methods.targets import TensorPlan
+from worker.plan import TensorPlan
 
 _PART = 1 << 18  # elements worked on together: small enough for the cache
 _HALF = torch.finfo(torch.float16)
@@ -23,33 +22,18 @@ _HALF = torch.finfo(torch.float16)
 
 @method(Quantize)
 def quantize(plan: TensorPlan, step: Quantize, encoded: Encoded) -> Encoded:
-    """Codes and scales, and the values that they decode to.
-
-    Raises:
-        InputRefused: `not-representable` under `strict`, for a group size that the output format cannot carry.
-    """
+    """Codes and scales, and the values that they decode to."""
     matrix = plan.matrix(encoded.dense)
-    step, notes = resolve(step, matrix.shape[1], plan)
     quantized = quantize_matrix(matrix, step, plan.scale_dtype, plan.transposed)
     dense = torch.empty(matrix.shape, dtype=matrix.dtype)
     for rows, scale, zero in _row_parts(quantized):
         dense[rows] = uniform.dequantize(quantized.codes[rows], scale, zero, quantized.group_size).clamp_(*_bounds(matrix.dtype)).to(matrix.dtype)
-    return replace(encoded, action="quantized", dense=plan.shaped(dense), quantized=quantized, notes=(*encoded.notes, *notes))
+    return replace(encoded, action="quantized", reason=None, dense=plan.shaped(dense), quantized=quantized)
 
 
 def _bounds(dtype: torch.dtype) -> tuple[float, float]:
     """Near the largest number of a dtype a scale rounded up may decode beyond it."""
     return (torch.finfo(dtype).min, torch.finfo(dtype).max) if dtype == torch.float16 else (float("-inf"), float("inf"))
-
-
-def resolve(step: Quantize, inputs: int, plan: TensorPlan) -> tuple[Quantize, list[str]]:
-    """compressed-tensors carries whole groups only: a size that does not divide falls back to one scale per channel, by name."""
-    if step.strategy != "group" or plan.output != "compressed-tensors" or inputs % step.group_size == 0:
-        return step, []
-    why = f"group_size {step.group_size} does not divide the {inputs} inputs of {plan.spec.name}"
-    if step.strict:
-        raise InputRefused("not-representable", f"{why}; choose one that does, or packed, which carries a short last group")
-    return step.model_copy(update={"strategy": "channel", "group_size": None}), [f"{why}: channel instead"]
 
 
 def quantize_matrix(matrix: torch.Tensor, step: Quantize, scale_dtype: torch.dtype | None = None, transposed: bool = False) -> Quantized:
@@ -61,7 +45,6 @@ def quantize_matrix(matrix: torch.Tensor, step: Quantize, scale_dtype: torch.dty
     levels = uniform.Levels(step.num_bits, step.type == "float")
     size = step.group_size if step.strategy == "group" else max(1, matrix.shape[1])
     dtype = scale_dtype or _scale_dtype(matrix, size, levels)
-    dtype = torch.float32 if dtype == torch.float64 else dtype
     whole = None
     if step.strategy == "tensor":
         whole = _qparams(matrix.float().reshape(1, -1), step, levels, dtype)

@@ -9,61 +9,23 @@ writes may name any floating tensor of rank 2 or more, embeddings and heads incl
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 
-from app.errors import ConflictingSteps, NoTensorMatched
+from app.errors import ConflictingSteps, InputRefused, NoTensorMatched
 from app.recipe import Lossless, Prune, Quantize, Recipe, Step, Targeted, check_matched, matcher
 from worker.checkpoint import DTYPES, Checkpoint, TensorSpec
+from worker.plan import TensorPlan
 
 FLOATING = ("F64", "F32", "F16", "BF16")
-EMBEDDING = re.compile(r"(^|[._])(\w*embed(ding|dings|der|s)?(_\w+)?|wte|wpe|shared|relative_attention_bias)([._]|$)", re.IGNORECASE)
+_EMBEDDING = re.compile(r"(^|[._])(\w*embed(ding|dings|der|s)?(_\w+)?|wte|wpe|shared|relative_attention_bias)([._]|$)", re.IGNORECASE)
 _HEAD = re.compile(r"(^|[._])(lm_head|embed_out|classifier|score|qa_outputs|cls|head|heads|logits|proj_out|output_projection)\.(\w+\.)*weight$|^output\.weight$", re.IGNORECASE)
 _NORM = re.compile(r"(^|[._])(\w*norm\w*|ln_\w+|ln\d*|bn\d*)\.weight$", re.IGNORECASE)
 _ROUTER = re.compile(r"(^|[._])(router|gate|shared_expert_gate)(\.(classifier|layer|wg))?\.weight$", re.IGNORECASE)
 _WEIGHT = re.compile(r"(^|\.)weight(_[ih]h(_l\d+)?(_reverse)?)?$")  # of Linear and convolution layers, and of recurrent ones
 _CONV1D = re.compile(r"(^|\.)(c_attn|c_proj|c_fc|q_attn)\.weight$")
 _CONV1D_MODELS = ("gpt2", "imagegpt", "decision_transformer", "openai-gpt", "clvp", "gpt_bigcode_v0")
-_KINDS = ((EMBEDDING, "an embedding"), (_HEAD, "an output head"), (_NORM, "a norm"), (_ROUTER, "a router"))
-
-
-class Threshold(NamedTuple):
-    """Units below `key` go, and the first `ties` that equal it; keys are those of scores of `dtype` (see `worker.kernels.select`)."""
-
-    key: int
-    ties: int
-    dtype: torch.dtype
-
-
-@dataclass
-class TensorPlan:
-    """What happens to one tensor.
-
-    Args:
-        steps: in the recipe's order; empty when it is copied for `reason`.
-        transposed: the tensor is stored [in, out].
-        scale_dtype: in which scales are stored; None lets the values decide between float16 and float32 (`packed`).
-        output: the output format.
-        threshold: of a pruning step with global scope, set by `prepare`.
-    """
-
-    spec: TensorSpec
-    steps: list[Step]
-    output: str
-    reason: str | None = None
-    transposed: bool = False
-    scale_dtype: torch.dtype | None = None
-    threshold: Threshold | None = None
-
-    def matrix(self, t: torch.Tensor) -> torch.Tensor:
-        """The tensor as [out, in]: a view."""
-        return t.T if self.transposed else t.reshape(t.shape[0], -1)
-
-    def shaped(self, m: torch.Tensor) -> torch.Tensor:
-        """A matrix [out, in] in the tensor's own shape, contiguous."""
-        return (m.T if self.transposed else m).reshape(self.spec.shape).contiguous()
+_KINDS = ((_EMBEDDING, "an embedding"), (_HEAD, "an output head"), (_NORM, "a norm"), (_ROUTER, "a router"))
 
 
 def conv1d(checkpoint: Checkpoint) -> bool:
@@ -89,13 +51,35 @@ def plan(checkpoint: Checkpoint, recipe: Recipe, output: str) -> dict[str, Tenso
         kinds = [type(s) for s in chosen]
         if len(kinds) != len(set(kinds)):
             raise ConflictingSteps(f"two steps of one kind meet in {name}; give each its own targets")
-        scales = DTYPES[spec.dtype] if output == "compressed-tensors" and spec.dtype in FLOATING else None
-        plans[name] = TensorPlan(spec, chosen, output, next(iter(reasons), "not targeted") if not chosen else None, transposed, scales)
+        carried = output == "compressed-tensors"
+        linear = len(spec.shape) == 2 and not transposed and spec.dtype in FLOATING and name.endswith(".weight") and not _EMBEDDING.search(name)
+        scales = DTYPES[spec.dtype] if carried and spec.dtype in FLOATING else None
+        reason = next(iter(reasons), "not targeted") if not chosen else None
+        plans[name] = TensorPlan(spec, chosen, reason, transposed, linear, torch.float32 if scales == torch.float64 else scales)
+        if carried:
+            _whole_groups(plans[name])
     changing = [s for s, _ in steps if not isinstance(s, Lossless)]
     for i, step in enumerate(changing):
-        if not any(step in p.steps for p in plans.values()):
+        if not any(type(s) is type(step) and s.targets == step.targets for p in plans.values() for s in p.steps):
             _refuse_idle(i, step, plans)
     return plans
+
+
+def _whole_groups(plan: TensorPlan) -> None:
+    """compressed-tensors carries whole groups only: a size that does not divide falls back to one scale per channel, by name.
+
+    Raises:
+        InputRefused: `not-representable`, under `strict`.
+    """
+    step = plan.quantize
+    if step is None or step.strategy != "group" or plan.spec.shape[1] % step.group_size == 0:
+        return
+    why = f"group_size {step.group_size} does not divide the {plan.spec.shape[1]} inputs of {plan.spec.name}"
+    if step.strict:
+        raise InputRefused("not-representable", f"{why}; choose one that does, or packed, which carries a short last group")
+    channel = step.model_copy(update={"strategy": "channel", "group_size": None})
+    plan.steps = [channel if s is step else s for s in plan.steps]
+    plan.notes = (f"{why}: channel instead",)
 
 
 def _refuse_idle(i: int, step: Step, plans: dict[str, TensorPlan]) -> None:
@@ -121,6 +105,6 @@ def _left_alone(spec: TensorSpec, step: Step, output: str, transposed: bool) -> 
             if pattern.search(spec.name):
                 return f"{what}; name it in targets to include it"
     if output == "compressed-tensors" and isinstance(step, Quantize):
-        linear = len(spec.shape) == 2 and not transposed and spec.name.endswith(".weight") and not EMBEDDING.search(spec.name)
+        linear = len(spec.shape) == 2 and not transposed and spec.name.endswith(".weight") and not _EMBEDDING.search(spec.name)
         return None if linear else "compressed-tensors carries Linear layers only; packed carries this too"
     return None

@@ -8,16 +8,18 @@ from __future__ import annotations
 import argparse
 import errno
 import json
+import re
 import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from app.errors import ModelpressError, NoSpace, OutOfMemory
+from app.errors import JobFailure, ModelpressError, NoSpace, OutOfMemory
 from app.recipe import PRESETS, parse_job, parse_json
 from worker import pipeline
 
 ANY_ID = "00000000-0000-0000-0000-000000000000"  # a spec names its input by id; here it is a path
+_NO_MEMORY = re.compile(r"can't allocate memory|Cannot allocate memory|std::bad_alloc|unable to mmap")  # as torch's allocator says it
 
 
 def run(inp: Path, out: Path, spec: dict, emit: Callable[[dict], None], work: Callable = pipeline.run) -> None:
@@ -29,14 +31,22 @@ def run(inp: Path, out: Path, spec: dict, emit: Callable[[dict], None], work: Ca
         work(inp, out, spec, emit)
     except ModelpressError as e:
         emit({"event": "failed", "problem": e.problem()})
-    except MemoryError:
-        emit({"event": "failed", "problem": OutOfMemory("the job ran into the memory limit of its process").problem()})
-    except OSError as e:
-        if e.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+    except (MemoryError, OSError, RuntimeError) as e:
+        if (failure := exhausted(e)) is None:
             raise
-        emit({"event": "failed", "problem": NoSpace("the result or its intermediate files do not fit the scratch disk").problem()})
+        emit({"event": "failed", "problem": failure.problem()})
     else:
         emit({"event": "done"})
+
+
+def exhausted(error: Exception) -> JobFailure | None:
+    """The failure that `error` means when memory (torch says so in a RuntimeError) or the disk has run out, else None."""
+    code = getattr(error, "errno", None)
+    if isinstance(error, MemoryError) or code == errno.ENOMEM or (type(error) is RuntimeError and _NO_MEMORY.search(str(error))):
+        return OutOfMemory("the job ran into the memory limit of its process")
+    if code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return NoSpace("the result or its intermediate files do not fit the scratch disk")
+    return None
 
 
 def resolve(args: argparse.Namespace) -> dict:

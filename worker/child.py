@@ -13,8 +13,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from app.errors import REFUSALS, ModelpressError
-from worker.zygote import Limits, Zygote
+from app.errors import REFUSALS, InputRefused, ModelpressError, OutOfMemory
+from worker.zygote import Limits, Spawned, Zygote
 
 log = logging.getLogger(__name__)
 _LINE, _TOTAL = 64 << 10, 64 << 20
@@ -57,24 +57,37 @@ class Told:
         elif kind in _FINAL and self.final is None:
             self.final = event
         elif kind == "crash":
-            self.traceback = str(event.get("traceback"))[-4000:]
+            self.traceback = _text(event.get("traceback"), 4000)
+
+
+def _text(value, longest: int) -> str:
+    """A stranger's text, for a document or a log: short, and nothing in it but what can be seen."""
+    return "".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in str(value)[:longest])
 
 
 def _progress(event: dict) -> dict:
-    fraction, done, total = float(event["fraction"]), int(event["bytes_done"]), int(event["bytes_total"])
-    if not math.isfinite(fraction):
+    fraction, counts = event["fraction"], {k: event[k] for k in ("bytes_done", "bytes_total")}
+    if type(fraction) not in (int, float) or not math.isfinite(fraction) or any(type(n) is not int or not 0 <= n < 1 << 63 for n in counts.values()):
         raise ValueError("progress is not a number")
-    return {"stage": str(event["stage"])[:32], "fraction": min(1.0, max(0.0, fraction)), "bytes_done": done, "bytes_total": total}
+    return {"stage": _text(event["stage"], 32), "fraction": min(1.0, max(0.0, fraction))} | counts
 
 
 def _problem(event: dict) -> dict:
-    """The problem of a failed child, if it is one that we know."""
+    """The problem of a failed child, if it is one that we know; title and status are ours to say."""
     problem = event.get("problem")
+    if not isinstance(problem, dict) or not isinstance(kind := problem.get("type"), str):
+        raise ValueError("no problem")
+    detail = _text(problem.get("detail"), 2000)
     known = {c.type: c for c in _tree(ModelpressError)}
-    if not isinstance(problem, dict) or problem.get("type") not in known.keys() | REFUSALS.keys():
+    if kind in REFUSALS:
+        made = InputRefused(kind, detail)
+    elif kind in known:
+        made = known[kind](detail)
+    else:
         raise ValueError("an unknown problem")
-    kept = {k: problem[k] for k in ("type", "title", "status", "detail", "pointer", "gates") if k in problem}
-    return kept | {"detail": str(kept.get("detail"))[:2000], "title": str(kept.get("title"))[:200], "status": int(kept.get("status", 500))}
+    if isinstance(pointer := problem.get("pointer"), str):
+        made.pointer = _text(pointer, 500)
+    return made.problem() | {k: problem[k] for k in ("gates",) if k in problem}
 
 
 def _tree(cls: type) -> list[type]:
@@ -82,53 +95,60 @@ def _tree(cls: type) -> list[type]:
 
 
 def run(zygote: Zygote, inp: Path, out: Path, spec: Path, limits: Limits, *, stop: Callable[[], bool], seconds: float, progress: Callable[[dict], None]) -> Ended:
-    """Spawn a child and follow it.
+    """Spawn a child and follow it until it has ended; it never outlives this call.
 
     Args:
-        stop: asked ten times a second; once it is true the child's process group is killed.
+        stop: asked ten times a second; once it is true the child is killed.
         seconds: how long it may take.
     """
-    deadline = time.monotonic() + seconds
+    deadline, before = time.monotonic() + seconds, _oom_kills()
     try:
-        pid, pipe = zygote.spawn(inp, out, spec, limits)
+        child = zygote.spawn(inp, out, spec, limits)
     except OSError as e:
         return Ended("crashed", why=f"its process could not be started: {e}")
-    told, ended = Told(progress), None
+    told, ended, status = Told(progress), None, None
     try:
-        while ended is None:
-            if stop():
-                ended = Ended("stopped")
-            elif time.monotonic() > deadline:
-                ended = Ended("deadline")
-            elif select.select([pipe], [], [], _POLL)[0]:
-                if not (data := os.read(pipe, 1 << 16)):
-                    break
-                told.feed(data)
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as e:
-        ended = Ended("crashed", why=f"what it told was not understood: {type(e).__name__}: {e}")
+        ended = _follow(zygote, child, told, stop, deadline)
+    except (ArithmeticError, AttributeError, KeyError, RecursionError, TypeError, ValueError) as e:
+        ended = Ended("crashed", why=f"what it told was not understood: {_text(f'{type(e).__name__}: {e}', 200)}")
     finally:
-        os.close(pipe)
-        if ended is not None:
-            _kill(pid)
-    status = zygote.wait()
-    return ended or _judge(told, status)
+        child.kill()
+        status = zygote.wait()
+        child.close()
+    return ended or _judge(told, status, _oom_kills() > before)
 
 
-def _kill(pid: int) -> None:
-    for kill in (os.killpg, os.kill):  # before it has its own session, it has no group to kill
-        try:
-            kill(pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
+def _follow(zygote: Zygote, child: Spawned, told: Told, stop: Callable[[], bool], deadline: float) -> Ended | None:
+    """Read what it tells until its pipe is closed *and* the zygote has news of its end: one that closes the pipe and goes on is still followed."""
+    watched = {child.pipe, zygote.socket.fileno()}
+    while watched:
+        if stop():
+            return Ended("stopped")
+        if time.monotonic() > deadline:
+            return Ended("deadline")
+        for fd in select.select(watched, [], [], _POLL)[0]:
+            if fd == child.pipe and (data := os.read(fd, 1 << 16)):
+                told.feed(data)
+            else:
+                watched.remove(fd)
+    return None
 
 
-def _judge(told: Told, status: int | None) -> Ended:
-    if status is not None and os.waitstatus_to_exitcode(status) == 0 and told.final is not None:
+def _oom_kills() -> int:
+    """How many processes this kernel has killed because memory ran out."""
+    return next((int(line.split()[1]) for line in Path("/proc/vmstat").read_text().splitlines() if line.startswith("oom_kill ")), 0)
+
+
+def _judge(told: Told, status: int | None, memory_ran_out: bool) -> Ended:
+    code = None if status is None else os.waitstatus_to_exitcode(status)
+    if code == 0 and told.final is not None:
         try:
             return Ended("done") if told.final["event"] == "done" else Ended("failed", _problem(told.final))
         except (ValueError, TypeError) as e:
             return Ended("crashed", why=f"it ended with {e}")
+    if code == -signal.SIGKILL and memory_ran_out:
+        return Ended("failed", OutOfMemory("the job took more memory than the machine has").problem())
     if told.traceback:
         log.error("the child ended with an error of its own:\n%s", told.traceback)
-    how = "with its zygote" if status is None else f"with code {os.waitstatus_to_exitcode(status)}"
-    return Ended("crashed", why=f"its process ended {how}" + (f": {told.traceback.strip().splitlines()[-1][:300]}" if told.traceback else ""))
+    how = "with its zygote" if code is None else f"with code {code}"
+    return Ended("crashed", why=f"its process ended {how}" + (f": {told.traceback.strip().splitlines()[-1][:300]}" if told.traceback.strip() else ""))

@@ -23,6 +23,7 @@ from worker.syscalls import ALLOWED, ARCHITECTURES
 _libc = ctypes.CDLL(None, use_errno=True)
 
 _PR_SET_DUMPABLE, _PR_SET_SECCOMP, _PR_SET_NO_NEW_PRIVS, _PR_SET_NAME, _PR_SET_VMA = 4, 22, 38, 15, 0x53564D41
+_F_SIGNALS = (8, 10, 15)  # F_SETOWN, F_SETSIG, F_SETOWN_EX
 _CLONE_NEWIPC, _CLONE_NEWUSER, _CLONE_NEWNET, _CLONE_THREAD = 0x08000000, 0x10000000, 0x40000000, 0x00010000
 
 _LANDLOCK = {"create": 444, "add": 445, "restrict": 446}  # the same numbers on every architecture
@@ -142,7 +143,10 @@ def _program(machine: str) -> list[bytes]:
     code += [_op(_EQUAL, special["clone"], 0, 4), _op(_LOAD, _arg(0)), _op(_ANY_BIT, _CLONE_THREAD, 0, 1), allow, eperm]
     code += [_op(_EQUAL, special["tgkill"], 0, 4), _op(_LOAD, _arg(0)), _op(_EQUAL, os.getpid(), 0, 1), allow, eperm]
     code += [_op(_EQUAL, special["prctl"], 0, 5), _op(_LOAD, _arg(0)), _op(_EQUAL, _PR_SET_NAME, 1, 0), _op(_EQUAL, _PR_SET_VMA, 0, 1), allow, eperm]
-    code += [_op(_EQUAL, special["prlimit64"], 0, 4), _op(_LOAD, _arg(2)), _op(_EQUAL, 0, 0, 1), allow, eperm]
+    code += [_op(_EQUAL, special["fcntl"], 0, 6), _op(_LOAD, _arg(1))]  # not to have the kernel signal another process
+    code += [_op(_EQUAL, command, 3 - i, 0) for i, command in enumerate(_F_SIGNALS)] + [allow, eperm]
+    halves = [_op(_LOAD, _arg(2)), _op(_EQUAL, 0, 0, 3), _op(_LOAD, _arg(2) + 4), _op(_EQUAL, 0, 0, 1)]  # limits are read, never set: the pointer is NULL
+    code += [_op(_EQUAL, special["prlimit64"], 0, 6), *halves, allow, eperm]
     return [*code, eperm]
 
 

@@ -7,11 +7,12 @@ The zygote runs no operator and has one OS thread: a fork of a process that has 
 environment. It dies with the worker, the child with the zygote.
 
     worker -> zygote   {"entry", "inp", "out", "spec", "limits"} and the pipe's write end
-    zygote -> worker   {"pid"}, then {"status"} as waitpid gives it
+    zygote -> worker   {"pid"} and a pidfd of the child, then {"status"} as waitpid gives it
 """
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import os
@@ -26,6 +27,7 @@ from pathlib import Path
 from app.parent import die_with_parent, tied
 
 MESSAGE = 1 << 16
+_PATIENCE = 120.0  # seconds; importing torch from a cold disk takes a while
 _ENVIRONMENT = {"LANG": "C.UTF-8", "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1"}
 """One thread while importing; the child then asks torch for as many as it may use."""
 
@@ -42,8 +44,28 @@ class Limits:
     threads: int
 
 
+@dataclass(frozen=True)
+class Spawned:
+    """A child under way: its process id, a pidfd (which, unlike the id, never comes to mean another process), the read end of its pipe."""
+
+    pid: int
+    handle: int
+    pipe: int
+
+    def kill(self) -> None:
+        """It has no processes of its own to take along: its jail lets it make threads only."""
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self.handle, signal.SIGKILL)
+
+    def close(self) -> None:
+        os.close(self.handle)
+        os.close(self.pipe)
+
+
 class Zygote:
     """The worker's side. `spawn` starts the zygote when there is none, so one that was killed is replaced by the next job."""
+
+    program = ("-m", "worker.zygote")
 
     def __init__(self, entry: str):
         self.entry = entry
@@ -56,25 +78,23 @@ class Zygote:
         self.close()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
-            command = [sys.executable, "-I", "-m", "worker.zygote", str(theirs.fileno()), str(os.getpid()), *PRELOAD[self.entry]]
+            command = [sys.executable, "-I", *self.program, str(theirs.fileno()), str(os.getpid()), *PRELOAD[self.entry]]
             self.process = subprocess.Popen(command, env=_ENVIRONMENT, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, cwd="/", preexec_fn=tied())
         self.socket = ours
+        self.socket.settimeout(_PATIENCE)
 
-    def spawn(self, inp: Path, out: Path, spec: Path, limits: Limits) -> tuple[int, int]:
+    def spawn(self, inp: Path, out: Path, spec: Path, limits: Limits) -> Spawned:
         """Fork a child that runs the entry on `inp` and `out` with the JSON in the file `spec`.
 
-        Returns:
-            (process id, which is also its process group; the read end of its pipe).
-
         Raises:
-            OSError: the zygote died under the request.
+            OSError: the zygote died under the request, or does not answer.
         """
         self.start()
         reading, writing = os.pipe()
         request = {"entry": self.entry, "inp": str(inp), "out": str(out), "spec": str(spec), "limits": asdict(limits)}
         try:
             socket.send_fds(self.socket, [json.dumps(request).encode()], [writing])
-            reply = self.socket.recv(MESSAGE)
+            reply, handles, _, _ = socket.recv_fds(self.socket, MESSAGE, 1)
             if not reply:
                 raise ConnectionResetError("the zygote died")
         except OSError:
@@ -83,10 +103,10 @@ class Zygote:
             raise
         finally:
             os.close(writing)
-        return json.loads(reply)["pid"], reading
+        return Spawned(json.loads(reply)["pid"], handles[0], reading)
 
     def wait(self) -> int | None:
-        """The child's wait status; None when the zygote died, and the child with it."""
+        """The child's wait status; None when the zygote died, and the child with it. Called once per spawn, when the child has ended or was killed."""
         try:
             reply = self.socket.recv(MESSAGE)
         except OSError:
@@ -122,7 +142,9 @@ def main(fd: int, parent: int, *modules: str) -> None:
             worker.close()
             _child(zygote, json.loads(message), fds[0])
         os.close(fds[0])
-        worker.send(json.dumps({"pid": pid}).encode())
+        handle = os.pidfd_open(pid)
+        socket.send_fds(worker, [json.dumps({"pid": pid}).encode()], [handle])
+        os.close(handle)
         _, status = os.waitpid(pid, 0)
         worker.send(json.dumps({"status": status}).encode())
 
@@ -137,6 +159,9 @@ def _child(zygote: int, request: dict, pipe: int) -> None:
         null = os.open(os.devnull, os.O_RDWR)
         for standard in (0, 1, 2):
             os.dup2(null, standard)
+        os.closerange(3, pipe)
+        os.closerange(pipe + 1, os.sysconf("SC_OPEN_MAX"))
+        Path("/proc/self/oom_score_adj").write_text("1000")  # when memory runs out, the kernel shall take this process and not the database
         with os.fdopen(pipe, "w", buffering=1) as told:
             try:
                 _work(request, lambda event: told.write(json.dumps(event) + "\n"))

@@ -17,6 +17,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from app.errors import InputRefused
+from app.limits import shown
 from app.recipe import Quantize
 from worker.checkpoint import DTYPES, Checkpoint
 from worker.encoded import Encoded, Quantized
@@ -42,8 +44,8 @@ def pack_rows(codes: torch.Tensor, num_bits: int) -> torch.Tensor:
         biased = (codes[i : i + step].numpy().view(np.uint8) + np.uint8(1 << (num_bits - 1))).astype(np.uint8)
         biased &= np.uint8((1 << num_bits) - 1)
         padded = np.pad(biased, ((0, 0), (0, -biased.shape[1] % 32)))
-        stream = pack_bits(np.ascontiguousarray(padded).reshape(-1), num_bits).reshape(biased.shape[0], -1).view("<i4")
-        out[i : i + step] = torch.from_numpy(stream[:, : out.shape[1]].astype(np.int32))
+        stream = np.ascontiguousarray(pack_bits(padded.reshape(-1), num_bits)).reshape(biased.shape[0], -1)
+        out[i : i + step] = torch.from_numpy(stream.view("<i4")[:, : out.shape[1]].astype(np.int32))
     return out
 
 
@@ -168,17 +170,23 @@ def _tensors(q: Quantized) -> Iterator[torch.Tensor]:
 
 
 class CompressedTensorsReader(SafetensorsReader):
-    """A folder of compressed-tensors, with weights dequantized under their own names."""
+    """A folder of compressed-tensors, with weights dequantized under their own names.
+
+    Raises:
+        InputRefused: the config does not say how the weights are stored.
+    """
 
     def __init__(self, folder: Path):
         super().__init__(folder)
-        config = json.loads(min(folder.rglob("config.json"), key=lambda p: len(p.parts)).read_text())
-        self.groups = list(config["quantization_config"]["config_groups"].values())
+        path = min(folder.rglob("config.json"), key=lambda p: len(p.parts))
+        self.groups = _groups(path.read_bytes())
 
     def weights(self, module: str) -> dict:
         """The `weights` of the group that a module belongs to: by its name, else by its class."""
-        named = [g for g in self.groups if module in g["targets"]]
-        return (named or [g for g in self.groups if "Linear" in g["targets"]])[0]["weights"]
+        named = [g for g in self.groups if module in g["targets"]] or [g for g in self.groups if "Linear" in g["targets"]]
+        if not named:
+            raise InputRefused("invalid-hf", f"config.json names no scheme for {shown(module)}")
+        return named[0]["weights"]
 
     def parts(self, name: str) -> list[str]:
         suffixes = ("", "_packed", "_scale", "_shape", "_zero_point")
@@ -207,6 +215,18 @@ class CompressedTensorsReader(SafetensorsReader):
             return None
         packed = self.tensor(f"{name}_zero_point")
         return packed.reshape(1, 1) if packed.dim() == 1 else unpack_rows(packed.T.contiguous(), num_bits, outputs).T
+
+
+def _groups(text: bytes) -> list[dict]:
+    """`config_groups` of a config.json that a stranger may have written."""
+    try:
+        groups = list(json.loads(text)["quantization_config"]["config_groups"].values())
+        sound = all(isinstance(g["targets"], list) and isinstance(g["weights"], dict) for g in groups)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
+        raise InputRefused("invalid-hf", f"config.json does not describe compressed-tensors: {type(e).__name__}") from None
+    if not sound:
+        raise InputRefused("invalid-hf", "config.json has a group without targets or weights")
+    return groups
 
 
 def _dequantized(codes: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor:

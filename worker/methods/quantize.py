@@ -81,8 +81,8 @@ def _qparams(x: torch.Tensor, step: Quantize, levels: uniform.Levels, dtype: tor
 def _scale_dtype(matrix: torch.Tensor, size: int, levels: uniform.Levels) -> torch.dtype:
     """float16 when no group's absmax scale comes near its limits (a search moves a scale by a factor below 4)."""
     for part in matrix.split(max(1, _PART // max(1, matrix.shape[1]))):
-        scale = uniform.absmax_scale(_grouped(part.float(), size), levels)
-        used = scale[scale > 0]
+        x = _grouped(part.float(), size)
+        used = uniform.absmax_scale(x, levels)[(x != 0).any(-1, keepdim=True)]
         if used.numel() and (used.min() < 4 * _HALF.tiny or used.max() > _HALF.max / 4):
             return torch.float32
     return torch.float16

@@ -2,7 +2,7 @@
 
 Default targets (`["*"]`) are the weights of Linear, convolution and recurrent layers: floating, of rank 2 or more, named `*.weight` (`weight_ih`, `weight_hh`),
 and neither an embedding nor an output head nor a norm nor a router. Convolutions [O, I, ...] are seen as [O, rest] and go into `packed` only; fused
-experts are not named like that and stay as they are. GPT-2's Conv1D is stored [in, out]. Patterns that a user
+experts are not named like that and stay as they are. Where no tensor has such a name, every matrix is taken for a layer's. GPT-2's Conv1D is stored [in, out]. Patterns that a user
 writes may name any floating tensor of rank 2 or more, embeddings and heads included. Whatever is left alone says why.
 """
 
@@ -41,12 +41,13 @@ def plan(checkpoint: Checkpoint, recipe: Recipe, output: str) -> dict[str, Tenso
     """
     check_matched(recipe, checkpoint.tensors)
     steps = [(step, matcher(step)) for step in recipe.steps if isinstance(step, Targeted)]
+    named = any(_WEIGHT.search(name) for name in checkpoint.tensors)
     plans = {}
     for name, spec in checkpoint.tensors.items():
         chosen, reasons = [], []
         transposed = conv1d(checkpoint) and len(spec.shape) == 2 and _CONV1D.search(name) is not None
         for step, match in steps:
-            why = _left_alone(spec, step, output, transposed) if match(name) else "not targeted"
+            why = _left_alone(spec, step, output, transposed, named) if match(name) else "not targeted"
             (reasons.append(why) if why else chosen.append(step))
         kinds = [type(s) for s in chosen]
         if len(kinds) != len(set(kinds)):
@@ -54,7 +55,7 @@ def plan(checkpoint: Checkpoint, recipe: Recipe, output: str) -> dict[str, Tenso
         carried = output == "compressed-tensors"
         linear = len(spec.shape) == 2 and not transposed and spec.dtype in FLOATING and name.endswith(".weight") and not _EMBEDDING.search(name)
         scales = DTYPES[spec.dtype] if carried and spec.dtype in FLOATING else None
-        reason = next(iter(reasons), "not targeted") if not chosen else None
+        reason = next(iter(reasons), None if chosen else "not targeted")
         plans[name] = TensorPlan(spec, chosen, reason, transposed, linear, torch.float32 if scales == torch.float64 else scales)
         if carried:
             _whole_groups(plans[name])
@@ -87,7 +88,7 @@ def _refuse_idle(i: int, step: Step, plans: dict[str, TensorPlan]) -> None:
     raise NoTensorMatched(f"step {i} ({step.method}) finds no tensor to work on among {len(plans)} ({some}); name them in targets", pointer=f"/recipe/steps/{i}/targets")
 
 
-def _left_alone(spec: TensorSpec, step: Step, output: str, transposed: bool) -> str | None:
+def _left_alone(spec: TensorSpec, step: Step, output: str, transposed: bool, named: bool) -> str | None:
     """Why a step does not work on a tensor that its patterns match; None when it does."""
     if isinstance(step, Lossless):
         return None
@@ -99,7 +100,7 @@ def _left_alone(spec: TensorSpec, step: Step, output: str, transposed: bool) -> 
         return f"rank {len(spec.shape)}: no matrix"
     by_default = step.targets == ["*"]
     if by_default:
-        if not _WEIGHT.search(spec.name):
+        if named and not _WEIGHT.search(spec.name):
             return "not the weight of a layer; name it in targets to include it"
         for pattern, what in _KINDS:
             if pattern.search(spec.name):

@@ -57,18 +57,20 @@ class Told:
         elif kind in _FINAL and self.final is None:
             self.final = event
         elif kind == "crash":
-            self.traceback = _text(event.get("traceback"), 4000)
+            self.traceback = "\n".join(_text(line, 300) for line in str(event.get("traceback")).splitlines()[-40:])
 
 
 def _text(value, longest: int) -> str:
-    """A stranger's text, for a document or a log: short, and nothing in it but what can be seen."""
-    return "".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in str(value)[:longest])
+    """A stranger's text, for a document or a log: one line, short, and nothing in it but what can be seen."""
+    return "".join(c if c.isprintable() else "\ufffd" for c in str(value)[:longest])
 
 
 def _progress(event: dict) -> dict:
     fraction, counts = event["fraction"], {k: event[k] for k in ("bytes_done", "bytes_total")}
-    if type(fraction) not in (int, float) or not math.isfinite(fraction) or any(type(n) is not int or not 0 <= n < 1 << 63 for n in counts.values()):
+    if type(fraction) not in (int, float) or not math.isfinite(fraction):
         raise ValueError("progress is not a number")
+    if any(type(n) is not int or not 0 <= n < 1 << 63 for n in counts.values()):
+        raise ValueError("a count of bytes is none")
     return {"stage": _text(event["stage"], 32), "fraction": min(1.0, max(0.0, fraction))} | counts
 
 
@@ -94,7 +96,9 @@ def _tree(cls: type) -> list[type]:
     return [cls, *(d for c in cls.__subclasses__() for d in _tree(c))]
 
 
-def run(zygote: Zygote, inp: Path, out: Path, spec: Path, limits: Limits, *, stop: Callable[[], bool], seconds: float, progress: Callable[[dict], None]) -> Ended:
+def run(
+    zygote: Zygote, inp: Path, out: Path, spec: Path, limits: Limits, *, stop: Callable[[], bool], seconds: float, progress: Callable[[dict], None]
+) -> Ended:
     """Spawn a child and follow it until it has ended; it never outlives this call.
 
     Args:

@@ -145,8 +145,8 @@ def _program(machine: str) -> list[bytes]:
     code += [_op(_EQUAL, special["prctl"], 0, 5), _op(_LOAD, _arg(0)), _op(_EQUAL, _PR_SET_NAME, 1, 0), _op(_EQUAL, _PR_SET_VMA, 0, 1), allow, eperm]
     code += [_op(_EQUAL, special["fcntl"], 0, 6), _op(_LOAD, _arg(1))]  # not to have the kernel signal another process
     code += [_op(_EQUAL, command, 3 - i, 0) for i, command in enumerate(_F_SIGNALS)] + [allow, eperm]
-    halves = [_op(_LOAD, _arg(2)), _op(_EQUAL, 0, 0, 3), _op(_LOAD, _arg(2) + 4), _op(_EQUAL, 0, 0, 1)]  # limits are read, never set: the pointer is NULL
-    code += [_op(_EQUAL, special["prlimit64"], 0, 6), *halves, allow, eperm]
+    null = [_op(_LOAD, _arg(2)), _op(_EQUAL, 0, 0, 3), _op(_LOAD, _arg(2) + 4), _op(_EQUAL, 0, 0, 1)]  # both halves: limits are read, never set
+    code += [_op(_EQUAL, special["prlimit64"], 0, 6), *null, allow, eperm]
     return [*code, eperm]
 
 

@@ -28,7 +28,8 @@ from app.parent import die_with_parent, tied
 
 MESSAGE = 1 << 16
 _PATIENCE = 120.0  # seconds; importing torch from a cold disk takes a while
-_ENVIRONMENT = {"LANG": "C.UTF-8", "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1"}
+_ONE_THREAD = dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+_ENVIRONMENT = {"LANG": "C.UTF-8", "HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1"} | _ONE_THREAD
 """One thread while importing; the child then asks torch for as many as it may use."""
 
 PRELOAD = {"worker.__main__:run": ("torch", "worker.__main__"), "worker.proof:prove": ("torch", "worker.proof", "transformers", "compressed_tensors")}
@@ -46,7 +47,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Spawned:
-    """A child under way: its process id, a pidfd (which, unlike the id, never comes to mean another process), the read end of its pipe."""
+    """A child under way: its process id, a pidfd (which never comes to mean another process), the read end of its pipe."""
 
     pid: int
     handle: int
@@ -79,7 +80,8 @@ class Zygote:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             command = [sys.executable, "-I", *self.program, str(theirs.fileno()), str(os.getpid()), *PRELOAD[self.entry]]
-            self.process = subprocess.Popen(command, env=_ENVIRONMENT, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, cwd="/", preexec_fn=tied())
+            options = {"env": _ENVIRONMENT, "cwd": "/", "stdin": subprocess.DEVNULL, "pass_fds": [theirs.fileno()]}
+            self.process = subprocess.Popen(command, preexec_fn=tied(), **options)
         self.socket = ours
         self.socket.settimeout(_PATIENCE)
 
@@ -106,7 +108,7 @@ class Zygote:
         return Spawned(json.loads(reply)["pid"], handles[0], reading)
 
     def wait(self) -> int | None:
-        """The child's wait status; None when the zygote died, and the child with it. Called once per spawn, when the child has ended or was killed."""
+        """The child's wait status; None when the zygote died, and the child with it. Called once per spawn, after the child's end."""
         try:
             reply = self.socket.recv(MESSAGE)
         except OSError:
@@ -192,8 +194,9 @@ def installation() -> list[Path]:
     """What Python needs to read when it imports late: itself, its packages, shared libraries, our code, and how many cores there are."""
     root = Path(__file__).resolve().parents[1]
     prefixes = [Path(sys.prefix), Path(sys.base_prefix), Path(os.__file__).parent]
-    system = [Path(p) for p in ("/usr/lib", "/usr/lib64", "/lib", "/lib64", "/etc/ld.so.cache", "/proc/cpuinfo", "/proc/meminfo", "/sys/devices/system", "/dev/null")]
-    return [*prefixes, root / "app", root / "worker", *system]
+    libraries = ("/usr/lib", "/usr/lib64", "/lib", "/lib64", "/etc/ld.so.cache")
+    machine = ("/proc/cpuinfo", "/proc/meminfo", "/sys/devices/system", "/dev/null")
+    return [*prefixes, root / "app", root / "worker", *map(Path, libraries + machine)]
 
 
 if __name__ == "__main__":

@@ -9,9 +9,10 @@ from pydantic import Field, StringConstraints
 from sqlalchemy.orm import Session
 
 from app.blobs import hold
-from app.errors import InputRefused, InvalidPath, NotFound
+from app.errors import InputRefused, InvalidPath
 from app.limits import check_path
 from app.models import Artifact, ArtifactFile
+from app.owned import owned
 from app.recipe import Id, Strict
 from app.statement import artifact_digest
 
@@ -67,11 +68,10 @@ def compose(s: Session, owner: str, asked: Composition) -> Artifact:
     check_paths([p.path for p in asked.files])
     files, formats = [], set()
     for i, part in enumerate(asked.files):
-        found = s.get(Artifact, part.artifact)
-        if found is None or found.owner != owner:
-            raise NotFound(f"there is no artifact {part.artifact}", pointer=f"/files/{i}/artifact")
+        found = owned(s, Artifact, part.artifact, owner, f"/files/{i}/artifact")
         if len(found.files) != 1 or found.format not in (*_WEIGHTS, "file"):
-            raise InputRefused("unsupported-format", f"artifact {part.artifact} is {found.format} with {len(found.files)} files; a folder is made of single files", pointer=f"/files/{i}/artifact")
+            what = f"artifact {part.artifact} is {found.format} with {len(found.files)} files"
+            raise InputRefused("unsupported-format", f"{what}; a folder is made of single files", pointer=f"/files/{i}/artifact")
         (file,) = found.files
         hold(s, file.sha256, file.size)
         files.append({"path": part.path, "size": file.size, "sha256": file.sha256})

@@ -1,7 +1,7 @@
 """What HTTP itself must keep to, before any endpoint is asked.
 
-`Protocol` (uvicorn's, on h11) bounds the time that headers may take and answers what is not HTTP. `Gate` (ASGI, around everything) bounds headers, address
-and pace, and sees to it that a request which was answered before it was read ends its connection.
+`Protocol` (uvicorn's, on h11) bounds the time that headers may take and answers what is not HTTP. `Gate` (ASGI, around everything) bounds headers,
+address and pace, and sees to it that a request which was answered before it was read ends its connection.
 """
 
 from __future__ import annotations
@@ -47,7 +47,9 @@ class Protocol(H11Protocol):
 
     def send_400_response(self, msg: str) -> None:
         hint = getattr(sys.exc_info()[1], "error_status_hint", 400)
-        error = HeadersTooLarge(f"the headers have more than {MAX_HEADER_BYTES} bytes") if hint == 431 else MalformedRequest("this is not HTTP as RFC 9112 has it")
+        error = MalformedRequest("this is not HTTP as RFC 9112 has it")
+        if hint == 431:
+            error = HeadersTooLarge(f"the headers have more than {MAX_HEADER_BYTES} bytes")
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
             body = json.dumps(error.problem()).encode()
             headers = [("content-type", "application/problem+json"), ("content-length", str(len(body))), ("connection", "close")]

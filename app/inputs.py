@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
-from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from app.errors import InputNotUsable, InvalidJobSpec, NotFound
 from app.formats import header_bytes_needed, parse_safetensors_header
 from app.models import Artifact
+from app.owned import find
 from app.recipe import JobSpec, check_matched, parse_job
 from app.storage import Storage
-
-_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
 def find_input(s: Session, body: Any, owner: str, lock: bool = False) -> Artifact:
@@ -23,11 +20,7 @@ def find_input(s: Session, body: Any, owner: str, lock: bool = False) -> Artifac
     Raises:
         NotFound: unknown, or somebody else's. InvalidJobSpec and others: see `parse_job`.
     """
-    ident = body.get("input") if isinstance(body, dict) else None
-    found = None
-    if isinstance(ident, str) and _ID.fullmatch(ident):
-        query = select(Artifact).where(Artifact.id == ident, Artifact.owner == owner)
-        found = s.scalar(query.with_for_update(read=True) if lock else query)
+    found = find(s, Artifact, body.get("input") if isinstance(body, dict) else None, owner, lock)
     if found is None:
         parse_job(body)
         raise NotFound("there is no such artifact", pointer="/input")

@@ -118,9 +118,10 @@ async def send(request: Request, etag: str, size: int, content, headers: dict[st
     return StreamingResponse(all_pieces(), status, headers, media_type=media_type)
 
 
-async def send_blob(request: Request, storage: Storage, sha256: str, size: int, name: str, media_type: str = "application/octet-stream", inline: bool = False) -> Response:
+async def send_blob(request: Request, storage: Storage, sha256: str, size: int, name: str | None, media_type: str = "application/octet-stream") -> Response:
+    """`name`: under which it is to be saved; None where it is to be shown."""
     headers = {"Repr-Digest": f"sha-256=:{base64.b64encode(bytes.fromhex(sha256)).decode()}:"}
-    if not inline:
+    if name is not None:
         headers["Content-Disposition"] = disposition(name)
     return await send(request, sha256, size, lambda start, end: verified(storage, sha256, size, start, end), headers, media_type)
 

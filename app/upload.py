@@ -15,7 +15,9 @@ from app.statement import artifact_digest
 from app.storage import Storage
 
 
-async def receive(storage: Storage, body: AsyncIterator[bytes], *, owner: str, name: str, kind: str, length: int | None, limit: int, sha256: str | None) -> Artifact:
+async def receive(
+    storage: Storage, body: AsyncIterator[bytes], *, owner: str, name: str, kind: str, length: int | None, limit: int, sha256: str | None
+) -> Artifact:
     """Store a file as an artifact of its own.
 
     Args:

@@ -7,7 +7,6 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from sqlalchemy import select
-from sqlalchemy.orm import Session
 
 from app.api.paging import Cursor, Limit, page
 from app.api.requests import announce, announced_sha256, clean_name, media_type, read_json
@@ -17,8 +16,9 @@ from app.auth import Owner
 from app.compose import Composition, compose
 from app.config import settings
 from app.db import session
-from app.errors import InUse, MalformedRequest, NotFound, UnsupportedMediaType
+from app.errors import InUse, MalformedRequest, UnsupportedMediaType
 from app.models import KINDS, TERMINAL, Artifact, Job
+from app.owned import owned
 from app.recipe import validate
 from app.storage import Storage
 from app.upload import receive
@@ -26,16 +26,6 @@ from app.upload import receive
 router = APIRouter(prefix="/v1/artifacts", tags=["artifacts"])
 
 RAW = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
-
-
-def owned(s: Session, ident: str, owner: str) -> Artifact:
-    """Raises:
-    NotFound: unknown, or somebody else's: the answer is the same.
-    """
-    found = s.get(Artifact, ident)
-    if found is None or found.owner != owner:
-        raise NotFound("there is no such artifact")
-    return found
 
 
 def storage_of(request: Request) -> Storage:
@@ -89,14 +79,14 @@ def list_artifacts(owner: Owner, limit: Limit = 50, cursor: Cursor = None) -> Ar
 @router.get("/{ident}")
 def get_artifact(ident: str, owner: Owner) -> ArtifactView:
     with session() as s:
-        return artifact_view(owned(s, ident, owner))
+        return artifact_view(owned(s, Artifact, ident, owner))
 
 
 @router.delete("/{ident}", status_code=204)
 def delete_artifact(ident: str, owner: Owner) -> None:
     """Its jobs stay. While one of them is under way it cannot be deleted."""
     with session() as s, s.begin():
-        found = owned(s, ident, owner)
+        found = owned(s, Artifact, ident, owner)
         s.refresh(found, ["id"], with_for_update=True)  # a job that is being submitted waits for this, or this for it
         if job := s.scalar(select(Job.id).where(Job.input_id == ident, Job.state.not_in(TERMINAL)).limit(1)):
             raise InUse(f"job {job} works on it; cancel it, or wait for its end")

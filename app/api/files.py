@@ -5,13 +5,14 @@ from __future__ import annotations
 from fastapi import APIRouter, Request, Response
 from fastapi.concurrency import run_in_threadpool
 
-from app.api.artifacts import owned, storage_of
+from app.api.artifacts import storage_of
 from app.api.reports import send_report
 from app.archive import archive_of
 from app.auth import Owner
 from app.db import session
 from app.errors import NotFound
 from app.models import Artifact
+from app.owned import owned
 from app.serve import disposition, send, send_blob
 
 router = APIRouter(prefix="/v1/artifacts/{ident}", tags=["artifacts"])
@@ -29,7 +30,7 @@ def _get_and_head(path: str):
 
 def _artifact(ident: str, owner: str) -> Artifact:
     with session() as s:
-        return owned(s, ident, owner)
+        return owned(s, Artifact, ident, owner)
 
 
 def _sidecar(artifact: Artifact, name: str):

@@ -6,7 +6,6 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, BackgroundTasks, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
-from sqlalchemy.orm import Session
 
 from app import jobs
 from app.api.artifacts import storage_of
@@ -22,6 +21,7 @@ from app.db import session
 from app.errors import NotFound
 from app.inputs import check_input, find_input, has_config
 from app.models import STATES, TERMINAL, Blob, Job
+from app.owned import owned
 from app.queue import flush_outbox
 from app.recipe import PRESETS, JobSpec, Output, Recipe, parse_job
 
@@ -38,13 +38,6 @@ class JobRequest(JobSpec):
     preset: Literal[tuple(PRESETS)] | None = None
     output: Output | None = None
     sanitize: Literal["report", "strip"] | None = None
-
-
-def _owned(s: Session, ident: str, owner: str) -> Job:
-    found = s.get(Job, ident)
-    if found is None or found.owner != owner:
-        raise NotFound("there is no such job")
-    return found
 
 
 @router.post("", status_code=202, openapi_extra=body_schema(JobRequest))
@@ -83,7 +76,7 @@ def list_jobs(owner: Owner, limit: Limit = 50, cursor: Cursor = None, state: Ann
 
 def _get(ident: str, owner: str) -> Job:
     with session() as s:
-        return _owned(s, ident, owner)
+        return owned(s, Job, ident, owner)
 
 
 @router.get("/{ident}")
@@ -107,7 +100,7 @@ async def get_job(
 def cancel(ident: str, owner: Owner) -> JobView:
     """Stop it, unless it has ended or is being signed (409). Twice is as good as once."""
     with session() as s, s.begin():
-        job = _owned(s, ident, owner)
+        job = owned(s, Job, ident, owner)
         jobs.cancel(s, ident)
         s.refresh(job)
         return job_view(job)
@@ -122,7 +115,7 @@ async def get_report(ident: str, request: Request, owner: Owner) -> Response:
 
 def _report(ident: str, owner: str) -> Blob:
     with session() as s:
-        job = _owned(s, ident, owner)
+        job = owned(s, Job, ident, owner)
         if job.report_sha256 is None:
             raise NotFound("this job has no report")
         return s.get_one(Blob, job.report_sha256)

@@ -14,18 +14,12 @@ from app.errors import MalformedRequest, MethodNotAllowed, ModelpressError, NotF
 
 log = logging.getLogger(__name__)
 
+_TYPES = {"type": "string", "title": "string", "status": "integer", "detail": "string", "pointer": "string"}
+_SCHEMA = {"type": "object", "required": ["type", "title", "status", "detail"], "properties": {name: {"type": kind} for name, kind in _TYPES.items()}}
 DOCUMENTED = {
     "default": {
         "description": "A problem (RFC 9457). `type` is stable; `pointer` leads into the request's own body.",
-        "content": {
-            "application/problem+json": {
-                "schema": {
-                    "type": "object",
-                    "required": ["type", "title", "status", "detail"],
-                    "properties": {"type": {"type": "string"}, "title": {"type": "string"}, "status": {"type": "integer"}, "detail": {"type": "string"}, "pointer": {"type": "string"}},
-                }
-            }
-        },
+        "content": {"application/problem+json": {"schema": _SCHEMA}},
     }
 }
 """For the OpenAPI document."""

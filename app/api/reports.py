@@ -20,7 +20,7 @@ STYLE = "body{font:14px system-ui;margin:2em}table{border-collapse:collapse}td,t
 
 async def send_report(request: Request, storage: Storage, sha256: str, size: int) -> Response:
     if size > MAX_PAGE or not _wants_html(request.headers.get("accept", "")):
-        response = await send_blob(request, storage, sha256, size, "report.json", "application/json", inline=True)
+        response = await send_blob(request, storage, sha256, size, None, "application/json")
         response.headers["Vary"] = "Accept"
         return response
     text = b"".join([piece async for piece in verified(storage, sha256, size, 0, size)])

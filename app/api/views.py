@@ -77,8 +77,8 @@ class Jobs(BaseModel):
 
 def artifact_view(a: Artifact) -> ArtifactView:
     files = [FileView(path=f.path, size=f.size, sha256=f.sha256) for f in a.files]
-    created = rfc3339(a.created_at)
-    return ArtifactView(id=a.id, digest=a.digest, size=a.size, kind=a.kind, format=a.format, name=a.name, created_at=created, signed=bool(a.signatures), files=files)
+    told = {name: getattr(a, name) for name in ("id", "digest", "size", "kind", "format", "name")}
+    return ArtifactView(**told, created_at=rfc3339(a.created_at), signed=bool(a.signatures), files=files)
 
 
 def _progress(job: Job) -> Progress:

@@ -1,0 +1,33 @@
+"""Looking up what an owner asks for by id. A foreign id answers as an unknown one does."""
+
+from __future__ import annotations
+
+import re
+from typing import TypeVar
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from app.errors import NotFound
+from app.models import Artifact, Job
+
+_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+Row = TypeVar("Row", Artifact, Job)
+
+
+def find(s: Session, model: type[Row], ident: object, owner: str, lock: bool = False) -> Row | None:
+    """`lock`: it can be read but not deleted until the transaction ends."""
+    if not isinstance(ident, str) or not _ID.fullmatch(ident):
+        return None
+    query = select(model).where(model.id == ident, model.owner == owner)
+    return s.scalar(query.with_for_update(read=True) if lock else query)
+
+
+def owned(s: Session, model: type[Row], ident: object, owner: str, pointer: str | None = None) -> Row:
+    """Raises:
+    NotFound: unknown, or somebody else's.
+    """
+    found = find(s, model, ident, owner)
+    if found is None:
+        raise NotFound(f"there is no such {model.__name__.lower()}", pointer=pointer)
+    return found

@@ -38,7 +38,7 @@ def demo(tmp_path):
 def test_the_demo_ends_well(demo):
     text, _ = demo.communicate(timeout=280)
     assert demo.returncode == 0, text
-    for title, least in (("lossless", 1.0), ("int4, group 128", 0.9), ("50 % pruned", 0.8)):
+    for title, least in (("lossless", 1.0), ("int4, group 128", 0.9), ("50 % pruned", 0.7)):
         (row,) = [line for line in text.splitlines() if title in line and "│" in line]
         cells = [c.strip() for c in row.strip("│").split("│")]
         assert float(cells[3]) > 1 and float(cells[5]) >= least, row

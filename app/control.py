@@ -1,11 +1,18 @@
-"""The control process: `celery -A app.control worker --pool solo -B -Q control`. Its beat asks for a sweep every few seconds."""
+"""The control process: `celery -A app.control worker --pool solo -B -Q control`. Its beat, a process of its own, asks for a sweep every few seconds.
+
+Neither is of use without the other: beat dies with the control process, and the control process ends, to be started again, when beat has died.
+"""
 
 from __future__ import annotations
 
+import logging
 import os
+import select
+import threading
 import time
 
 from celery import signals
+from celery.worker import state
 
 from app import sweep
 from app.config import settings
@@ -15,6 +22,7 @@ from app.queue import app as celery
 from app.queue import flush_outbox
 from app.storage import Storage
 
+log = logging.getLogger(__name__)
 _last_cleaning = 0.0
 
 
@@ -36,3 +44,17 @@ def run() -> None:
 @signals.beat_embedded_init.connect
 def tie_beat(**_) -> None:
     die_with_parent(os.getppid())
+
+
+@signals.worker_ready.connect
+def watch_beat(sender, **_) -> None:
+    """A worker that was started without a beat of its own has none to watch."""
+    if (beat := getattr(sender.controller, "beat", None)) and getattr(beat, "pid", None):
+        threading.Thread(target=_end_without, args=[os.pidfd_open(beat.pid)], name="beat", daemon=True).start()
+
+
+def _end_without(beat: int) -> None:
+    select.select([beat], [], [])
+    if state.should_stop is None and state.should_terminate is None:
+        log.error("beat has died; this process ends, to be started again with a new one")
+        os._exit(1)

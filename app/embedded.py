@@ -16,6 +16,7 @@ import importlib.util
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -30,8 +31,9 @@ from app.parent import tied
 
 _GRACE = 5.0  # seconds between SIGTERM and SIGKILL
 _BACKOFF = (0.1, 0.5, 1.0, 2.0, 5.0)
+_PRIVATE = "mp-"  # a socket's path has 107 bytes at most
 _HEALTHY = 10.0  # a child that ran this long starts its backoff anew
-_READY = 60.0
+_READY = 20.0  # seconds after which a service that is not ready yet says why
 
 
 @dataclass
@@ -78,12 +80,13 @@ def redis_server() -> str:
 def commands(redis_socket: Path) -> list[Child]:
     """What runs, in the order of stopping reversed: Redis is the last to go."""
     s = settings()
-    redis = [redis_server(), "--port", "0", "--unixsocket", str(redis_socket), "--unixsocketperm", "700", "--save", "", "--appendonly", "no", "--daemonize", "no"]
+    redis = [redis_server(), "--port", "0", "--unixsocket", str(redis_socket), "--unixsocketperm", "700"]
+    redis += ["--save", "", "--appendonly", "no", "--daemonize", "no", "--dir", str(redis_socket.parent)]
     celery = [sys.executable, "-m", "celery", "-A"]
     options = ["worker", "--pool", "solo", "--without-gossip", "--without-mingle", "--loglevel", "warning"]
     api = [sys.executable, "-m", "app.main"]
     return [
-        Child("redis", [*redis, "--dir", str(redis_socket.parent)]),
+        Child("redis", redis),
         Child("sign", [*celery, "app.sign", *options, "-Q", "sign", "-n", "sign@%h"]),
         Child("control", [*celery, "app.control", *options, "-B", "-s", str(redis_socket.parent / "beat"), "-Q", "control", "-n", "control@%h"]),
         Child("worker", [*celery, "worker.tasks", *options, "-Q", s.queue, "-n", "worker@%h"]),
@@ -95,7 +98,7 @@ def up() -> int:
     """Run until SIGINT or SIGTERM. Returns the exit code.
 
     Raises:
-        SystemExit: the home folder is in use, or there is no Redis.
+        SystemExit: the home folder or the port is in use, or there is no Redis.
     """
     stopping: list[int] = []
     for sig in (signal.SIGINT, signal.SIGTERM):
@@ -103,29 +106,51 @@ def up() -> int:
     home = settings().home
     for folder in (home, settings().scratch, home / "logs"):
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with (home / "lock").open("a+") as lock, tempfile.TemporaryDirectory(prefix="mp-") as private:
-        _lock(lock, home)
+    with (home / "lock").open("a+") as lock, tempfile.TemporaryDirectory(prefix=_PRIVATE) as private:
+        _lock(lock, home, Path(private))
+        _free(settings().host, settings().port)
         environment = os.environ | {"MODELPRESS_HOME": str(home.resolve()), "MODELPRESS_BROKER_URL": f"redis+socket://{private}/redis.sock"}
         children = commands(Path(private, "redis.sock"))
         try:
             children[0].start(environment, home / "logs")
             _prepare()
-            announced = False
+            told = Told()
             while not stopping:
                 for child in children:
                     child.tend(environment, home / "logs")
-                announced = announced or _announce(children)
+                told.look()
                 time.sleep(0.1)
         finally:
             _stop(children)
     return 0
 
 
-def _lock(lock, home: Path) -> None:
+def _lock(lock, home: Path, private: Path) -> None:
+    """Take the home folder. The lock's file names the temporary folder, so that the next start can remove that of a service which was killed."""
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise SystemExit(f"another service runs in {home}; stop it, or choose another folder with --home") from None
+    lock.seek(0)
+    left = Path(lock.read().strip())
+    if left.name.startswith(_PRIVATE) and left.parent == private.parent:
+        shutil.rmtree(left, ignore_errors=True)
+    lock.truncate(0)
+    lock.write(str(private))
+    lock.flush()
+
+
+def _free(host: str, port: int) -> None:
+    """Raises:
+    SystemExit: somebody listens there already.
+    """
+    family, kind, proto, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    with socket.socket(family, kind, proto) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(address)
+        except OSError as e:
+            raise SystemExit(f"port {port} of {host} cannot be used ({e.strerror}); choose another one with --port") from None
 
 
 def _prepare() -> None:
@@ -137,17 +162,28 @@ def _prepare() -> None:
     ensure_first_key()
 
 
-def _announce(children: list[Child]) -> bool:
-    """Say once where the service is, when it is ready."""
-    url = f"http://{settings().host}:{settings().port}"
-    try:
-        ready = httpx.get(f"{url}/readyz", timeout=2)
-    except httpx.HTTPError:
-        return False
-    if ready.status_code != 200:
-        return False
-    print(f"modelpress is ready at {url}\nAPI key: {settings().home / 'api-key'}\nCtrl-C stops it.", flush=True)
-    return True
+class Told:
+    """Says once where the service is, when it is ready; and once, when that takes long, what is missing."""
+
+    def __init__(self):
+        self.url, self.late = f"http://{settings().host}:{settings().port}", time.monotonic() + _READY
+        self.ready = False
+
+    def look(self) -> None:
+        if self.ready:
+            return
+        missing = "the API does not answer"
+        try:
+            answer = httpx.get(f"{self.url}/readyz", timeout=2)
+            self.ready = answer.status_code == 200
+            missing = ", ".join(f"{name}: {state}" for name, state in answer.json()["checks"].items() if state != "ok")
+        except (httpx.HTTPError, ValueError, KeyError):
+            pass
+        if self.ready:
+            print(f"modelpress is ready at {self.url}\nAPI key: {settings().home / 'api-key'}\nCtrl-C stops it.", flush=True)
+        elif time.monotonic() > self.late:
+            self.late = float("inf")
+            print(f"modelpress is not ready yet ({missing}); see {settings().home / 'logs'}", file=sys.stderr, flush=True)
 
 
 def _stop(children: list[Child]) -> None:

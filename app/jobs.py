@@ -87,7 +87,8 @@ def requeue(s: Session, job_id: str, fence: int, *, why: str, costs_attempt: boo
     if job is None or job.fence != fence or job.state != RUNNING:
         return False
     if costs_attempt and job.attempt >= settings().max_attempts:
-        return fail(s, job_id, fence, WorkerCrashed(f"the work was started {job.attempt} times and ended each time without a result; the last time {why}"))
+        detail = f"the work was started {job.attempt} times and ended each time without a result; the last time {why}"
+        return fail(s, job_id, fence, WorkerCrashed(detail))
     attempt = job.attempt - (not costs_attempt)
     done = _done(s, _held(job_id, fence, RUNNING).values(state=QUEUED, attempt=attempt, lease_until=None, progress={}, woken_at=None))
     if done:
@@ -101,8 +102,8 @@ def cancel(s: Session, job_id: str) -> None:
     Raises:
         AlreadyFinished, Conflict (while signing).
     """
-    done = _done(s, update(Job).where(Job.id == job_id, Job.state.in_([QUEUED, RUNNING])).values(state=CANCELLED, fence=Job.fence + 1, lease_until=None, finished_at=now()))
-    if done:
+    values = {"state": CANCELLED, "fence": Job.fence + 1, "lease_until": None, "finished_at": now()}
+    if _done(s, update(Job).where(Job.id == job_id, Job.state.in_([QUEUED, RUNNING])).values(**values)):
         return
     state = s.scalar(select(Job.state).where(Job.id == job_id))
     if state in TERMINAL - {CANCELLED}:

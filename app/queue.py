@@ -25,6 +25,7 @@ app.conf.update(
     task_serializer="json",
     accept_content=["json"],
     task_create_missing_queues=True,
+    worker_pool="solo",  # no process here computes anything itself
     worker_prefetch_multiplier=1,
     worker_disable_prefetch=True,
     worker_hijack_root_logger=False,

@@ -17,7 +17,7 @@ import hashlib
 import os
 import re
 import time
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -90,10 +90,16 @@ class Storage:
             obstore.put(self.store, key, hashed(), chunk_size=BATCH, max_concurrency=PARTS)
         return size, digest.hexdigest()
 
-    def put_file(self, key: str, path: Path) -> tuple[int, str]:
-        """Write a file; returns size and SHA-256 of what was written."""
-        with path.open("rb") as f:
-            return self.put(key, iter(lambda: f.read(BATCH), b""))
+    def put_file(self, key: str, path: Path, advance: Callable[[int], None] = lambda _: None) -> tuple[int, str]:
+        """Write a file; returns size and SHA-256 of what was written. `advance` is told of every batch; what it raises leaves nothing behind."""
+
+        def batches() -> Iterator[bytes]:
+            with path.open("rb") as f:
+                while batch := f.read(BATCH):
+                    yield batch
+                    advance(len(batch))
+
+        return self.put(key, batches())
 
     async def put_stream(self, key: str, data: AsyncIterator[bytes]) -> tuple[int, str]:
         """`put` of what arrives by and by. Hashing and writing overlap, neither on the event loop; whatever `data` raises leaves nothing behind."""
@@ -125,8 +131,9 @@ class Storage:
         """A readable, seekable file object (buffered; its reads return buffers)."""
         return obstore.open_reader(self.store, _key(name), buffer_size=BATCH)
 
-    def get_file(self, sha256: str, path: Path) -> int:
+    def get_file(self, sha256: str, path: Path, advance: Callable[[int], None] = lambda _: None) -> int:
         """Copy a blob to `path`, hashing what is written; returns the size. `path` must be new, and stays only when the digest is right.
+        `advance` is told of every batch, and may raise to break off.
 
         Raises:
             StorageDamaged: the blob is gone or is no longer what it was.
@@ -138,6 +145,7 @@ class Storage:
                 for batch in self.stream(sha256):
                     digest.update(batch)
                     size += f.write(batch)
+                    advance(len(batch))
             if digest.hexdigest() != sha256:
                 raise StorageDamaged(f"blob {sha256} has other bytes than it was stored with")
         except FileNotFoundError:

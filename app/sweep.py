@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import shutil
 import time
+from pathlib import Path
 
 from sqlalchemy import and_, delete, exists, or_, select, update
 from sqlalchemy.orm import Session
@@ -20,6 +21,7 @@ from app.models import QUEUED, RUNNING, SIGNING, ArtifactFile, Blob, Job, Outbox
 from app.storage import Storage
 
 log = logging.getLogger(__name__)
+_APART = {"synchronize_session": False}
 SIGN_LEFT = "signing was started {n} times and ended each time without a result"
 
 
@@ -44,7 +46,7 @@ def rewake(s: Session) -> set[str]:
     found = s.execute(select(Job.id, Job.state, Job.queue).where(silent)).all()
     topics = {jobs.SIGN_QUEUE if state == SIGNING else queue for _, state, queue in found}
     s.add_all([Outbox(topic=t) for t in sorted(topics)])
-    s.execute(update(Job).where(Job.id.in_([ident for ident, _, _ in found])).values(woken_at=now()), execution_options={"synchronize_session": False})
+    s.execute(update(Job).where(Job.id.in_([ident for ident, _, _ in found])).values(woken_at=now()), execution_options=_APART)
     return topics
 
 
@@ -69,27 +71,34 @@ def drop_orphans(storage: Storage) -> int:
             storage.delete(found.key)
             dropped += 1
     for path in settings().scratch.glob("*-*"):
-        if path.stat().st_mtime < old and tuple(path.name.rsplit("-", 1)) not in claims:
+        if _modified(path) < old and tuple(path.name.rsplit("-", 1)) not in claims:
             shutil.rmtree(path, ignore_errors=True)
             dropped += 1
     return dropped + storage.drop_unfinished(settings().orphan_age)
 
 
+def _modified(path: Path) -> float:
+    """Its worker may remove it at any moment."""
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:
+        return time.time()
+
+
 def collect(storage: Storage) -> int:
     """Blobs that nothing refers to are marked; those still unreferenced `orphan_age` later are deleted, row and bytes. Returns how many.
 
-    The row goes, under lock and only while the mark stands, before the bytes do; whoever wants the blob meanwhile takes the mark off, or makes the row
-    anew before storing the bytes again (`app.blobs.hold`).
+    The row goes, under lock and only while the mark stands, before the bytes do; whoever wants the blob meanwhile takes the mark off, or makes
+    the row anew before storing the bytes again (`app.blobs.hold`).
     """
     referred = or_(*(exists().where(column == Blob.sha256) for column in (ArtifactFile.sha256, Signature.sha256, Job.report_sha256)))
     with session() as s, s.begin():
-        options = {"synchronize_session": False}
-        s.execute(update(Blob).where(Blob.marked_at.is_not(None), referred).values(marked_at=None), execution_options=options)
-        s.execute(update(Blob).where(Blob.marked_at.is_(None), ~referred).values(marked_at=now()), execution_options=options)
+        s.execute(update(Blob).where(Blob.marked_at.is_not(None), referred).values(marked_at=None), execution_options=_APART)
+        s.execute(update(Blob).where(Blob.marked_at.is_(None), ~referred).values(marked_at=now()), execution_options=_APART)
         ripe = s.scalars(select(Blob.sha256).where(Blob.marked_at < now() - settings().orphan_age, ~referred).limit(1000)).all()
     for sha256 in ripe:
         with session() as s, s.begin():  # the bytes go while the row's lock is held, so that nobody can hold the blob in between
-            gone = s.execute(delete(Blob).where(Blob.sha256 == sha256, Blob.marked_at.is_not(None), ~referred), execution_options={"synchronize_session": False})
-            if gone.rowcount:
+            still = (Blob.sha256 == sha256, Blob.marked_at.is_not(None), ~referred)
+            if s.execute(delete(Blob).where(*still), execution_options=_APART).rowcount:
                 storage.delete(sha256)
     return len(ripe)

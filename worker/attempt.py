@@ -14,8 +14,6 @@ import json
 import logging
 import os
 import shutil
-import stat
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -28,15 +26,11 @@ from app.errors import DeadlineExceeded, ModelpressError, NoSpace, StorageDamage
 from app.models import Artifact, Job
 from app.queue import flush_outbox
 from app.storage import Storage
-from worker import child, proof
+from worker import child, proof, result
+from worker.claim import Claim, Lost
 from worker.zygote import Limits, Zygote
 
 log = logging.getLogger(__name__)
-MAX_FILES, MAX_REPORT = 20_000, 256 << 20
-
-
-class Lost(Exception):
-    """The claim is void: write nothing more."""
 
 
 class Draining(Exception):
@@ -45,48 +39,6 @@ class Draining(Exception):
 
 class Crashed(Exception):
     """The child ended without a result."""
-
-
-class Claim:
-    """Keeps a claim alive from a thread of its own, and knows when it is void."""
-
-    def __init__(self, job: Job):
-        self.job, self.progress = job, {"stage": "fetch", "fraction": 0.0, "bytes_done": 0, "bytes_total": 0}
-        self.lost, self.ended = threading.Event(), threading.Event()
-        self.thread = threading.Thread(target=self._keep, name="claim", daemon=True)
-
-    def __enter__(self) -> Claim:
-        self.thread.start()
-        return self
-
-    def __exit__(self, *_) -> None:
-        self.ended.set()
-        self.thread.join()
-
-    def _keep(self) -> None:
-        """Looks often whether the claim holds (a cancel must end the child soon), extends the lease now and then. A database that does not
-        answer for a whole lease counts as a claim lost."""
-        beat = answered = time.monotonic()
-        told: dict = {}
-        while not self.ended.wait(settings().poll) and not self.lost.is_set():
-            try:
-                with session() as s, s.begin():
-                    if (late := time.monotonic() - beat >= settings().heartbeat) or self.progress != told:
-                        told, good = dict(self.progress), jobs.heartbeat(s, self.job.id, self.job.fence, progress=self.progress)
-                        beat = time.monotonic() if late else beat
-                    else:
-                        good = jobs.held(s, self.job.id, self.job.fence)
-            except Exception as e:  # whatever the database raises: what counts is for how long
-                log.warning("job %s: no heartbeat: %s", self.job.id, e)
-                good = time.monotonic() - answered < settings().lease
-            else:
-                answered = time.monotonic()
-            if not good:
-                self.lost.set()
-
-    def check(self) -> None:
-        if self.lost.is_set():
-            raise Lost
 
 
 class Attempt:
@@ -100,12 +52,12 @@ class Attempt:
         self.deadline = time.monotonic() + settings().job_timeout
 
     def run(self) -> None:
-        """To its end: handed over, failed, given back, or dropped because the claim is void."""
-        kept = False
+        """To its end: handed over, failed, given back, or dropped because the claim is void. An error of the service leaves the job to its lease,
+        which puts some time between the attempts."""
         try:
             with Claim(self.job) as claim:
                 try:
-                    kept = self._work(claim)
+                    self._work(claim)
                 except ModelpressError as e:
                     self._fail(e.problem())
                 except OSError as e:
@@ -116,37 +68,42 @@ class Attempt:
             log.info("job %s: the claim is void, nothing was written", self.job.id)
         except Draining:
             self._requeue("the worker was stopped", costs_attempt=False)
-        except Crashed as e:
+        except (Crashed, result.Unusable) as e:
             self._requeue(str(e))
         except Exception:
-            log.exception("job %s: the attempt failed", self.job.id)
-            self._requeue("of an error of the service")
+            log.exception("job %s: attempt %s broke off", self.job.id, self.job.attempt)
         finally:
             shutil.rmtree(self.scratch, ignore_errors=True)
-            if not kept:
-                self.storage.delete_all(self.prefix)
+            self._clear()
 
-    def _work(self, claim: Claim) -> bool:
-        """Whether the result was handed over."""
+    def _clear(self) -> None:
+        """Remove what was stored, unless the job refers to it. The database is asked: a commit may have happened though its answer was lost."""
+        try:
+            with session() as s:
+                job = s.get(Job, self.job.id)
+            if job is None or (job.handoff or {}).get("prefix") != self.prefix:
+                self.storage.delete_all(self.prefix)
+        except Exception as e:  # the sweep removes what stays
+            log.warning("job %s: what it stored stays for now: %s", self.job.id, e)
+
+    def _work(self, claim: Claim) -> None:
         inp, out = self.scratch / "in", self.scratch / "out"
         for folder in (inp, out):
             folder.mkdir(parents=True)
         source = self._fetch(inp, claim)
         if problem := self._child("worker.__main__:run", inp, out, claim):
-            self._fail(problem, self._kept_report(out))
-            return False
+            return self._fail(problem, self._kept_report(out))
         output = self.job.spec["output"]["format"]
-        paths = sorted(p.relative_to(out / "files").as_posix() for p in regular_files(out / "files"))
+        paths = result.files(out / "files")
         report = out / "report.json"
         if proof.wanted(output, paths):
             proven = self.scratch / "proof"
             proven.mkdir()
             (out / "scratch").exists() and shutil.rmtree(out / "scratch")
             if problem := self._child("worker.proof:prove", out, proven, claim):
-                self._fail(problem, self._kept_report(out))
-                return False
+                return self._fail(problem, self._kept_report(out))
             report = proven / "report.json"
-        return self._hand_over(out / "files", paths, report, source, output, claim)
+        self._hand_over(out / "files", paths, report, source, output, claim)
 
     def _fetch(self, inp: Path, claim: Claim) -> Artifact:
         """Copy the input, hashing what is copied.
@@ -158,15 +115,24 @@ class Attempt:
             source = s.get(Artifact, self.job.input_id) if self.job.input_id else None
         if source is None:
             raise StorageDamaged("the job's input is gone")
-        done = 0
+        advance = self._advance(claim, "fetch", source.size)
         for f in source.files:
             path = inp / f.path
             path.parent.mkdir(parents=True, exist_ok=True)
-            self.storage.get_file(f.sha256, path)
-            done += f.size
-            claim.progress = {"stage": "fetch", "fraction": done / max(1, source.size), "bytes_done": done, "bytes_total": source.size}
-            self._go_on(claim)
+            self.storage.get_file(f.sha256, path, advance)
         return source
+
+    def _advance(self, claim: Claim, stage: str, total: int) -> Callable[[int], None]:
+        """What a copy calls with the bytes it has done: progress, and an end in the middle when it is to end."""
+        done = 0
+
+        def advance(nbytes: int) -> None:
+            nonlocal done
+            done += nbytes
+            claim.progress = {"stage": stage, "fraction": min(1.0, done / max(1, total)), "bytes_done": done, "bytes_total": total}
+            self._go_on(claim)
+
+        return advance
 
     def _go_on(self, claim: Claim) -> None:
         claim.check()
@@ -193,20 +159,21 @@ class Attempt:
             raise Crashed(ended.why)
         return ended.problem
 
-    def _hand_over(self, files: Path, paths: list[str], report: Path, source: Artifact, output: str, claim: Claim) -> bool:
+    def _hand_over(self, files: Path, paths: list[str], report: Path, source: Artifact, output: str, claim: Claim) -> None:
+        data, parsed = result.report(report)
+        advance = self._advance(claim, "store", sum((files / p).stat().st_size for p in paths))
         rows = []
         for path in paths:
-            size, sha256 = self.storage.put_file(f"{self.prefix}/files/{path}", files / path)
+            size, sha256 = self.storage.put_file(f"{self.prefix}/files/{path}", files / path, advance)
             rows.append({"path": path, "size": size, "sha256": sha256})
-            self._go_on(claim)
-        size, sha256 = self.storage.put(f"{self.prefix}/report.json", [read_report(report)])
+        size, sha256 = self.storage.put(f"{self.prefix}/report.json", [data])
         document = {
             "prefix": self.prefix,
             "files": rows,
             "report": {"path": "report.json", "size": size, "sha256": sha256},
             "format": output,
             "name": source.name,
-            "environment": json.loads(report.read_text())["environment"],
+            "environment": parsed["environment"],
             "started": self.started,
             "ended": time.time(),
         }
@@ -214,14 +181,15 @@ class Attempt:
             if not jobs.handoff(s, self.job.id, self.job.fence, document):
                 raise Lost
         flush_outbox()
-        return True
 
     def _kept_report(self, out: Path) -> str | None:
-        """The report of a failed job as a blob (a failed gate shows its figures)."""
-        if not (out / "report.json").is_file():
+        """The report of a failed job as a blob (a failed gate shows its figures); None where there is none, or half a one."""
+        try:
+            data, _ = result.report(out / "report.json")
+        except result.Unusable:
             return None
         key = f"{self.prefix}/report.json"
-        size, sha256 = self.storage.put(key, [read_report(out / "report.json")])
+        size, sha256 = self.storage.put(key, [data])
         with session() as s, s.begin():
             hold(s, sha256, size)
         self.storage.promote(key, sha256)
@@ -236,38 +204,3 @@ class Attempt:
         with session() as s, s.begin():
             jobs.requeue(s, self.job.id, self.job.fence, why=why, costs_attempt=costs_attempt)
         flush_outbox()
-
-
-def regular_files(folder: Path) -> list[Path]:
-    """What a child left behind. It cannot make links (its jail forbids it), and none is followed if it could.
-
-    Raises:
-        Crashed: anything but folders and regular files with one name, or too many of them.
-    """
-    found = []
-    for parent, folders, names in os.walk(folder):
-        for name in (*folders, *names):
-            path = Path(parent, name)
-            status = path.lstat()
-            if stat.S_ISREG(status.st_mode) and status.st_nlink == 1:
-                found.append(path)
-            elif not stat.S_ISDIR(status.st_mode):
-                raise Crashed(f"it left {name[:100]!r}, which is no regular file")
-            if len(found) > MAX_FILES:
-                raise Crashed(f"it left more than {MAX_FILES} files")
-    return found
-
-
-def read_report(path: Path) -> bytes:
-    """Raises:
-    Crashed: no report, or one that is too large or no JSON object.
-    """
-    try:
-        if path.is_symlink() or path.stat().st_size > MAX_REPORT:
-            raise ValueError(f"larger than {MAX_REPORT} bytes")
-        data = path.read_bytes()
-        if not isinstance(json.loads(data), dict):
-            raise ValueError("no object")
-        return data
-    except (OSError, ValueError, RecursionError) as e:
-        raise Crashed(f"its report is not usable: {e}") from None

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from worker import jail
+from worker.zygote import installation
 
 JAIL_REPORT = "jail.json"
 """Where a worker leaves the outcome, in the home folder, for `/readyz`."""
@@ -28,6 +29,11 @@ def attempts(outside: Path) -> dict[str, Callable]:
         "signal its parent": lambda: os.kill(os.getppid(), signal.SIGCONT),
         "change a mode": lambda: os.chmod(outside, 0o777),
     }
+
+
+def exposed(home: Path) -> Path | None:
+    """The folder of the installation, which every child may read, that `home` (database, keys) lies in; None when it lies in none."""
+    return next((p for p in installation() if home.resolve().is_relative_to(p.resolve())), None)
 
 
 def probe() -> dict:

@@ -18,7 +18,7 @@ from app.db import session
 from app.queue import app as celery
 from app.storage import Storage
 from worker.attempt import Attempt
-from worker.jailed import JAIL_REPORT, probe
+from worker.jailed import JAIL_REPORT, exposed, probe
 from worker.zygote import Zygote
 
 log = logging.getLogger(__name__)
@@ -46,10 +46,11 @@ def wake() -> None:
 def prepare(**_) -> None:
     """Prove the jail before the first job, and start the zygote. Without a jail that holds, this worker takes no job."""
     report = probe()
-    path = settings().home / JAIL_REPORT
-    path.write_text(json.dumps(report))
+    if folder := exposed(settings().home):
+        report |= {"holds": False, "error": f"{settings().home} lies in {folder}, which children may read; choose another home"}
+    (settings().home / JAIL_REPORT).write_text(json.dumps(report))
     if not report["holds"]:
-        raise SystemExit(f"the jail does not hold on this machine: {report}; a worker needs Landlock (Linux 6.2 or later) and seccomp on x86_64 or aarch64")
+        raise SystemExit(f"the jail does not hold here: {report}; a worker needs Landlock (Linux 6.2 or later) and seccomp, on x86_64 or aarch64")
     _zygotes.setdefault("worker.__main__:run", Zygote("worker.__main__:run")).start()
 
 

@@ -1,0 +1,63 @@
+"""A worker's hold on its job: kept alive from a thread of its own, and known to be void as soon as it is."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+
+from app import jobs
+from app.config import settings
+from app.db import session
+from app.models import Job
+
+log = logging.getLogger(__name__)
+
+
+class Lost(Exception):
+    """The claim is void: write nothing more."""
+
+
+class Claim:
+    """Holds `job` while the body of the `with` runs. `progress` may be set at any time and is told with the next look."""
+
+    def __init__(self, job: Job):
+        self.job, self.progress = job, {"stage": "fetch", "fraction": 0.0, "bytes_done": 0, "bytes_total": 0}
+        self.lost, self.ended = threading.Event(), threading.Event()
+        self.thread = threading.Thread(target=self._keep, name="claim", daemon=True)
+
+    def __enter__(self) -> Claim:
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.ended.set()
+        self.thread.join()
+
+    def _keep(self) -> None:
+        """Looks often whether the claim holds (a cancel must end the child soon), extends the lease now and then. A database that does not
+        answer for a whole lease counts as a claim lost."""
+        beat = answered = time.monotonic()
+        told: dict = {}
+        while not self.ended.wait(settings().poll) and not self.lost.is_set():
+            try:
+                with session() as s, s.begin():
+                    if (late := time.monotonic() - beat >= settings().heartbeat) or self.progress != told:
+                        told, good = dict(self.progress), jobs.heartbeat(s, self.job.id, self.job.fence, progress=self.progress)
+                        beat = time.monotonic() if late else beat
+                    else:
+                        good = jobs.held(s, self.job.id, self.job.fence)
+            except Exception as e:  # whatever the database raises: what counts is for how long
+                log.warning("job %s: no heartbeat: %s", self.job.id, e)
+                good = time.monotonic() - answered < settings().lease
+            else:
+                answered = time.monotonic()
+            if not good:
+                self.lost.set()
+
+    def check(self) -> None:
+        """Raises:
+        Lost: as the thread has found.
+        """
+        if self.lost.is_set():
+            raise Lost

@@ -1,0 +1,190 @@
+"""What the sweep mends: leases, wake-ups, orphans, blobs. A real database and a real store; no broker where none is needed."""
+
+from __future__ import annotations
+
+import os
+import time
+
+import pytest
+from sqlalchemy import delete, select, update
+
+from app import control, jobs, queue, sweep
+from app.blobs import hold
+from app.config import settings
+from app.db import Base, engine, now, session
+from app.models import Artifact, ArtifactFile, Blob, Job, Outbox
+from app.storage import Storage
+
+HOUR = 3600
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path, monkeypatch):
+    monkeypatch.setenv("MODELPRESS_HOME", str(tmp_path))
+    settings.cache_clear()
+    engine.cache_clear()
+    Base.metadata.create_all(engine())
+    settings().scratch.mkdir()
+    yield tmp_path
+    engine().dispose()
+    settings.cache_clear()
+    engine.cache_clear()
+
+
+@pytest.fixture
+def storage(home) -> Storage:
+    return Storage()
+
+
+def job(state: str = "queued", **values) -> str:
+    with session() as s, s.begin():
+        made = Job(owner="o", spec={}, cache_key="k", state=state, **values)
+        s.add(made)
+        s.flush()
+        return made.id
+
+
+def get(job_id: str) -> Job:
+    with session() as s:
+        return s.get_one(Job, job_id)
+
+
+def set_job(job_id: str, **values) -> None:
+    with session() as s, s.begin():
+        s.execute(update(Job).where(Job.id == job_id).values(**values))
+
+
+def swept(step):
+    with session() as s, s.begin():
+        return step(s)
+
+
+def topics() -> list[str]:
+    with session() as s:
+        return sorted(s.scalars(select(Outbox.topic)))
+
+
+def age(path, seconds: float) -> None:
+    os.utime(path, (time.time() - seconds,) * 2)
+
+
+def put(storage: Storage, key: str, seconds: float = 0, data: bytes = b"x") -> str:
+    _, sha256 = storage.put(key, [data])
+    age(settings().home / "store" / key, seconds)
+    return sha256
+
+
+def blob(storage: Storage, data: bytes) -> str:
+    _, sha256 = storage.put("tmp/one/1/x", [data])
+    with session() as s, s.begin():
+        hold(s, sha256, len(data))
+    storage.promote("tmp/one/1/x", sha256)
+    return sha256
+
+
+def test_a_silent_worker_loses_its_job_and_a_busy_one_keeps_it():
+    silent, busy = job("running", attempt=1, fence=1, lease_until=now() - 1), job("running", attempt=1, fence=1, lease_until=now() + 9)
+    assert swept(sweep.expire) == 1
+    assert (get(silent).state, get(busy).state) == ("queued", "running") and topics() == ["compress.cpu"]
+
+
+def test_a_job_whose_worker_dies_three_times_fails():
+    job_id = job("running", attempt=3, fence=3, lease_until=now() - 1)
+    swept(sweep.expire)
+    assert (get(job_id).state, get(job_id).error["type"]) == ("failed", "worker-crashed") and topics() == []
+
+
+def test_signing_has_a_lease_and_attempts_of_its_own():
+    again, spent = (job("signing", attempt=3, fence=4, sign_attempt=n, lease_until=now() - 1, handoff={"prefix": "tmp/a/3"}) for n in (2, 3))
+    swept(sweep.expire)
+    assert (get(again).state, get(spent).state, get(spent).error["type"]) == ("signing", "failed", "worker-crashed")
+    swept(sweep.rewake)
+    assert topics() == ["sign"]
+    with session() as s, s.begin():
+        assert jobs.claim_signing(s).id == again
+
+
+def test_a_job_that_nobody_claims_is_woken_again_now_and_then():
+    rewake = settings().rewake
+    job(created_at=now())
+    assert swept(sweep.rewake) == set()
+    late = job(created_at=now() - rewake - 1, queue="compress.gpu")
+    assert swept(sweep.rewake) == {"compress.gpu"} and topics() == ["compress.gpu"]
+    assert swept(sweep.rewake) == set()
+    set_job(late, woken_at=now() - rewake - 1)
+    assert swept(sweep.rewake) == {"compress.gpu"}
+
+
+def test_without_a_broker_the_outbox_waits_and_nobody_else_does(monkeypatch):
+    """Connections to a port that nobody listens on."""
+    monkeypatch.setitem(queue.app.conf, "broker_url", "redis://127.0.0.1:1/0")
+    with session() as s, s.begin():
+        s.add(Outbox(topic="compress.cpu"))
+    start = time.monotonic()
+    assert queue.flush_outbox() is False
+    assert time.monotonic() - start < 3 and topics() == ["compress.cpu"]
+
+
+def test_what_dead_attempts_left_goes_and_what_live_ones_need_stays(home, storage):
+    old = settings().lease + 5
+    running, signing, ended = job("running", fence=2), job("signing", fence=7, handoff={"prefix": "tmp/x/4"}), job("failed", fence=3)
+    stay = [f"tmp/{running}/2/files/a", f"tmp/{signing}/7/sidecars/a", f"tmp/{signing}/4/files/a"]
+    go = [f"tmp/{running}/1/files/a", f"tmp/{signing}/3/files/a", f"tmp/{ended}/3/files/a", "tmp/unknown/1/files/a"]
+    for key in stay + go:
+        put(storage, key, old)
+    young = [f"tmp/{ended}/3/files/young"]
+    put(storage, young[0])
+    put(storage, "tmp/uploads/new", old)
+    put(storage, "tmp/uploads/broken-off", settings().orphan_age + 5)
+    folders = {f"{running}-2": True, f"{running}-1": False, f"{ended}-3": False}
+    for name in folders:
+        (settings().scratch / name / "in").mkdir(parents=True)
+        age(settings().scratch / name, old)
+    (settings().scratch / f"{ended}-9").mkdir()
+    sweep.drop_orphans(storage)
+    assert sorted(f.key for f in storage.list("tmp")) == sorted([*stay, *young, "tmp/uploads/new"])
+    assert sorted(p.name for p in settings().scratch.iterdir()) == sorted([f"{running}-2", f"{ended}-9"])
+
+
+def test_a_blob_is_marked_waited_for_and_looked_at_again(storage):
+    used, free, wanted = (blob(storage, data) for data in (b"used", b"free", b"wanted again"))
+    with session() as s, s.begin():
+        s.add(Artifact(owner="o", kind="model", format="packed", name="n", digest="d", size=4, files=[ArtifactFile(path="p", size=4, sha256=used)]))
+    assert sweep.collect(storage) == 0
+    with session() as s:
+        marks = {b.sha256: b.marked_at for b in s.scalars(select(Blob))}
+    assert marks[used] is None and marks[free] and marks[wanted]
+    with session() as s, s.begin():
+        s.execute(update(Blob).where(Blob.marked_at.is_not(None)).values(marked_at=now() - settings().orphan_age - 1))
+        hold(s, wanted, 12)
+    assert sweep.collect(storage) == 1
+    assert [storage.exists(b) for b in (used, free, wanted)] == [True, False, True]
+    with session() as s:
+        assert s.get(Blob, free) is None
+
+
+def test_a_blob_that_is_referred_to_again_loses_its_mark(storage):
+    found = blob(storage, b"found")
+    sweep.collect(storage)
+    with session() as s, s.begin():
+        s.execute(update(Blob).values(marked_at=now() - 100 * HOUR * 24))
+        s.add(Job(owner="o", spec={}, cache_key="k", state="failed", report_sha256=found))
+    assert sweep.collect(storage) == 0 and storage.exists(found)
+    with session() as s, s.begin():
+        assert s.get(Blob, found).marked_at is None
+        s.execute(delete(Job))
+
+
+def test_two_sweeps_at_once_do_no_harm():
+    """Both see the same lapsed lease; the job is given back once."""
+    job_id = job("running", attempt=1, fence=1, lease_until=now() - 1)
+    swept(sweep.expire)
+    with session() as s, s.begin():
+        assert jobs.requeue(s, job_id, 1, why="its worker went silent") is False
+    assert (get(job_id).state, get(job_id).attempt, topics()) == ("queued", 1, ["compress.cpu"])
+
+
+def test_the_whole_sweep_is_one_task():
+    job_id = job("running", attempt=1, fence=1, lease_until=now() - 1)
+    control.run()
+    assert get(job_id).state == "queued"

@@ -7,9 +7,11 @@ job, and one that arrives twice does nothing. Messages are acknowledged before t
 from __future__ import annotations
 
 import logging
+import threading
 
 from celery import Celery
-from kombu.exceptions import OperationalError
+from kombu.exceptions import KombuError
+from redis.exceptions import RedisError
 from sqlalchemy import delete, select
 
 from app.config import settings
@@ -17,6 +19,7 @@ from app.db import session
 from app.models import Outbox
 
 log = logging.getLogger(__name__)
+_wanted, _sending = threading.Event(), threading.Lock()
 _SOCKET = {"socket_timeout": 5, "socket_connect_timeout": 2, "retry_on_timeout": False}
 
 app = Celery("modelpress", broker=settings().broker_url)
@@ -46,21 +49,30 @@ def wake(topic: str) -> None:
     app.send_task(f"{topic.split('.')[0]}.wake", queue=topic, retry=False, ignore_result=True)
 
 
-def flush_outbox() -> bool:
-    """Send what waits in the outbox, one message per queue. Called after a commit, and by the sweep for what was left behind.
+def flush_outbox() -> None:
+    """Send what waits in the outbox. Called after a commit, and by the sweep for what was left behind.
 
-    Returns:
-        whether all was sent; while the broker is away the rows stay.
+    One thread of a process sends at a time, and goes on for those that come meanwhile: a broker that does not answer holds up one thread, not all.
     """
+    _wanted.set()
+    while _wanted.is_set() and _sending.acquire(blocking=False):
+        try:
+            _wanted.clear()
+            _send()
+        finally:
+            _sending.release()
+
+
+def _send() -> None:
+    """One message per queue; its rows go once it is sent. While the broker is away they stay."""
     with session() as s, s.begin():
         waiting = s.execute(select(Outbox.id, Outbox.topic)).all()
     try:
         for topic in sorted({topic for _, topic in waiting}):
             wake(topic)
-    except (OperationalError, OSError) as e:
+    except (KombuError, RedisError, OSError) as e:
         log.warning("the broker does not answer, the sweep will send again: %s", e)
-        return False
+        return
     if waiting:
         with session() as s, s.begin():
             s.execute(delete(Outbox).where(Outbox.id.in_([ident for ident, _ in waiting])))
-    return True

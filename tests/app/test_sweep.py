@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import socket
+import threading
 import time
 
 import pytest
@@ -121,7 +123,7 @@ def test_without_a_broker_the_outbox_waits_and_nobody_else_does(monkeypatch):
     with session() as s, s.begin():
         s.add(Outbox(topic="compress.cpu"))
     start = time.monotonic()
-    assert queue.flush_outbox() is False
+    queue.flush_outbox()
     assert time.monotonic() - start < 3 and topics() == ["compress.cpu"]
 
 
@@ -184,7 +186,28 @@ def test_two_sweeps_at_once_do_no_harm():
     assert (get(job_id).state, get(job_id).attempt, topics()) == ("queued", 1, ["compress.cpu"])
 
 
-def test_the_whole_sweep_is_one_task():
+def test_one_thread_waits_for_a_broker_that_does_not_answer(monkeypatch):
+    """A broker that takes connections and says nothing: the first caller waits, the others are back at once, and what they wanted is tried."""
+    tried = []
+    with socket.create_server(("127.0.0.1", 0)) as deaf:
+        monkeypatch.setitem(queue.app.conf, "broker_url", f"redis://127.0.0.1:{deaf.getsockname()[1]}/0")
+        monkeypatch.setattr(queue, "wake", lambda topic, wake=queue.wake: (tried.append(topic), wake(topic)))
+        with session() as s, s.begin():
+            s.add(Outbox(topic="compress.cpu"))
+        first = threading.Thread(target=queue.flush_outbox)
+        first.start()
+        while not tried:
+            time.sleep(0.01)
+        start = time.monotonic()
+        for _ in range(50):
+            queue.flush_outbox()
+        assert time.monotonic() - start < 0.5
+        first.join(30)
+        assert not first.is_alive() and len(tried) == 2 and topics() == ["compress.cpu"]
+
+
+def test_the_whole_sweep_is_one_task(monkeypatch):
+    monkeypatch.setitem(queue.app.conf, "broker_url", "redis://127.0.0.1:1/0")
     job_id = job("running", attempt=1, fence=1, lease_until=now() - 1)
     control.run()
     assert get(job_id).state == "queued"

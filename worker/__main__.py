@@ -19,7 +19,7 @@ from app.recipe import PRESETS, parse_job, parse_json
 from worker import pipeline
 
 ANY_ID = "00000000-0000-0000-0000-000000000000"  # a spec names its input by id; here it is a path
-_NO_MEMORY = re.compile(r"can't allocate memory|Cannot allocate memory|std::bad_alloc")  # as torch's allocator says it
+_NO_MEMORY = re.compile(r"can't allocate memory|Cannot allocate memory|std::bad_alloc|can't start new thread")  # as torch and Python say it
 
 
 def run(inp: Path, out: Path, spec: dict, emit: Callable[[dict], None], work: Callable = pipeline.run) -> None:

@@ -1,0 +1,211 @@
+"""One attempt by one worker, against a real database, a real store and a real child: how it ends, and what it leaves behind."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import numpy as np
+import pytest
+from safetensors.numpy import save
+from sqlalchemy import update
+
+from app import jobs, sweep
+from app.blobs import hold
+from app.config import settings
+from app.db import Base, engine, now, session
+from app.models import Artifact, ArtifactFile, Job
+from app.storage import Storage
+from worker import attempt
+from worker.attempt import Attempt
+from worker.zygote import Zygote
+
+SPEC = {"recipe": {"steps": [{"method": "lossless"}]}, "output": {"format": "packed"}, "gates": {}, "sanitize": "report", "seed": 0}
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    for name, value in {"HOME": str(tmp_path), "BROKER_URL": "redis://127.0.0.1:1/0", "POLL": "0.02", "HEARTBEAT": "0.05"}.items():
+        monkeypatch.setenv(f"MODELPRESS_{name}", value)
+    monkeypatch.setattr(attempt, "flush_outbox", lambda: None)  # there is nobody to wake
+    settings.cache_clear()
+    engine.cache_clear()
+    Base.metadata.create_all(engine())
+    yield tmp_path
+    engine().dispose()
+    settings.cache_clear()
+    engine.cache_clear()
+
+
+@pytest.fixture(scope="module")
+def zygotes():
+    made: dict[str, Zygote] = {}
+    yield made
+    for zygote in made.values():
+        zygote.close()
+
+
+@pytest.fixture
+def storage(home) -> Storage:
+    return Storage()
+
+
+def claimed(storage: Storage, data: bytes | None = None, **spec) -> Job:
+    """A job on a small model, claimed by this worker."""
+    data = save({"a.weight": np.arange(4096, dtype="f4").reshape(64, 64)}) if data is None else data
+    _, sha256 = storage.put("tmp/up/1/x", [data])
+    with session() as s, s.begin():
+        hold(s, sha256, len(data))
+    storage.promote("tmp/up/1/x", sha256)
+    with session() as s, s.begin():
+        source = Artifact(owner="o", kind="model", format="safetensors", name="m", digest="c" * 64, size=len(data))
+        source.files = [ArtifactFile(path="model.safetensors", size=len(data), sha256=sha256)]
+        s.add(source)
+        s.flush()
+        jobs.submit(s, owner="o", input_id=source.id, spec=SPEC | spec, queue="compress.cpu", cache_key="k")
+    with session() as s, s.begin():
+        return jobs.claim(s, "compress.cpu")
+
+
+def get(job: Job) -> Job:
+    with session() as s:
+        return s.get_one(Job, job.id)
+
+
+def left(storage: Storage) -> list[str]:
+    """Whatever lies in `tmp/` and in the scratch folder."""
+    return [f.key for f in storage.list("tmp")] + [p.name for p in settings().scratch.glob("*")]
+
+
+def test_it_is_handed_over(storage, zygotes):
+    job = claimed(storage)
+    Attempt(job, storage, zygotes, lambda: False).run()
+    row = get(job)
+    assert (row.state, row.attempt, row.error) == ("signing", 1, None)
+    assert row.handoff["prefix"] == f"tmp/{job.id}/1" and [f["path"] for f in row.handoff["files"]] == ["model.packed.safetensors"]
+    assert row.handoff["environment"]["torch"] and row.handoff["started"] <= row.handoff["ended"]
+    assert sorted(left(storage)) == [f"tmp/{job.id}/1/files/model.packed.safetensors", f"tmp/{job.id}/1/report.json"]
+
+
+def test_what_was_handed_over_stays_whatever_happens_next(storage, zygotes, monkeypatch):
+    """As when the commit's answer is lost on its way: the job is in other hands, and its files are theirs."""
+
+    def broken():
+        raise ConnectionError("lost")
+
+    monkeypatch.setattr(attempt, "flush_outbox", broken)
+    job = claimed(storage)
+    Attempt(job, storage, zygotes, lambda: False).run()
+    assert get(job).state == "signing" and len(left(storage)) == 2
+
+
+def test_an_error_of_the_service_leaves_the_job_to_its_lease(storage, zygotes, monkeypatch):
+    """A store that is away for a moment must not use up three attempts in that moment."""
+
+    def away(*_):
+        raise ConnectionError("the store is away")
+
+    job = claimed(storage)
+    with monkeypatch.context() as patch:
+        patch.setattr(Storage, "get_file", away)
+        Attempt(job, storage, zygotes, lambda: False).run()
+    assert (get(job).state, get(job).attempt) == ("running", 1) and left(storage) == []
+    with session() as s, s.begin():
+        s.execute(update(Job).values(lease_until=now() - 1))
+    with session() as s, s.begin():
+        sweep.expire(s)
+    assert get(job).state == "queued"
+
+
+def test_a_refusal_is_final(storage, zygotes):
+    job = claimed(storage, b"\x10\0\0\0\0\0\0\0no json at all..")
+    Attempt(job, storage, zygotes, lambda: False).run()
+    assert (get(job).state, get(job).attempt, get(job).error["type"]) == ("failed", 1, "invalid-safetensors") and left(storage) == []
+
+
+def test_a_failed_gate_keeps_its_report(storage, zygotes):
+    job = claimed(storage, gates={"max_bytes": 1})
+    Attempt(job, storage, zygotes, lambda: False).run()
+    row = get(job)
+    assert (row.state, row.error["type"]) == ("failed", "gate-failed") and row.error["pointer"] == "/gates/max_bytes"
+    assert storage.exists(row.report_sha256) and left(storage) == []
+
+
+def test_too_little_memory_is_final(storage, zygotes, monkeypatch):
+    monkeypatch.setattr(settings(), "child_memory", 8 << 20)
+    job = claimed(storage, save({"a.weight": np.random.default_rng(0).normal(size=(4096, 2048)).astype("f4")}))
+    Attempt(job, storage, zygotes, lambda: False).run()
+    assert (get(job).state, get(job).attempt, get(job).error["type"]) == ("failed", 1, "out-of-memory"), get(job).error
+
+
+@pytest.mark.parametrize("where", ["scratch_bytes", "disk"])
+def test_too_little_disk_is_final(storage, zygotes, monkeypatch, where):
+    if where == "disk":
+        def full(*_):
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(Storage, "get_file", full)
+    else:
+        monkeypatch.setattr(settings(), "scratch_bytes", 1000)
+    job = claimed(storage)
+    Attempt(job, storage, zygotes, lambda: False).run()
+    assert (get(job).state, get(job).attempt, get(job).error["type"]) == ("failed", 1, "no-space"), get(job).error
+    assert left(storage) == []
+
+
+@pytest.mark.parametrize("how", ["changed", "gone"])
+def test_an_input_that_is_no_longer_what_it_was_is_not_read(storage, zygotes, how):
+    job = claimed(storage)
+    blob = next((settings().home / "store" / "blobs").rglob("*/*"))
+    blob.write_bytes(b"other") if how == "changed" else blob.unlink()
+    Attempt(job, storage, zygotes, lambda: False).run()
+    assert (get(job).state, get(job).error["type"]) == ("failed", "storage-damaged") and left(storage) == []
+
+
+def test_a_drain_in_the_middle_of_a_copy_costs_no_attempt(storage, zygotes):
+    job = claimed(storage)
+    Attempt(job, storage, zygotes, lambda: True).run()
+    assert (get(job).state, get(job).attempt, get(job).fence) == ("queued", 0, 1) and left(storage) == []
+
+
+def test_a_cancel_in_the_middle_of_a_copy_writes_nothing(storage, zygotes, monkeypatch):
+    job = claimed(storage)
+    started = threading.Event()
+
+    def slow(self, sha256, path, advance):
+        started.set()
+        for _ in range(500):
+            time.sleep(0.01)
+            advance(1)
+
+    monkeypatch.setattr(Storage, "get_file", slow)
+    working = threading.Thread(target=Attempt(job, storage, zygotes, lambda: False).run)
+    working.start()
+    started.wait()
+    with session() as s, s.begin():
+        jobs.cancel(s, job.id)
+    start = time.monotonic()
+    working.join(5)
+    assert time.monotonic() - start < 1 and not working.is_alive()
+    assert (get(job).state, get(job).fence) == ("cancelled", 2) and left(storage) == []
+
+
+def test_a_claim_that_was_lost_unnoticed_hands_nothing_over(storage, zygotes, monkeypatch):
+    """As a worker that was stopped past its lease: it goes on before its claim's thread has looked."""
+    monkeypatch.setattr(settings(), "poll", 60.0)
+    job = claimed(storage)
+    with session() as s, s.begin():
+        s.execute(update(Job).values(lease_until=now() - 1))
+    with session() as s, s.begin():
+        sweep.expire(s)
+    with session() as s, s.begin():
+        again = jobs.claim(s, "compress.cpu")
+    Attempt(job, storage, zygotes, lambda: False).run()
+    assert (get(job).state, get(job).fence, get(job).handoff) == ("running", again.fence, None) and left(storage) == []
+
+
+def test_a_past_deadline_is_final(storage, zygotes, monkeypatch):
+    monkeypatch.setattr(settings(), "job_timeout", 0.0)
+    job = claimed(storage)
+    Attempt(job, storage, zygotes, lambda: False).run()
+    assert (get(job).state, get(job).error["type"]) == ("failed", "deadline-exceeded") and left(storage) == []

@@ -73,6 +73,8 @@ def load(folder: Path, names: set[str]) -> dict:
         if keys:
             raise LoadProofFailed(f"{cls.__name__} finds {len(keys)} tensors {what}: {', '.join(map(str, list(keys)[:3]))}")
     bad = [n for n, p in model.named_parameters() if p.is_floating_point() and not torch.isfinite(p.sum(dtype=torch.float64))]
+    if scales := [n for n in bad if n.endswith("_scale")]:
+        raise LoadProofFailed(f"{cls.__name__} has scales that are not finite: {', '.join(scales[:3])}")
     return {
         "loaded": True,
         "library": "transformers",

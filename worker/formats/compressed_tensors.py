@@ -29,6 +29,8 @@ from worker.plan import TensorPlan
 
 VERSION = "0.20.0"
 _PART = 1 << 20
+_TIED_HEADS = ("lm_head", "proj_out", "embed_out", "cls.predictions.decoder")
+"""Linear modules that have no tensor of their own when they are tied to the embeddings: a loader would invent scales for them."""
 
 
 def words(inputs: int, num_bits: int) -> int:
@@ -122,7 +124,7 @@ class CompressedTensorsWriter(FolderWriter):
     def ignored(self) -> list[str]:
         """Modules that may be Linear and stay as they are, by every name that they have."""
         names = {n: n for n in self.plans} | self.checkpoint.aliases
-        heads = {"lm_head"} if self.checkpoint.config.get("tie_word_embeddings", True) else set()  # tied: it has no tensor of its own
+        heads = set(_TIED_HEADS) if self.checkpoint.config.get("tie_word_embeddings", True) else set()
         return sorted({n.removesuffix(".weight") for n, t in names.items() if self.plans[t].linear and t not in self.steps} | heads)
 
 

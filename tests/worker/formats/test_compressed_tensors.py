@@ -123,6 +123,19 @@ def test_a_mixed_folder_names_its_schemes(tmp_path):
     assert not info["missing_keys"] and not info["unexpected_keys"]
 
 
+def test_a_tied_head_gets_no_scales(tmp_path):
+    import transformers as t
+
+    from worker.proof import load
+
+    small = {"d_model": 64, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2, "decoder_attention_heads": 2, "vocab_size": 300}
+    tokens = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1}
+    t.WhisperForConditionalGeneration(t.WhisperConfig(**small, **tokens)).save_pretrained(tmp_path / "model")
+    report = compress(tmp_path / "model", tmp_path / "out", num_bits=8)
+    proof = load(tmp_path / "out" / "files", {r["name"] for r in report["tensors"]})
+    assert proof["loaded"] and proof["non_finite"] == []
+
+
 def test_shards_and_their_index_survive(tmp_path):
     source = tiny("llama", tmp_path / "whole")
     tensors = load_file(source / "model.safetensors")

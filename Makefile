@@ -1,4 +1,4 @@
-# make install | demo | test | up.  TORCH chooses the wheel: the CPU build where pip finds one, else what the registry has.
+# make install | demo | test | up | bench.  TORCH chooses the wheel: the CPU build where pip finds one, else what the registry has.
 VENV := .venv
 BIN := $(VENV)/bin
 TORCH ?=
@@ -22,3 +22,9 @@ test: install
 
 up: install
 	$(BIN)/modelpress up $(ARGS)
+
+bench: install
+	$(BIN)/python -m benchmarks.lossless
+	$(BIN)/python -m benchmarks.quality
+	$(BIN)/python -m benchmarks.child_memory
+	$(BIN)/python -m benchmarks.http_memory

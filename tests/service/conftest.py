@@ -16,7 +16,7 @@ def service(tmp_path_factory) -> Iterator[Service]:
     running.stop()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def fragile(tmp_path_factory) -> Iterator[Service]:
     """One to be killed, with short leases."""
     running = Service(tmp_path_factory.mktemp("fragile"), **QUICK)

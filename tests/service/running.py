@@ -127,12 +127,12 @@ class Service:
 
 def safetensors(tensors: dict[str, np.ndarray], metadata: dict | None = None) -> bytes:
     """A file of float32 tensors."""
-    header, data = ({"__metadata__": metadata} if metadata else {}), b""
+    header, at = ({"__metadata__": metadata} if metadata else {}), 0
     for name, t in tensors.items():
-        header[name] = {"dtype": "F32", "shape": list(t.shape), "data_offsets": [len(data), len(data) + t.nbytes]}
-        data += t.astype("<f4").tobytes()
+        header[name] = {"dtype": "F32", "shape": list(t.shape), "data_offsets": [at, at + 4 * t.size]}
+        at += 4 * t.size
     text = json.dumps(header).encode()
-    return struct.pack("<Q", len(text)) + text + data
+    return b"".join([struct.pack("<Q", len(text)), text, *(t.astype("<f4").tobytes() for t in tensors.values())])
 
 
 def model(megabytes: float, seed: int = 0) -> bytes:
@@ -140,8 +140,9 @@ def model(megabytes: float, seed: int = 0) -> bytes:
     rng = np.random.default_rng(seed)
     count = max(1, round(megabytes))
     rows = max(1, round(megabytes * 1024 / 4 / count))
-    return safetensors({f"layers.{i}.weight": rng.normal(0, 0.02, (rows, 1024)).astype("f4") for i in range(count)})
+    return safetensors({f"layers.{i}.weight": 0.02 * rng.standard_normal((rows, 1024), dtype="f4") for i in range(count)})
 
 
-QUICK = {"MODELPRESS_LEASE": "3", "MODELPRESS_HEARTBEAT": "0.5", "MODELPRESS_SWEEP": "0.5", "MODELPRESS_REWAKE": "2", "MODELPRESS_POLL": "0.1"}
+QUICK = {"LEASE": "3", "HEARTBEAT": "0.5", "SWEEP": "0.5", "REWAKE": "2", "POLL": "0.1", "CLEANING": "3"}
+QUICK = {f"MODELPRESS_{name}": value for name, value in QUICK.items()}
 """Shorter times, so that what a lease or a sweep mends is mended within a test."""

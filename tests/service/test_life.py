@@ -52,7 +52,7 @@ def outputs(s: Service, jobs: list[dict]) -> None:
 def test_sigkill_at_several_points(fragile, large, part):
     before = len(artifacts(fragile))
     jobs = []
-    for delay in (0.0, 0.15, 0.4, 0.8):
+    for delay in (0.0, 0.3, 0.8):
         job = begin(fragile, large)
         if part == "child":
             fragile.until(job, "running")
@@ -63,9 +63,9 @@ def test_sigkill_at_several_points(fragile, large, part):
             assert part == "child"  # it had ended before the signal; the job is judged all the same
         jobs.append(fragile.finish(job))
         fragile.ready()
-    assert [j["state"] for j in jobs] == ["succeeded"] * 4, jobs
+    assert [j["state"] for j in jobs] == ["succeeded"] * 3, jobs
     outputs(fragile, jobs)
-    assert len(artifacts(fragile)) == before + 4
+    assert len(artifacts(fragile)) == before + 3
 
 
 def test_twenty_kills_in_a_row_lose_nothing_and_double_nothing(fragile):

@@ -18,7 +18,7 @@ from app.auth import Owner
 from app.cache import cache_key, earlier
 from app.config import settings
 from app.db import session
-from app.errors import NotFound
+from app.errors import InvalidJobSpec, NotFound
 from app.inputs import check_input, find_input, has_config
 from app.models import STATES, TERMINAL, Blob, Job
 from app.owned import owned
@@ -54,6 +54,8 @@ def _submit(body: Any, owner: str, request: Request) -> Job:
     with session() as s:
         source = find_input(s, body, owner)
     spec = parse_job(body, has_config(source))
+    if spec.device == "cuda" and not settings().gpu:
+        raise InvalidJobSpec("no worker of this service has a GPU; choose auto or cpu", pointer="/device")
     check_input(source, spec, storage_of(request))
     document = spec.model_dump(mode="json")
     key = cache_key(owner, source.digest, document, "cpu")

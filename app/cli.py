@@ -23,7 +23,9 @@ from app.bars import bars, byte_bar, job_bar
 from app.client import Client
 from app.config import settings
 from app.errors import InvalidJobSpec, InvalidSignature, ModelpressError, Unavailable
-from app.recipe import FORMATS, PRESETS, parse_json, parse_recipe
+from app.job_spec import FORMATS, PRESETS
+from app.recipe import parse_recipe
+from app.strict import parse_json
 from app.statement import SIDECARS
 from app.verify import verify_folder
 

@@ -13,7 +13,7 @@ from app.errors import InputRefused, InvalidPath
 from app.limits import check_path
 from app.models import Artifact, ArtifactFile
 from app.owned import owned
-from app.recipe import Id, Strict
+from app.strict import Id, Strict
 from app.statement import artifact_digest
 
 _WEIGHTS = ("safetensors", "packed", "torch")

@@ -10,7 +10,8 @@ from app.errors import InputNotUsable, InvalidJobSpec, NotFound
 from app.formats import header_bytes_needed, parse_safetensors_header
 from app.models import Artifact
 from app.owned import find
-from app.recipe import JobSpec, check_matched, parse_job
+from app.job_spec import JobSpec, parse_job
+from app.recipe import check_matched
 from app.storage import Storage
 
 

@@ -92,7 +92,7 @@ class Job(Base):
     id: Mapped[str] = mapped_column(String(36), primary_key=True, default=new_id)
     owner: Mapped[str] = mapped_column(String(64), index=True)
     input_id: Mapped[str | None] = mapped_column(ForeignKey("artifacts.id", ondelete="SET NULL"), index=True)  # gone when deleted after the job's end
-    spec: Mapped[dict[str, Any]] = mapped_column(JSON)  # the resolved job spec (app.recipe.JobSpec)
+    spec: Mapped[dict[str, Any]] = mapped_column(JSON)  # the resolved job spec (app.job_spec.JobSpec)
     queue: Mapped[str] = mapped_column(String(32), default="compress.cpu")
     state: Mapped[str] = mapped_column(String(16), default=QUEUED)
     attempt: Mapped[int] = mapped_column(Integer, default=0)  # of the compression; counted before the work starts

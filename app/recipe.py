@@ -1,28 +1,24 @@
-"""What a user asks for: job specs, recipes, one params class per method, presets.
+"""Recipes: one params class per method, which selects it (`worker.methods.METHODS` is keyed by these classes), and the rules between steps.
 
-A typed params class selects its method (`worker.methods.METHODS` is keyed by these classes). Everything is strict: no coercion, no unknown
-fields, no non-finite numbers. Wrong input raises `InvalidJobSpec` (or a child of it) with a JSON pointer into the request's own body.
+Everything is strict: no coercion, no unknown fields, no non-finite numbers. Wrong input raises `InvalidJobSpec` (or a child of it) with a JSON
+pointer into the request's own body.
 """
 
 from __future__ import annotations
 
-import json
+import fnmatch
 import re
 from collections.abc import Collection
 from typing import Annotated, Any, Literal, Union
 
 import re2
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, TypeAdapter, ValidationError, model_validator
+from pydantic import AfterValidator, Field, StringConstraints, model_validator
 from pydantic_core import PydanticCustomError
 
-from app.errors import ConflictingSteps, InvalidJobSpec, InvalidPattern, MalformedJson, NoTensorMatched
+from app.errors import ConflictingSteps, NoTensorMatched
+from app.strict import Strict, validate
 
-FORMATS = ("packed", "safetensors", "compressed-tensors", "original")
 MAX_STEPS = 8
-
-
-class Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, frozen=True, str_max_length=4096)
 
 
 def _pattern(value: str) -> str:
@@ -153,7 +149,7 @@ class Restore(Strict):
 
 
 Step = Annotated[Union[Prune, Quantize, Lossless, Restore], Field(discriminator="method")]
-METHOD_NAMES = ("prune", "quantize", "lossless", "restore")
+METHODS = {"prune": Prune, "quantize": Quantize, "lossless": Lossless, "restore": Restore}
 
 
 class Recipe(Strict):
@@ -170,99 +166,9 @@ class Recipe(Strict):
         return "restore" if Restore in kinds else "lossless" if kinds == {Lossless} else "lossy"
 
 
-class Output(Strict):
-    format: Literal["packed", "safetensors", "compressed-tensors", "original"]
-
-
-class Gates(Strict):
-    """Bounds that the result must keep; each is checked on the worst tensor, `max_bytes` on the sum of the output files."""
-
-    max_relative_error: Annotated[float, Field(ge=0)] | None = None
-    min_cosine: Annotated[float, Field(ge=-1, le=1)] | None = None
-    max_bytes: Annotated[int, Field(ge=1)] | None = None
-
-
-Id = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$")]
-Tag = Annotated[str, StringConstraints(min_length=1, max_length=100)]
-
-
-class JobSpec(Strict):
-    """The body of `POST /v1/jobs`."""
-
-    input: Id
-    recipe: Recipe
-    output: Output
-    gates: Gates = Gates()
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    sanitize: Literal["report", "strip"]
-    seed: Annotated[int, Field(ge=0, lt=1 << 53)] = 0
-    tags: Annotated[dict[Tag, Tag], Field(max_length=20)] = {}
-
-
-PRESETS: dict[str, dict] = {
-    "lossless": {"steps": [{"method": "lossless"}]},
-    "int8": {"steps": [{"method": "quantize", "num_bits": 8, "strategy": "channel", "activations": "dynamic"}]},
-    "w8a16": {"steps": [{"method": "quantize", "num_bits": 8, "strategy": "channel"}]},
-    "w4a16": {"steps": [{"method": "quantize", "num_bits": 4, "strategy": "group", "group_size": 128, "scale_search": "mse"}]},
-    "fp8": {"steps": [{"method": "quantize", "num_bits": 8, "type": "float", "strategy": "channel", "activations": "dynamic"}]},
-    "prune-50": {"steps": [{"method": "prune", "sparsity": 0.5}]},
-    "prune-2:4": {"steps": [{"method": "prune", "mask_structure": "2:4"}]},
-}
-
-METHODS = {"prune": Prune, "quantize": Quantize, "lossless": Lossless, "restore": Restore}
-
-
-def parse_json(body: bytes) -> Any:
-    """JSON as RFC 8259 has it: UTF-8, no duplicate keys, no NaN.
-
-    Raises:
-        MalformedJson: with the place.
-    """
-
-    def pairs(items):
-        if len(out := dict(items)) != len(items):
-            raise MalformedJson("An object has the same key twice.")
-        return out
-
-    def constant(name):
-        raise MalformedJson(f"{name} is not JSON.")
-
-    try:
-        return json.loads(body.decode("utf-8"), object_pairs_hook=pairs, parse_constant=constant)
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError, ValueError) as e:
-        raise MalformedJson(f"The body is not JSON: {str(e)[:200]}") from None
-
-
-def _problem(error: ValidationError, prefix: str) -> InvalidJobSpec:
-    """The first error becomes the problem, all of them its `errors`."""
-    found, patterned = [], False
-    for e in error.errors(include_url=False, include_input=True):
-        path = [p for p in e["loc"] if p not in METHOD_NAMES or not isinstance(p, str)]
-        if e["type"] in ("union_tag_invalid", "union_tag_not_found"):
-            path.append("method")
-        if field := (e.get("ctx") or {}).get("field"):
-            path.append(field)
-        pointer = prefix + "".join(f"/{str(p).replace('~', '~0').replace('/', '~1')}" for p in path)
-        value = e.get("input")
-        shown = "" if isinstance(value, (dict, list)) else f" (got {json.dumps(value, default=str)[:100]})"
-        message = f"one of {', '.join(METHOD_NAMES)} is needed" if e["type"].startswith("union_tag") else e["msg"]
-        found.append({"pointer": pointer, "detail": message + shown})
-        patterned |= e["type"] == "pattern"
-    cls = InvalidPattern if patterned else InvalidJobSpec
-    return cls(found[0]["detail"], pointer=found[0]["pointer"], errors=found[:20])
-
-
-def validate(cls: type[BaseModel], data: Any, prefix: str = ""):
-    """`cls` from JSON-like data; pydantic's errors become one `InvalidJobSpec` with pointers."""
-    try:
-        return TypeAdapter(cls).validate_python(data)
-    except ValidationError as e:
-        raise _problem(e, prefix) from None
-
-
 def parse_recipe(data: Any, prefix: str = "/recipe") -> Recipe:
     """A recipe, with the rules that hold between its steps."""
-    recipe = validate(Recipe, data, prefix)
+    recipe = validate(Recipe, data, prefix, METHODS)
     order = [list(METHODS.values()).index(type(s)) for s in recipe.steps]
     for i, step in enumerate(recipe.steps):
         pointer = f"{prefix}/steps/{i}"
@@ -276,70 +182,8 @@ def parse_recipe(data: Any, prefix: str = "/recipe") -> Recipe:
     return recipe
 
 
-def default_output(recipe: Recipe, has_config: bool) -> str:
-    """A folder that loads as is where there is a Hugging Face config to put it beside, else the container that carries everything."""
-    if recipe.kind == "restore":
-        return "original"
-    return "compressed-tensors" if has_config and recipe.step(Quantize) and not recipe.step(Lossless) else "packed"
-
-
-def check_output(recipe: Recipe, output: str, has_config: bool) -> None:
-    """Refuse an output format that cannot carry what the recipe makes.
-
-    Raises:
-        InvalidJobSpec: pointing at `/output/format`.
-    """
-
-    def refuse(why: str):
-        raise InvalidJobSpec(why, pointer="/output/format")
-
-    if (recipe.kind == "restore") != (output == "original"):
-        refuse("restore writes format original, and nothing else does; choose one of packed, safetensors, compressed-tensors")
-    if recipe.kind == "lossless" and output != "packed":
-        refuse(f"lossless is carried by packed, not by {output}")
-    if output == "compressed-tensors":
-        if not recipe.step(Quantize):
-            refuse("compressed-tensors carries quantized weights, and no step quantizes; choose packed or safetensors")
-        if not has_config:
-            refuse("compressed-tensors needs a config.json beside the weights: upload the whole folder, or choose packed")
-        if any(q.type == "float" and q.strategy == "group" for q in recipe.step(Quantize)):
-            refuse("compressed-tensors carries fp8 per tensor or channel, not per group; choose packed")
-        if recipe.step(Lossless):
-            refuse("compressed-tensors is read by other tools and cannot be entropy-coded; choose packed, or leave lossless out")
-    if output == "safetensors" and recipe.step(Lossless):
-        refuse("safetensors is read by other tools and cannot be entropy-coded; choose packed, or leave lossless out")
-
-
-def parse_job(data: Any, has_config: bool = True) -> JobSpec:
-    """The body of `POST /v1/jobs`, resolved: the preset unfolded, the output format and every default filled in.
-
-    Args:
-        data: parsed JSON.
-        has_config: whether the input brings (or, as an archive, may bring) a config.json.
-    """
-    if not isinstance(data, dict):
-        raise InvalidJobSpec("the body must be an object with input, and recipe or preset")
-    data = dict(data)
-    if ("preset" in data) == ("recipe" in data):
-        raise InvalidJobSpec("give either recipe or preset", pointer="/recipe")
-    if "preset" in data:
-        name = data.pop("preset")
-        if not isinstance(name, str) or name not in PRESETS:
-            raise InvalidJobSpec(f"{json.dumps(name, default=str)[:100]} is none of the presets: {', '.join(PRESETS)}", pointer="/preset")
-        data["recipe"] = PRESETS[name]
-    recipe = parse_recipe(data["recipe"])
-    data["recipe"] = recipe.model_dump(mode="json")
-    data.setdefault("output", {"format": default_output(recipe, has_config)})
-    data.setdefault("sanitize", "report" if recipe.kind == "lossless" else "strip")
-    spec = validate(JobSpec, data)
-    check_output(recipe, spec.output.format, has_config)
-    return spec
-
-
 def matcher(targeted: Targeted):
     """A predicate on tensor names: matched by a target and by no ignore."""
-    import fnmatch
-
     def one(pattern: str):
         if pattern.startswith("re:"):
             expression = re2.compile(pattern[3:])

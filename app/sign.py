@@ -24,7 +24,7 @@ from app.db import session
 from app.errors import GateFailed, ModelpressError, StorageDamaged, StorageFull, Unavailable
 from app.models import SIGNING, Artifact, ArtifactFile, Job, Signature
 from app.queue import app as celery
-from app.recipe import parse_json
+from app.strict import parse_json
 from app.signing import PrivateKey, key_id, open_key
 from app.statement import artifact_digest, canonical, provenance, sign_artifact
 from app.storage import Storage

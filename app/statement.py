@@ -99,7 +99,7 @@ def provenance(
 
     Args:
         files, input_files: path -> SHA-256 of what came out and of what went in.
-        spec: the resolved job spec (`app.recipe.JobSpec`).
+        spec: the resolved job spec (`app.job_spec.JobSpec`).
         input_digest: the input's artifact digest.
         environment: name -> version of what did the work.
         started, finished: seconds since the epoch.

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from app.errors import InvalidSignature, MalformedJson
-from app.recipe import parse_json
+from app.strict import parse_json
 from app.signing import PublicKey, holds, key_id
 from app.statement import BUNDLE, MODEL_PREDICATE, PAYLOAD_TYPE, PROVENANCE_PREDICATE, SIDECARS, STATEMENT, hint, of_git, pae, sha256sums
 

@@ -12,7 +12,8 @@ import typer.main
 
 from app.cli import app
 from app.config import Settings
-from app.recipe import FORMATS, METHOD_NAMES, PRESETS, Gates, JobSpec, Lossless, Prune, Quantize, Restore, Targeted, parse_recipe
+from app.job_spec import FORMATS, PRESETS, Gates, JobSpec
+from app.recipe import METHODS, Lossless, Prune, Quantize, Restore, Targeted, parse_recipe
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -25,7 +26,7 @@ def row(column: int, name: str) -> bool:
     return any(f"`{name}`" in line.split("|")[column + 1] for line in ROWS)
 
 
-@pytest.mark.parametrize("name", METHOD_NAMES)
+@pytest.mark.parametrize("name", METHODS)
 def test_every_method_has_a_line(name):
     assert row(0, name)
 

@@ -15,7 +15,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from app.errors import JobFailure, ModelpressError, NoSpace, OutOfMemory
-from app.recipe import PRESETS, parse_job, parse_json
+from app.job_spec import PRESETS, parse_job
+from app.strict import parse_json
 from worker import pipeline
 
 ANY_ID = "00000000-0000-0000-0000-000000000000"  # a spec names its input by id; here it is a path

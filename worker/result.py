@@ -12,7 +12,7 @@ from pathlib import Path
 
 from app.errors import InputRefused, MalformedJson
 from app.limits import check_path
-from app.recipe import parse_json
+from app.strict import parse_json
 
 MAX_FILES = 20_000
 MAX_REPORT = 64 << 20  # bytes; it is parsed here, and 100,000 tensors take some 40 MB

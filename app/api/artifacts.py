@@ -19,7 +19,7 @@ from app.db import session
 from app.errors import InUse, MalformedRequest, UnsupportedMediaType
 from app.models import KINDS, TERMINAL, Artifact, Job
 from app.owned import owned
-from app.recipe import validate
+from app.strict import validate
 from app.storage import Storage
 from app.upload import receive
 

@@ -7,7 +7,8 @@ from typing import Any
 from fastapi import APIRouter
 
 from app.formats import catalogue
-from app.recipe import METHODS, PRESETS, parse_recipe
+from app.job_spec import PRESETS
+from app.recipe import METHODS, parse_recipe
 
 router = APIRouter(prefix="/v1", tags=["catalog"])
 

@@ -23,7 +23,8 @@ from app.inputs import check_input, find_input, has_config
 from app.models import STATES, TERMINAL, Blob, Job
 from app.owned import owned
 from app.queue import flush_outbox
-from app.recipe import PRESETS, JobSpec, Output, Recipe, parse_job
+from app.job_spec import PRESETS, JobSpec, Output, parse_job
+from app.recipe import Recipe
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 

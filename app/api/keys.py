@@ -13,7 +13,7 @@ from app.api.requests import read_json
 from app.api.schemas import body_schema
 from app.auth import Owner
 from app.config import settings
-from app.recipe import Strict, validate
+from app.strict import Strict, validate
 from app.verify import verify_bundle
 
 router = APIRouter(prefix="/v1", tags=["keys"])

@@ -14,7 +14,7 @@ from fastapi import Request
 
 from app.config import settings
 from app.errors import InvalidCursor, MalformedRequest, PayloadTooLarge, UnsupportedMediaType
-from app.recipe import parse_json
+from app.strict import parse_json
 
 MAX_NAME = 255  # bytes, as file systems have it
 _DIGESTS = ("repr-digest", "content-digest", "digest")

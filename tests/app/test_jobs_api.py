@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from app.recipe import PRESETS
+from app.job_spec import PRESETS
 
 SPECS = Path(__file__).parents[3] / "shared" / "hostile" / "job_specs.json"
 

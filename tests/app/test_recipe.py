@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from app.errors import ConflictingSteps, InvalidJobSpec, InvalidPattern, MalformedJson, ModelpressError
-from app.recipe import PRESETS, Prune, Quantize, matcher, parse_job, parse_json, parse_recipe, validate
+from app.job_spec import PRESETS, parse_job
+from app.recipe import Prune, Quantize, matcher, parse_recipe
+from app.strict import parse_json, validate
 
 ID = str(uuid.uuid4())
 SPECS = Path(__file__).parents[3] / "shared" / "hostile" / "job_specs.json"

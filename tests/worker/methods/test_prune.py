@@ -10,7 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.recipe import Prune, parse_recipe, validate
+from app.recipe import Prune, parse_recipe
+from app.strict import validate
 from tensors import checkpoint
 from worker.methods import apply, plan, prepare
 from worker.methods.prune import keep_mask

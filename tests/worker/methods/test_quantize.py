@@ -7,7 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.recipe import Quantize, parse_recipe, validate
+from app.recipe import Quantize, parse_recipe
+from app.strict import validate
 from worker.kernels.uniform import dequantize
 from tensors import checkpoint
 from worker.methods import apply, plan

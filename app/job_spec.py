@@ -1,0 +1,110 @@
+"""The body of `POST /v1/jobs`: a recipe or a preset, what to make of it, and what must hold of the result."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, StringConstraints
+
+from app.errors import InvalidJobSpec
+from app.recipe import METHODS, Lossless, Quantize, Recipe, parse_recipe
+from app.strict import Id, Strict, validate
+
+FORMATS = ("packed", "safetensors", "compressed-tensors", "original")
+Tag = Annotated[str, StringConstraints(min_length=1, max_length=100)]
+
+PRESETS: dict[str, dict] = {
+    "lossless": {"steps": [{"method": "lossless"}]},
+    "int8": {"steps": [{"method": "quantize", "num_bits": 8, "strategy": "channel", "activations": "dynamic"}]},
+    "w8a16": {"steps": [{"method": "quantize", "num_bits": 8, "strategy": "channel"}]},
+    "w4a16": {"steps": [{"method": "quantize", "num_bits": 4, "strategy": "group", "group_size": 128, "scale_search": "mse"}]},
+    "fp8": {"steps": [{"method": "quantize", "num_bits": 8, "type": "float", "strategy": "channel", "activations": "dynamic"}]},
+    "prune-50": {"steps": [{"method": "prune", "sparsity": 0.5}]},
+    "prune-2:4": {"steps": [{"method": "prune", "mask_structure": "2:4"}]},
+}
+
+
+class Output(Strict):
+    format: Literal["packed", "safetensors", "compressed-tensors", "original"]
+
+
+class Gates(Strict):
+    """Bounds that the result must keep; each is checked on the worst tensor, `max_bytes` on the sum of the output files."""
+
+    max_relative_error: Annotated[float, Field(ge=0)] | None = None
+    min_cosine: Annotated[float, Field(ge=-1, le=1)] | None = None
+    max_bytes: Annotated[int, Field(ge=1)] | None = None
+
+
+class JobSpec(Strict):
+    """The body of `POST /v1/jobs`."""
+
+    input: Id
+    recipe: Recipe
+    output: Output
+    gates: Gates = Gates()
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    sanitize: Literal["report", "strip"]
+    seed: Annotated[int, Field(ge=0, lt=1 << 53)] = 0
+    tags: Annotated[dict[Tag, Tag], Field(max_length=20)] = {}
+
+
+def default_output(recipe: Recipe, has_config: bool) -> str:
+    """A folder that loads as is where there is a Hugging Face config to put it beside, else the container that carries everything."""
+    if recipe.kind == "restore":
+        return "original"
+    return "compressed-tensors" if has_config and recipe.step(Quantize) and not recipe.step(Lossless) else "packed"
+
+
+def check_output(recipe: Recipe, output: str, has_config: bool) -> None:
+    """Refuse an output format that cannot carry what the recipe makes.
+
+    Raises:
+        InvalidJobSpec: pointing at `/output/format`.
+    """
+
+    def refuse(why: str):
+        raise InvalidJobSpec(why, pointer="/output/format")
+
+    if (recipe.kind == "restore") != (output == "original"):
+        refuse("restore writes format original, and nothing else does; choose one of packed, safetensors, compressed-tensors")
+    if recipe.kind == "lossless" and output != "packed":
+        refuse(f"lossless is carried by packed, not by {output}")
+    if output == "compressed-tensors":
+        if not recipe.step(Quantize):
+            refuse("compressed-tensors carries quantized weights, and no step quantizes; choose packed or safetensors")
+        if not has_config:
+            refuse("compressed-tensors needs a config.json beside the weights: upload the whole folder, or choose packed")
+        if any(q.type == "float" and q.strategy == "group" for q in recipe.step(Quantize)):
+            refuse("compressed-tensors carries fp8 per tensor or channel, not per group; choose packed")
+        if recipe.step(Lossless):
+            refuse("compressed-tensors is read by other tools and cannot be entropy-coded; choose packed, or leave lossless out")
+    if output == "safetensors" and recipe.step(Lossless):
+        refuse("safetensors is read by other tools and cannot be entropy-coded; choose packed, or leave lossless out")
+
+
+def parse_job(data: Any, has_config: bool = True) -> JobSpec:
+    """The body of `POST /v1/jobs`, resolved: the preset unfolded, the output format and every default filled in.
+
+    Args:
+        data: parsed JSON.
+        has_config: whether the input brings (or, as an archive, may bring) a config.json.
+    """
+    if not isinstance(data, dict):
+        raise InvalidJobSpec("the body must be an object with input, and recipe or preset")
+    data = dict(data)
+    if ("preset" in data) == ("recipe" in data):
+        raise InvalidJobSpec("give either recipe or preset", pointer="/recipe")
+    if "preset" in data:
+        name = data.pop("preset")
+        if not isinstance(name, str) or name not in PRESETS:
+            raise InvalidJobSpec(f"{json.dumps(name, default=str)[:100]} is none of the presets: {', '.join(PRESETS)}", pointer="/preset")
+        data["recipe"] = PRESETS[name]
+    recipe = parse_recipe(data["recipe"])
+    data["recipe"] = recipe.model_dump(mode="json")
+    data.setdefault("output", {"format": default_output(recipe, has_config)})
+    data.setdefault("sanitize", "report" if recipe.kind == "lossless" else "strip")
+    spec = validate(JobSpec, data, tags=METHODS)
+    check_output(recipe, spec.output.format, has_config)
+    return spec

@@ -101,7 +101,7 @@ def run(work: Path, console: Console) -> Table:
             verify_folder(folder, keys)
             results[title] = folder, artifact, client.report(job["output"])["totals"], seconds
     console.print("Signatures hold. Restoring and scoring ...")
-    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(work / "inductor")  # torch makes this folder when transformers is imported
+    os.environ |= {"TORCHINDUCTOR_CACHE_DIR": str(work / "inductor"), "TQDM_DISABLE": "1"}  # transformers makes a folder and draws bars
     from demo.score import cosine  # only now: importing torch takes longer than the service does
 
     for title, (folder, artifact, totals, seconds) in results.items():

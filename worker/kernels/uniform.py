@@ -48,7 +48,8 @@ class Levels:
 def stored(scale: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """`scale` as `dtype` keeps it, in float32. A scale that would be 0 or infinite there becomes the nearest one that is neither."""
     info = torch.finfo(dtype)
-    kept = scale.clamp(-info.max, info.max).to(dtype)
+    most = min(info.max, torch.finfo(torch.float32).max)
+    kept = scale.clamp(-most, most).to(dtype)
     tiny = torch.full_like(kept, info.eps)
     return torch.where(kept == 0, torch.where(scale < 0, -tiny, tiny), kept).float()
 

@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import re
 
-import torch
-
 from app.errors import ConflictingSteps, InputRefused, NoTensorMatched
 from app.recipe import Lossless, Prune, Quantize, Recipe, Step, Targeted, check_matched, matcher
 from worker.checkpoint import DTYPES, Checkpoint, TensorSpec
@@ -56,7 +54,7 @@ def plan(checkpoint: Checkpoint, recipe: Recipe, output: str) -> dict[str, Tenso
         linear = len(spec.shape) == 2 and not transposed and spec.dtype in FLOATING and name.endswith(".weight") and not _EMBEDDING.search(name)
         scales = DTYPES[spec.dtype] if carried and spec.dtype in FLOATING else None
         reason = next(iter(reasons), None if chosen else "not targeted")
-        plans[name] = TensorPlan(spec, chosen, reason, transposed, linear, torch.float32 if scales == torch.float64 else scales)
+        plans[name] = TensorPlan(spec, chosen, reason, transposed, linear, scales)
         if carried:
             _whole_groups(plans[name])
     changing = [s for s, _ in steps if not isinstance(s, Lossless)]

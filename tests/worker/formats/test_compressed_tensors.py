@@ -123,6 +123,16 @@ def test_a_mixed_folder_names_its_schemes(tmp_path):
     assert not info["missing_keys"] and not info["unexpected_keys"]
 
 
+@pytest.mark.parametrize("preset", ["w4", "int8", "fp8"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+def test_other_dtypes_come_back_as_they_were(preset, dtype, tmp_path):
+    source = tiny("llama", tmp_path / "model", dtype)
+    compress(source, tmp_path / "out", **PRESETS[preset])
+    pipeline.run(tmp_path / "out" / "files", tmp_path / "back", {"recipe": {"steps": [{"method": "restore"}]}, "output": {"format": "original"}, "sanitize": "report"}, lambda e: None)
+    got, original = load_file(tmp_path / "back" / "files" / "model.safetensors"), load_file(source / "model.safetensors")
+    assert {n: (t.dtype, t.shape) for n, t in got.items()} == {n: (t.dtype, t.shape) for n, t in original.items()}
+
+
 def test_a_tied_head_gets_no_scales(tmp_path):
     import transformers as t
 

@@ -14,6 +14,7 @@ from sqlalchemy.orm import Session
 from app.config import settings
 from app.db import now
 from app.errors import AlreadyFinished, Conflict, ModelpressError, WorkerCrashed
+from app.followers import moved
 from app.models import CANCELLED, FAILED, QUEUED, RUNNING, SIGNING, SUCCEEDED, TERMINAL, Artifact, ArtifactFile, Job, Outbox, Signature
 
 SIGN_QUEUE = "sign"
@@ -25,6 +26,7 @@ def submit(s: Session, *, owner: str, input_id: str, spec: dict, queue: str, cac
     job = Job(owner=owner, input_id=input_id, spec=spec, queue=queue, cache_key=cache_key, state=state, handoff=handoff, cached=handoff is not None)
     s.add_all([job, Outbox(topic=SIGN_QUEUE if handoff else queue)])
     s.flush()
+    moved(s, job.id, state)
     return job
 
 
@@ -38,7 +40,10 @@ def _claim(s: Session, eligible: Select, condition, **values) -> Job | None:
 def claim(s: Session, queue: str) -> Job | None:
     """The oldest queued job of `queue`, now running. The attempt is counted before any work starts."""
     condition = and_(Job.state == QUEUED, Job.queue == queue)
-    return _claim(s, select(Job.id).where(condition), condition, state=RUNNING, attempt=Job.attempt + 1, started_at=now())
+    job = _claim(s, select(Job.id).where(condition), condition, state=RUNNING, attempt=Job.attempt + 1, started_at=now())
+    if job is not None:
+        moved(s, job.id, RUNNING)
+    return job
 
 
 def claim_signing(s: Session) -> Job | None:
@@ -49,6 +54,14 @@ def claim_signing(s: Session) -> Job | None:
 
 def _done(s: Session, statement: Update) -> bool:
     return s.execute(statement, execution_options={"synchronize_session": False}).rowcount == 1
+
+
+def _move(s: Session, statement: Update, job_id: str, state: str, **values) -> bool:
+    """Change the state of the one job that `statement` still finds, and tell the followers. False: it finds none."""
+    done = _done(s, statement.values(state=state, **values))
+    if done:
+        moved(s, job_id, state)
+    return done
 
 
 def _held(job_id: str, fence: int, state: str) -> Update:
@@ -68,7 +81,7 @@ def held(s: Session, job_id: str, fence: int, state: str = RUNNING) -> bool:
 
 def handoff(s: Session, job_id: str, fence: int, document: dict) -> bool:
     """running -> signing."""
-    done = _done(s, _held(job_id, fence, RUNNING).values(state=SIGNING, handoff=document, lease_until=None, sign_attempt=0))
+    done = _move(s, _held(job_id, fence, RUNNING), job_id, SIGNING, handoff=document, lease_until=None, sign_attempt=0)
     if done:
         s.add(Outbox(topic=SIGN_QUEUE))
     return done
@@ -78,7 +91,7 @@ def fail(s: Session, job_id: str, fence: int, error: ModelpressError | dict, sta
     """running or signing -> failed, with the problem."""
     problem = error if isinstance(error, dict) else error.problem()
     values = {"error": problem, "report_sha256": report_sha256, "lease_until": None, "finished_at": now()}
-    return _done(s, _held(job_id, fence, state).values(state=FAILED, **values))
+    return _move(s, _held(job_id, fence, state), job_id, FAILED, **values)
 
 
 def requeue(s: Session, job_id: str, fence: int, *, why: str, costs_attempt: bool = True) -> bool:
@@ -90,7 +103,7 @@ def requeue(s: Session, job_id: str, fence: int, *, why: str, costs_attempt: boo
         detail = f"the work was started {job.attempt} times and ended each time without a result; the last time {why}"
         return fail(s, job_id, fence, WorkerCrashed(detail))
     attempt = job.attempt - (not costs_attempt)
-    done = _done(s, _held(job_id, fence, RUNNING).values(state=QUEUED, attempt=attempt, lease_until=None, progress={}, woken_at=None))
+    done = _move(s, _held(job_id, fence, RUNNING), job_id, QUEUED, attempt=attempt, lease_until=None, progress={}, woken_at=None)
     if done:
         s.add(Outbox(topic=job.queue))
     return done
@@ -102,8 +115,8 @@ def cancel(s: Session, job_id: str) -> None:
     Raises:
         AlreadyFinished, Conflict (while signing).
     """
-    values = {"state": CANCELLED, "fence": Job.fence + 1, "lease_until": None, "finished_at": now()}
-    if _done(s, update(Job).where(Job.id == job_id, Job.state.in_([QUEUED, RUNNING])).values(**values)):
+    under_way = update(Job).where(Job.id == job_id, Job.state.in_([QUEUED, RUNNING]))
+    if _move(s, under_way, job_id, CANCELLED, fence=Job.fence + 1, lease_until=None, finished_at=now()):
         return
     state = s.scalar(select(Job.state).where(Job.id == job_id))
     if state in TERMINAL - {CANCELLED}:
@@ -118,7 +131,7 @@ def finish(s: Session, job: Job, fence: int, artifact: Artifact, files: list[Art
     s.add(artifact)
     s.flush()
     values = {"output_id": artifact.id, "report_sha256": report_sha256, "lease_until": None, "finished_at": now(), "error": None}
-    if not _done(s, _held(job.id, fence, SIGNING).values(state=SUCCEEDED, **values)):
+    if not _move(s, _held(job.id, fence, SIGNING), job.id, SUCCEEDED, **values):
         s.rollback()
         return False
     return True

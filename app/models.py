@@ -62,6 +62,7 @@ class Artifact(Base):
     digest: Mapped[str] = mapped_column(String(64), index=True)  # SHA-256 of the sorted `path size sha256` lines
     size: Mapped[int] = mapped_column(BigInteger)
     created_at: Mapped[float] = mapped_column(Float, default=now())
+    expires_at: Mapped[float | None] = mapped_column(Float, index=True)  # then it is deleted, unless a job still works on it
     files: Mapped[list[ArtifactFile]] = relationship(order_by="ArtifactFile.path", cascade="all, delete-orphan", lazy="selectin")
     signatures: Mapped[list[Signature]] = relationship(order_by="Signature.file", cascade="all, delete-orphan", lazy="selectin")
     __table_args__ = (Index("ix_artifacts_listing", "owner", "created_at", "id"),)
@@ -94,6 +95,9 @@ class Job(Base):
     input_id: Mapped[str | None] = mapped_column(ForeignKey("artifacts.id", ondelete="SET NULL"), index=True)  # gone when deleted after the job's end
     spec: Mapped[dict[str, Any]] = mapped_column(JSON)  # the resolved job spec (app.job_spec.JobSpec)
     queue: Mapped[str] = mapped_column(String(32), default="compress.cpu")
+    priority: Mapped[int] = mapped_column(Integer, default=0)  # among its owner's jobs; the higher goes first
+    memory: Mapped[int] = mapped_column(BigInteger, default=0)  # estimated peak of the child, bytes
+    input_bytes: Mapped[int] = mapped_column(BigInteger, default=0)
     state: Mapped[str] = mapped_column(String(16), default=QUEUED)
     attempt: Mapped[int] = mapped_column(Integer, default=0)  # of the compression; counted before the work starts
     sign_attempt: Mapped[int] = mapped_column(Integer, default=0)
@@ -107,10 +111,20 @@ class Job(Base):
     output_id: Mapped[str | None] = mapped_column(ForeignKey("artifacts.id", ondelete="SET NULL"))
     cache_key: Mapped[str | None] = mapped_column(String(64), index=True)
     cached: Mapped[bool] = mapped_column(Boolean, default=False)
+    worker: Mapped[str | None] = mapped_column(String(100))  # the id of whoever claimed it last
+    device: Mapped[str | None] = mapped_column(String(100))  # what computed it: cpu, or cuda and the GPU's name
+    timings: Mapped[dict[str, Any]] = mapped_column(JSON, default=dict)  # stage -> seconds
+    webhook: Mapped[dict[str, Any] | None] = mapped_column(JSON)  # {url}: who is to be told of its end
     created_at: Mapped[float] = mapped_column(Float, default=now())
     started_at: Mapped[float | None] = mapped_column(Float)
     finished_at: Mapped[float | None] = mapped_column(Float)
-    __table_args__ = (Index("ix_jobs_claim", "queue", "state", "created_at"), Index("ix_jobs_listing", "owner", "created_at", "id"))
+    expires_at: Mapped[float | None] = mapped_column(Float, index=True)
+    __table_args__ = (
+        Index("ix_jobs_claim", "queue", "state", "owner", "priority", "created_at"),
+        Index("ix_jobs_running", "state", "owner"),
+        Index("ix_jobs_listing", "owner", "created_at", "id"),
+        Index("ix_jobs_listing_by_state", "owner", "state", "created_at", "id"),
+    )
 
 
 class Outbox(Base):
@@ -121,3 +135,104 @@ class Outbox(Base):
     topic: Mapped[str] = mapped_column(String(64))  # the queue to wake
     payload: Mapped[dict[str, Any]] = mapped_column(JSON, default=dict)
     created_at: Mapped[float] = mapped_column(Float, default=now())
+
+
+class JobEvent(Base):
+    """What happened to a job, in order, for whoever watches it: `id` of a server-sent event is `seq`."""
+
+    __tablename__ = "job_events"
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
+    seq: Mapped[int] = mapped_column(Integer, primary_key=True)
+    kind: Mapped[str] = mapped_column(String(16))  # state | progress | log
+    data: Mapped[dict[str, Any]] = mapped_column(JSON, default=dict)
+    created_at: Mapped[float] = mapped_column(Float, default=now())
+
+
+class Upload(Base):
+    """An upload that can be resumed (tus). `received` is committed only after the bytes are on disk."""
+
+    __tablename__ = "uploads"
+    id: Mapped[str] = mapped_column(String(36), primary_key=True, default=new_id)
+    owner: Mapped[str] = mapped_column(String(64), index=True)
+    name: Mapped[str] = mapped_column(String(512))
+    kind: Mapped[str] = mapped_column(String(32))
+    length: Mapped[int] = mapped_column(BigInteger)
+    received: Mapped[int] = mapped_column(BigInteger, default=0)
+    sha256: Mapped[str | None] = mapped_column(String(64))  # as announced
+    details: Mapped[dict[str, Any]] = mapped_column(JSON, default=dict)  # Upload-Metadata as it was sent; parts of a multipart upload
+    fence: Mapped[int] = mapped_column(Integer, default=0)  # every writer gets a new one; a write with an old one changes nothing
+    lease_until: Mapped[float | None] = mapped_column(Float)
+    artifact_id: Mapped[str | None] = mapped_column(ForeignKey("artifacts.id", ondelete="SET NULL"))  # once it is complete
+    error: Mapped[dict[str, Any] | None] = mapped_column(JSON)  # why it was refused once it was complete
+    created_at: Mapped[float] = mapped_column(Float, default=now())
+    expires_at: Mapped[float] = mapped_column(Float, index=True)
+
+
+class IdempotencyKey(Base):
+    """A request that was answered: the same key with the same body gets the same job again, with another body it is refused."""
+
+    __tablename__ = "idempotency_keys"
+    owner: Mapped[str] = mapped_column(String(64), primary_key=True)
+    key: Mapped[str] = mapped_column(String(255), primary_key=True)
+    digest: Mapped[str] = mapped_column(String(64))  # SHA-256 of the request
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), index=True)
+    created_at: Mapped[float] = mapped_column(Float, default=now(), index=True)
+
+
+class Delivery(Base):
+    """A webhook on its way: written with the job's end in one transaction, tried again until it is taken or given up."""
+
+    __tablename__ = "deliveries"
+    id: Mapped[str] = mapped_column(String(36), primary_key=True, default=new_id)  # `webhook-id`
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), index=True)
+    owner: Mapped[str] = mapped_column(String(64))
+    url: Mapped[str] = mapped_column(String(2048))
+    body: Mapped[dict[str, Any]] = mapped_column(JSON)
+    attempt: Mapped[int] = mapped_column(Integer, default=0)
+    due_at: Mapped[float | None] = mapped_column(Float, default=now(), index=True)  # of the next attempt; None once it is over
+    delivered_at: Mapped[float | None] = mapped_column(Float)
+    error: Mapped[str | None] = mapped_column(String(500))  # of the last attempt
+    created_at: Mapped[float] = mapped_column(Float, default=now())
+
+
+class WebhookSecret(Base):
+    """With what an owner's webhooks are signed (HMAC, so it has to be kept as it is)."""
+
+    __tablename__ = "webhook_secrets"
+    owner: Mapped[str] = mapped_column(String(64), primary_key=True)
+    secret: Mapped[str] = mapped_column(String(100))
+    created_at: Mapped[float] = mapped_column(Float, default=now())
+
+
+class PublicKey(Base):
+    """A public key of the sign process, for API processes that do not share its disk."""
+
+    __tablename__ = "public_keys"
+    id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    pem: Mapped[str] = mapped_column(String(1000))
+    created_at: Mapped[float] = mapped_column(Float, default=now())
+
+
+class Worker(Base):
+    """A worker process that has been seen: what it takes, what it has, whether its jail holds."""
+
+    __tablename__ = "workers"
+    id: Mapped[str] = mapped_column(String(100), primary_key=True)  # host, process id and a random part
+    queues: Mapped[list[str]] = mapped_column(JSON)
+    device: Mapped[str] = mapped_column(String(100))  # cpu, or cuda and the GPU's name
+    memory: Mapped[int] = mapped_column(BigInteger)  # bytes that a child may take
+    threads: Mapped[int] = mapped_column(Integer)
+    jail: Mapped[dict[str, Any]] = mapped_column(JSON)
+    version: Mapped[str] = mapped_column(String(32))
+    started_at: Mapped[float] = mapped_column(Float, default=now())
+    seen_at: Mapped[float] = mapped_column(Float, default=now(), index=True)
+
+
+class Meter(Base):
+    """Sums over all jobs so far, by name and labels: counts, bytes and seconds of stages, failures by type, leases that ran out."""
+
+    __tablename__ = "meters"
+    name: Mapped[str] = mapped_column(String(64), primary_key=True)
+    labels: Mapped[str] = mapped_column(String(255), primary_key=True)  # `method=quantize,device=cpu`
+    count: Mapped[int] = mapped_column(BigInteger, default=0)
+    total: Mapped[float] = mapped_column(Float, default=0.0)

@@ -1,0 +1,63 @@
+"""`modelpress compress`: upload, compress, download, verify."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from app.bars import bars, byte_bar, job_bar
+from app.client import Client
+from app.commands.options import Into, Json, Url, check_empty, err, out, print_json
+from app.errors import InvalidJobSpec
+from app.job_spec import FORMATS, PRESETS
+from app.recipe import parse_recipe
+from app.strict import parse_json
+from app.verify import verify_folder
+
+
+def compress(
+    source: Annotated[Path, typer.Argument(metavar="FILE_OR_FOLDER", exists=True, help="A model: a file, an archive or a Hugging Face folder.")],
+    output: Into,
+    preset: Annotated[str | None, typer.Option(help=f"One of: {', '.join(PRESETS)}.")] = None,
+    recipe: Annotated[Path | None, typer.Option(exists=True, dir_okay=False, help='A JSON file: {"steps": [...]}.')] = None,
+    format: Annotated[str | None, typer.Option(help=f"One of: {', '.join(FORMATS)}. Default: what fits the recipe.")] = None,
+    sanitize: Annotated[str | None, typer.Option(help="report or strip. Default: report for lossless, else strip.")] = None,
+    seed: Annotated[int, typer.Option(help="For methods that draw random numbers.")] = 0,
+    gate: Annotated[list[str] | None, typer.Option(help="A bound that the result must keep, e.g. max_relative_error=0.1; may be repeated.")] = None,
+    url: Url = None,
+    as_json: Json = False,
+) -> None:
+    """Upload a model, compress it, download the result and verify its signatures."""
+    if (preset is None) == (recipe is None):
+        raise typer.BadParameter("give either --preset or --recipe")
+    check_empty(output)
+    spec: dict[str, Any] = {"preset": preset} if preset else {"recipe": _recipe(recipe)}
+    given = {"output": {"format": format} if format else None, "sanitize": sanitize, "gates": _gates(gate or []), "seed": seed}
+    spec |= {k: v for k, v in given.items() if v}
+    with Client(url) as client, bars(err) as shown:
+        size = sum(p.stat().st_size for p in source.rglob("*") if p.is_file()) if source.is_dir() else source.stat().st_size
+        artifact = client.upload(source, progress=byte_bar(shown, "upload", size))
+        job = client.submit(artifact["id"], **spec)
+        job = client.wait(job["id"], job_bar(shown))
+        result = client.artifact(job["output"])
+        client.download(result["id"], output, byte_bar(shown, "download", result["size"]))
+        verified = verify_folder(output, client.public_keys(), byte_bar(shown, "verify", result["size"]))
+    if as_json:
+        return print_json({"job": job, "artifact": result, "key_id": verified.key_id, "folder": str(output)})
+    ratio = size / max(1, result["size"])
+    out.print(f"{output}: {result['format']}, {result['size']:,} bytes of {size:,} ({ratio:.3f} to 1), signed by key {verified.key_id[:16]}")
+
+
+def _recipe(path: Path) -> dict:
+    recipe = parse_json(path.read_bytes())
+    return parse_recipe(recipe, "").model_dump(mode="json", exclude_unset=True)
+
+
+def _gates(pairs: list[str]) -> dict:
+    try:
+        return {name: json.loads(value) for name, value in (p.split("=", 1) for p in pairs)}
+    except ValueError:
+        raise InvalidJobSpec(f"a gate is NAME=NUMBER, not one of {', '.join(pairs)}", pointer="/gates") from None

@@ -38,13 +38,22 @@ async def receive(
         if sha256 is not None and digest != sha256:
             raise ChecksumMismatch(f"{size} bytes with SHA-256 {digest} arrived, and {sha256} was announced")
         found = found or await run_in_threadpool(sniff, name, head, size)
-        return await run_in_threadpool(_keep, storage, key, digest, size, Artifact(owner=owner, kind=kind, format=found, name=name))
+        return await run_in_threadpool(keep, storage, key, digest, size, Artifact(owner=owner, kind=kind, format=found, name=name))
     except BaseException:
         storage.delete(key)
         raise
 
 
-def _keep(storage: Storage, key: str, sha256: str, size: int, artifact: Artifact) -> Artifact:
+def keep(storage: Storage, key: str, sha256: str, size: int, artifact: Artifact) -> Artifact:
+    """Staged bytes become the one file of `artifact`, whose name is its path: the one way in.
+
+    Args:
+        key: where they are; gone afterwards.
+        sha256, size: of all of them, computed here and not believed.
+
+    Raises:
+        StorageFull; FileNotFoundError: they are not there.
+    """
     with session() as s, s.begin():
         hold(s, sha256, size)
     storage.promote(key, sha256)

@@ -79,6 +79,12 @@ def held(s: Session, job_id: str, fence: int, state: str = RUNNING) -> bool:
     return s.scalar(select(Job.id).where(Job.id == job_id, Job.fence == fence, Job.state == state)) is not None
 
 
+def timed(s: Session, job_id: str, timings: dict[str, float]) -> None:
+    """Seconds by stage, beside what earlier stages took. Within the transaction of a transition, which holds the job."""
+    job = s.get_one(Job, job_id, populate_existing=True)
+    job.timings = (job.timings or {}) | timings
+
+
 def handoff(s: Session, job_id: str, fence: int, document: dict) -> bool:
     """running -> signing."""
     done = _move(s, _held(job_id, fence, RUNNING), job_id, SIGNING, handoff=document, lease_until=None, sign_attempt=0)

@@ -12,12 +12,13 @@ from __future__ import annotations
 import hashlib
 import logging
 import threading
+import time
 from collections.abc import Callable
 from contextlib import contextmanager
 
 from celery.signals import worker_init
 
-from app import gates, jobs
+from app import gates, jobs, meters
 from app.blobs import hold
 from app.config import settings
 from app.db import session
@@ -67,7 +68,7 @@ def wake() -> None:
 
 def sign(job: Job, key: PrivateKey, storage: Storage) -> None:
     """One claimed job, to its end. What is wrong with the result ends it as failed; anything else leaves it to its lease and another attempt."""
-    report = None
+    report, started = None, time.monotonic()
     try:
         with _lease(job) as advance:
             files = {f["path"]: f for f in job.handoff["files"]}
@@ -76,7 +77,7 @@ def sign(job: Job, key: PrivateKey, storage: Storage) -> None:
                     raise StorageDamaged(f"the result has a file {path[:200]!r}, which would leave its folder")
                 _take(storage, job, f"files/{path}", file, advance)
             report = _judged(storage, job, advance)
-            _finish(storage, job, key, list(files.values()), report)
+            _finish(storage, job, key, list(files.values()), report, started)
         if prefix := job.handoff.get("prefix"):
             storage.delete_all(prefix)
     except LeaseLost:
@@ -152,8 +153,8 @@ def _judged(storage: Storage, job: Job, advance: Callable[[int], None]) -> dict:
     return report
 
 
-def _finish(storage: Storage, job: Job, key: PrivateKey, files: list[dict], report: dict) -> None:
-    """Sign, and make the artifact visible."""
+def _finish(storage: Storage, job: Job, key: PrivateKey, files: list[dict], report: dict, started: float) -> None:
+    """Sign, and make the artifact visible. `started`: when the signing began, on the monotonic clock."""
     with session() as s:
         source = s.get_one(Artifact, job.input_id)
     digests = {f["path"]: f["sha256"] for f in files}
@@ -187,6 +188,11 @@ def _finish(storage: Storage, job: Job, key: PrivateKey, files: list[dict], repo
     with session() as s, s.begin():
         if not jobs.finish(s, job, job.fence, artifact, rows, signatures, report["sha256"]):
             raise LeaseLost
+        seconds = time.monotonic() - started
+        of = {"stage": "sign", "method": meters.method(job.spec["recipe"]), "device": job.device or "cpu"}
+        jobs.timed(s, job.id, {"sign": round(seconds, 3)})
+        meters.add(s, "stage_seconds", total=seconds, **of)
+        meters.add(s, "stage_bytes", count=artifact.size, **of)
 
 
 @contextmanager

@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from app import jobs
+from app import jobs, meters
 from app.blobs import hold
 from app.config import settings
 from app.db import session
@@ -28,6 +28,7 @@ from app.queue import flush_outbox
 from app.storage import Storage
 from worker import child, proof, result
 from worker.claim import Claim, Lost
+from worker.stages import Stages
 from worker.zygote import Limits, Zygote
 
 log = logging.getLogger(__name__)
@@ -48,6 +49,7 @@ class Attempt:
         self.job, self.storage, self.zygotes, self.draining = job, storage, zygotes, draining
         self.scratch = settings().scratch / f"{job.id}-{job.fence}"
         self.prefix = f"tmp/{job.id}/{job.fence}"
+        self.stages = Stages()
         self.started = time.time()
         self.deadline = time.monotonic() + settings().job_timeout
 
@@ -91,6 +93,7 @@ class Attempt:
         for folder in (inp, out):
             folder.mkdir(parents=True)
         source = self._fetch(inp, claim)
+        self.stages.enter("restore" if meters.method(self.job.spec["recipe"]) == "restore" else "compress")
         if problem := self._child("worker.__main__:run", inp, out, claim):
             return self._fail(problem, self._kept_report(out))
         output = self.job.spec["output"]["format"]
@@ -100,6 +103,7 @@ class Attempt:
             proven = self.scratch / "proof"
             proven.mkdir()
             (out / "scratch").exists() and shutil.rmtree(out / "scratch")
+            self.stages.enter("prove")
             if problem := self._child("worker.proof:prove", out, proven, claim):
                 return self._fail(problem, self._kept_report(out))
             report = proven / "report.json"
@@ -115,6 +119,7 @@ class Attempt:
             source = s.get(Artifact, self.job.input_id) if self.job.input_id else None
         if source is None:
             raise StorageDamaged("the job's input is gone")
+        self.stages.input_bytes = source.size
         advance = self._advance(claim, "fetch", source.size)
         for f in source.files:
             path = inp / f.path
@@ -124,6 +129,7 @@ class Attempt:
 
     def _advance(self, claim: Claim, stage: str, total: int) -> Callable[[int], None]:
         """What a copy calls with the bytes it has done: progress, and an end in the middle when it is to end."""
+        self.stages.enter(stage, total)
         done = 0
 
         def advance(nbytes: int) -> None:
@@ -146,6 +152,7 @@ class Attempt:
         limits = Limits(settings().child_memory, settings().scratch_bytes, settings().threads or os.cpu_count() or 1)
 
         def progress(p: dict) -> None:
+            self.stages.told(p["stage"])
             claim.progress = p
 
         ended = child.run(
@@ -180,6 +187,7 @@ class Attempt:
         with session() as s, s.begin():
             if not jobs.handoff(s, self.job.id, self.job.fence, document):
                 raise Lost
+            self.stages.record(s, self.job)
         flush_outbox()
 
     def _kept_report(self, out: Path) -> str | None:
@@ -197,7 +205,8 @@ class Attempt:
 
     def _fail(self, problem: dict, report: str | None = None) -> None:
         with session() as s, s.begin():
-            jobs.fail(s, self.job.id, self.job.fence, problem, report_sha256=report)
+            if jobs.fail(s, self.job.id, self.job.fence, problem, report_sha256=report):
+                self.stages.record(s, self.job)
 
     def _requeue(self, why: str, costs_attempt: bool = True) -> None:
         log.warning("job %s, attempt %s: %s", self.job.id, self.job.attempt, why)

@@ -90,7 +90,7 @@ def test_a_handoff_becomes_a_signed_artifact(home, storage, tmp_path, cached):
     waiting(storage, cached=cached)
     sign.wake()
     done = job()
-    assert done.state == SUCCEEDED and done.error is None and done.lease_until is None and done.finished_at
+    assert done.state == SUCCEEDED and done.error is None and done.lease_until is None and done.finished_at and list(done.timings) == ["sign"]
     artifact = fetched(storage, tmp_path / "out")
     verified = verify_folder(tmp_path / "out", signing.public_keys(settings().keys).values())
     assert verified.files == {p: sha(d) for p, d in FILES.items()} and len(verified.checked) == 5

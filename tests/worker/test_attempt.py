@@ -10,7 +10,7 @@ import pytest
 from safetensors.numpy import save
 from sqlalchemy import update
 
-from app import jobs, sweep
+from app import jobs, meters, sweep
 from app.blobs import hold
 from app.config import settings
 from app.db import Base, engine, now, session
@@ -209,3 +209,32 @@ def test_a_past_deadline_is_final(storage, zygotes, monkeypatch):
     job = claimed(storage)
     Attempt(job, storage, zygotes, lambda: False).run()
     assert (get(job).state, get(job).error["type"]) == ("failed", "deadline-exceeded") and left(storage) == []
+
+
+def measured(name: str) -> dict[str, tuple[int, float]]:
+    with session() as s:
+        return {labels["stage"]: (count, total) for n, labels, count, total in meters.all_meters(s) if n == name and labels["method"] == "lossless"}
+
+
+def test_its_stages_are_measured(storage, zygotes):
+    job = claimed(storage)
+    Attempt(job, storage, zygotes, lambda: False).run()
+    timings, seconds, nbytes = get(job).timings, measured("stage_seconds"), measured("stage_bytes")
+    assert set(timings) == set(seconds) == set(nbytes) == {"fetch", "compress", "verify", "store"}
+    assert all(seconds[stage][0] == 1 and abs(seconds[stage][1] - timings[stage]) < 0.001 for stage in timings)
+    source = next(f.size for f in storage.list("blobs"))
+    assert [nbytes[stage][0] for stage in ("fetch", "compress", "verify")] == [source] * 3 and 0 < nbytes["store"][0] < source
+    with session() as s:
+        assert meters.rate(s, "lossless", "cpu") is None  # such a small one says nothing
+
+
+def test_a_large_input_tells_the_rate(storage, zygotes, monkeypatch):
+    monkeypatch.setattr(meters, "LARGE", 1)
+    Attempt(claimed(storage), storage, zygotes, lambda: False).run()
+    with session() as s:
+        assert meters.rate(s, "lossless", "cpu") > 0
+
+
+def test_an_attempt_that_was_given_back_is_not_measured(storage, zygotes):
+    Attempt(claimed(storage), storage, zygotes, lambda: True).run()
+    assert measured("stage_seconds") == {}

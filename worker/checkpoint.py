@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from app.formats import Limits
+from app.outline import TensorSpec
 
 __all__ = ["DTYPES", "NAMES", "Checkpoint", "Dropped", "Limits", "Segment", "TensorSpec"]
 
@@ -23,20 +24,6 @@ DTYPES: dict[str, torch.dtype] = {
 """safetensors' dtype names and torch's."""
 
 NAMES = {v: k for k, v in DTYPES.items()}
-
-
-@dataclass(frozen=True)
-class TensorSpec:
-    """A tensor as its header describes it.
-
-    `dtype` is a key of DTYPES. `file` is the path (a key of `Checkpoint.files`) of the file that holds it. `nbytes` counts its elements.
-    """
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    nbytes: int
-    file: str
 
 
 @dataclass(frozen=True)

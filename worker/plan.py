@@ -7,8 +7,7 @@ from typing import NamedTuple
 
 import torch
 
-from app.recipe import Quantize, Step
-from worker.checkpoint import TensorSpec
+from app.targets import Treatment
 
 
 class Threshold(NamedTuple):
@@ -20,30 +19,16 @@ class Threshold(NamedTuple):
 
 
 @dataclass
-class TensorPlan:
+class TensorPlan(Treatment):
     """What happens to one tensor.
 
     Args:
-        steps: in the recipe's order, resolved for this tensor; empty when it is copied for `reason`.
-        transposed: the tensor is stored [in, out] (GPT-2's Conv1D).
-        linear: it may be the weight of a Linear layer, changed or not.
         scale_dtype: in which scales are stored; None lets the values decide between float16 and float32 (`packed`).
-        notes: what was resolved otherwise than asked.
         threshold: of a pruning step with global scope.
     """
 
-    spec: TensorSpec
-    steps: list[Step]
-    reason: str | None = None
-    transposed: bool = False
-    linear: bool = False
     scale_dtype: torch.dtype | None = None
-    notes: tuple[str, ...] = ()
     threshold: Threshold | None = None
-
-    @property
-    def quantize(self) -> Quantize | None:
-        return next((s for s in self.steps if isinstance(s, Quantize)), None)
 
     def matrix(self, t: torch.Tensor) -> torch.Tensor:
         """The tensor as [out, in]: a view."""

@@ -9,11 +9,14 @@ from pathlib import Path
 
 import torch
 
+from app.compressed import words
 from app.errors import InputRefused
+from app.layout import Entry
 from app.limits import shown
-from worker.formats.compressed_tensors import CompressedTensorsReader, words
+from worker.checkpoint import NAMES
+from worker.formats.compressed_tensors import CompressedTensorsReader
 from worker.formats.safetensors_file import read_header
-from worker.formats.safetensors_writer import Entry, Shard
+from worker.formats.safetensors_writer import Shard
 
 _SUFFIXES = ("_packed", "_scale", "_shape", "_zero_point")
 _INDEX = ".safetensors.index.json"
@@ -74,7 +77,7 @@ def _entry(reader: CompressedTensorsReader, name: str) -> Entry:
     """What a tensor restores to, once its parts are found to agree."""
     if reader.parts(name) == [name]:
         t = reader.tensor(name)
-        return Entry(name, t.dtype, tuple(t.shape))
+        return Entry(name, NAMES[t.dtype], tuple(t.shape))
     if f"{name}_scale" not in reader.where:
         raise refuse(f"{shown(name)} has parts and no scale")
     scale = reader.tensor(f"{name}_scale")
@@ -86,7 +89,7 @@ def _entry(reader: CompressedTensorsReader, name: str) -> Entry:
         shape = _shape(reader, name)
     _check(scale.is_floating_point() and (scale.numel() == 1 or (scale.dim() == 2 and scale.shape[0] == shape[0] and scale.shape[1] >= 1)), name, "a scale per row and group")
     _check(scale.dim() < 2 or shape[1] % scale.shape[1] == 0, name, "groups that divide the inputs")
-    return Entry(name, scale.dtype, shape)
+    return Entry(name, NAMES[scale.dtype], shape)
 
 
 def _shape(reader: CompressedTensorsReader, name: str) -> tuple[int, int]:

@@ -1,8 +1,4 @@
-"""The checkpoint of compressed-tensors 0.20 as transformers and vLLM load it: quantized Linear weights in place, and a config that says how.
-
-    pack-quantized    weight_packed i32 [O, ceil(I*b/32)]   weight_scale [O, G]   weight_shape i64 [2]   (weight_zero_point i32 [ceil(O*b/32), G])
-    int-quantized     weight i8 [O, I]                      weight_scale [O, 1]                           8 bits with dynamic activations
-    float-quantized   weight f8e4m3fn [O, I]                weight_scale [O, 1]                           fp8
+"""The checkpoint of compressed-tensors 0.20 as transformers and vLLM load it (what it consists of: `app.compressed`).
 
 A packed row is a dense bit stream along the inputs, least significant bit first, of u = code + 2^(b-1); zero points are packed the same way along the
 outputs. [-8, -7, -6, -5, 0, 1, 2, 7] becomes 0xFA983210. Source: compressed_tensors/compressors of the public package, which is the tests' oracle.
@@ -17,25 +13,18 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from app.compressed import config_path, config_text, format_of, parts, words
 from app.errors import InputRefused
+from app.layout import Folder
 from app.limits import shown
-from app.recipe import Quantize
-from worker.checkpoint import DTYPES, Checkpoint
+from worker.checkpoint import Checkpoint
 from worker.encoded import Encoded, Quantized
-from worker.formats.safetensors_writer import Entry, FolderWriter, SafetensorsReader
+from worker.formats.safetensors_writer import FolderWriter, SafetensorsReader
 from worker.kernels.bits import pack_bits, unpack_bits
 from worker.kernels.uniform import dequantize
 from worker.plan import TensorPlan
 
-VERSION = "0.20.0"
 _PART = 1 << 20
-_TIED_HEADS = ("lm_head", "proj_out", "embed_out", "cls.predictions.decoder")
-"""Linear modules that have no tensor of their own when they are tied to the embeddings: a loader would invent scales for them."""
-
-
-def words(inputs: int, num_bits: int) -> int:
-    """int32 words of a packed row."""
-    return -(-inputs * num_bits // 32)
 
 
 def pack_rows(codes: torch.Tensor, num_bits: int) -> torch.Tensor:
@@ -65,100 +54,29 @@ def unpack_rows(packed: torch.Tensor, num_bits: int, inputs: int) -> torch.Tenso
     return out
 
 
-def format_of(step: Quantize) -> str:
-    if step.type == "float":
-        return "float-quantized"
-    return "int-quantized" if step.activations == "dynamic" else "pack-quantized"
-
-
 class CompressedTensorsWriter(FolderWriter):
     """Quantized modules by their parts, everything else as it is; config.json gains `quantization_config`."""
 
     def __init__(self, out: Path, checkpoint: Checkpoint, plans: dict[str, TensorPlan]):
-        self.plans, self.steps = plans, {}
-        parts = {}
-        for name, plan in plans.items():
-            spec = checkpoint.tensors[name]
-            if plan.quantize is not None:
-                self.steps[name] = plan.quantize
-                parts[name] = _entries(name, spec.shape, plan.quantize, plan.scale_dtype)
-            else:
-                tied = [a for a, t in checkpoint.aliases.items() if t == name]
-                parts[name] = [Entry(n, DTYPES[spec.dtype], spec.shape) for n in (name, *tied)]
-        super().__init__(out, checkpoint, parts)
+        self.plans = plans
+        super().__init__(out, Folder(checkpoint, parts(checkpoint, plans)))
 
     def write(self, encoded: Encoded) -> int:
         name = encoded.spec.name
         if encoded.quantized is None:
-            count = len(self.parts[name])
+            count = len(self.layout.parts[name])
             return self.put(name, [encoded.dense] * count) // count
         return self.put(name, _tensors(encoded.quantized))
 
     def finish(self) -> None:
-        config = dict(self.checkpoint.config)
-        config["quantization_config"] = self.quantization_config()
         path = self.out / config_path(self.checkpoint)
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(config, indent=2) + "\n")
+        path.write_bytes(config_text(self.checkpoint, self.plans))
         super().finish()
-
-    def quantization_config(self) -> dict:
-        """One group per scheme: the commonest is everybody's (`Linear`), the others name their modules."""
-        schemes: dict[str, list[str]] = {}
-        for name, step in self.steps.items():
-            schemes.setdefault(json.dumps(_scheme(step), sort_keys=True), []).append(name.removesuffix(".weight"))
-        ordered = sorted(schemes.items(), key=lambda item: -len(item[1]))
-        groups = {f"group_{i}": {"targets": ["Linear"] if i == 0 else modules} | json.loads(scheme) for i, (scheme, modules) in enumerate(ordered)}
-        formats = {g["format"] for g in groups.values()}
-        return {
-            "quant_method": "compressed-tensors",
-            "version": VERSION,
-            "format": formats.pop() if len(formats) == 1 else "mixed-precision",
-            "quantization_status": "compressed",
-            "ignore": self.ignored(),
-            "kv_cache_scheme": None,
-            "global_compression_ratio": None,
-            "config_groups": groups,
-        }
-
-    def ignored(self) -> list[str]:
-        """Modules that may be Linear and stay as they are, by every name that they have."""
-        names = {n: n for n in self.plans} | self.checkpoint.aliases
-        heads = set(_TIED_HEADS) if self.checkpoint.config.get("tie_word_embeddings", True) else set()
-        return sorted({n.removesuffix(".weight") for n, t in names.items() if self.plans[t].linear and t not in self.steps} | heads)
-
-
-def config_path(checkpoint: Checkpoint) -> str:
-    """The config.json nearest to the root."""
-    return min((f for f in checkpoint.files if Path(f).name == "config.json"), key=lambda f: (f.count("/"), f))
-
-
-def _scheme(step: Quantize) -> dict:
-    weights = {"num_bits": step.num_bits, "type": step.type, "symmetric": step.symmetric, "group_size": step.group_size, "strategy": step.strategy, "dynamic": False}
-    dynamic = {"num_bits": 8, "type": step.type, "symmetric": True, "group_size": None, "strategy": "token", "dynamic": True}
-    return {"format": format_of(step), "weights": weights, "input_activations": dynamic if step.activations == "dynamic" else None, "output_activations": None}
-
-
-def _entries(name: str, shape: tuple[int, ...], step: Quantize, dtype: torch.dtype) -> list[Entry]:
-    outputs, inputs = shape
-    groups = inputs // step.group_size if step.strategy == "group" else 1
-    scales = (1,) if step.strategy == "tensor" else (outputs, groups)
-    if format_of(step) != "pack-quantized":
-        code = torch.float8_e4m3fn if step.type == "float" else torch.int8
-        return [Entry(name, code, shape), Entry(f"{name}_scale", dtype, scales)]
-    out = [
-        Entry(f"{name}_packed", torch.int32, (outputs, words(inputs, step.num_bits))),
-        Entry(f"{name}_scale", dtype, scales),
-        Entry(f"{name}_shape", torch.int64, (2,)),
-    ]
-    if not step.symmetric:
-        zeros = (1,) if step.strategy == "tensor" else (words(outputs, step.num_bits), groups)
-        out.append(Entry(f"{name}_zero_point", torch.int32 if step.strategy != "tensor" else torch.int8, zeros))
-    return out
 
 
 def _tensors(q: Quantized) -> Iterator[torch.Tensor]:
-    """The parts of `_entries`, in its order."""
+    """The parts of `app.compressed.entries`, in its order."""
     step = q.params
     scale = q.scale.reshape(1) if step.strategy == "tensor" else q.scale
     if format_of(step) != "pack-quantized":

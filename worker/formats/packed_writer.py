@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 import torch
 
+from app.layout import INDEXES, index_path, shard_path
 from worker.checkpoint import NAMES, Checkpoint
 from worker.encoded import Encoded, Quantized
 from worker.formats.packed_container import REST, Container
@@ -14,8 +15,6 @@ from worker.formats.packed_files import add_rest, sha256
 from worker.formats.packed_index import Index, PackedFile, PackedQuantized, PackedTensor, Shard, layout_of
 from worker.kernels.chunks import Layout
 from worker.kernels.payload import chunks
-
-_INDEXES = (".safetensors.index.json", ".bin.index.json")
 
 
 class PackedWriter:
@@ -77,7 +76,7 @@ class PackedWriter:
         """Append the files that are kept beside the weights, and the index; close the file."""
         c = self.checkpoint
         written = {t.name for t in self.tensors}
-        indexes = [f for f in c.files if f.endswith(_INDEXES)]
+        indexes = [f for f in c.files if f.endswith(INDEXES)]
         paths = {rel: p for rel, p in c.files.items() if rel not in c.weight_files and rel not in indexes}
         files = tuple(PackedFile(path=rel, size=p.stat().st_size, sha256=sha256(p)) for rel, p in paths.items())
         shards, taken = [], set(paths)
@@ -108,18 +107,3 @@ def tensor_bytes(values: torch.Tensor) -> np.ndarray:
 def biased(codes: np.ndarray, num_bits: int) -> np.ndarray:
     """int8 codes, as bytes, to unsigned ones: code + 2^(num_bits - 1). Its own inverse on the other side is the same subtraction."""
     return codes + np.uint8(1 << (num_bits - 1))
-
-
-def shard_path(path: str) -> str:
-    """Where a restore writes the tensors of a weight file: the same name as safetensors, and `model` for transformers' `pytorch_model`."""
-    p = PurePosixPath(path)
-    if p.suffix == ".safetensors":
-        return path
-    stem = "model" + p.stem.removeprefix("pytorch_model") if p.stem.startswith("pytorch_model") else p.stem
-    return str(p.with_name(stem + ".safetensors"))
-
-
-def index_path(path: str) -> str:
-    """The weight map beside the shards of `shard_path`."""
-    p = PurePosixPath(path)
-    return path if p.name.endswith(_INDEXES[0]) else str(p.with_name(shard_path(p.name.removesuffix(".index.json")).rsplit("/")[-1] + ".index.json"))

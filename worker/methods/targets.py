@@ -1,109 +1,20 @@
-"""Which tensors a recipe works on, and how each is seen as a matrix [out, in].
-
-Default targets (`["*"]`) are the weights of Linear, convolution and recurrent layers: floating, of rank 2 or more, named `*.weight` (`weight_ih`, `weight_hh`),
-and neither an embedding nor an output head nor a norm nor a router. Convolutions [O, I, ...] are seen as [O, rest] and go into `packed` only; fused
-experts are not named like that and stay as they are. Where no tensor has such a name, every matrix is taken for a layer's. GPT-2's Conv1D is stored [in, out]. Patterns that a user
-writes may name any floating tensor of rank 2 or more, embeddings and heads included. Whatever is left alone says why.
-"""
+"""The plan of a job: what `app.targets` decides of each tensor, completed by how `packed` and compressed-tensors store its scales."""
 
 from __future__ import annotations
 
-import re
-
-from app.errors import ConflictingSteps, InputRefused, NoTensorMatched
-from app.recipe import Lossless, Prune, Quantize, Recipe, Step, Targeted, check_matched, matcher
-from worker.checkpoint import DTYPES, Checkpoint, TensorSpec
+from app.recipe import Recipe
+from app.targets import FLOATING, treat
+from worker.checkpoint import DTYPES, Checkpoint
 from worker.plan import TensorPlan
-
-FLOATING = ("F64", "F32", "F16", "BF16")
-_EMBEDDING = re.compile(r"(^|[._])(\w*embed(ding|dings|der|s)?(_\w+)?|wte|wpe|shared|relative_attention_bias)([._]|$)", re.IGNORECASE)
-_HEAD = re.compile(r"(^|[._])(lm_head|embed_out|classifier|score|qa_outputs|cls|head|heads|logits|proj_out|output_projection)\.(\w+\.)*weight$|^output\.weight$", re.IGNORECASE)
-_NORM = re.compile(r"(^|[._])(\w*norm\w*|ln_\w+|ln\d*|bn\d*)\.weight$", re.IGNORECASE)
-_ROUTER = re.compile(r"(^|[._])(router|gate|shared_expert_gate)(\.(classifier|layer|wg))?\.weight$", re.IGNORECASE)
-_WEIGHT = re.compile(r"(^|\.)weight(_[ih]h(_l\d+)?(_reverse)?)?$")  # of Linear and convolution layers, and of recurrent ones
-_CONV1D = re.compile(r"(^|\.)(c_attn|c_proj|c_fc|q_attn)\.weight$")
-_CONV1D_MODELS = ("gpt2", "imagegpt", "decision_transformer", "openai-gpt", "clvp", "gpt_bigcode_v0")
-_KINDS = ((_EMBEDDING, "an embedding"), (_HEAD, "an output head"), (_NORM, "a norm"), (_ROUTER, "a router"))
-
-
-def conv1d(checkpoint: Checkpoint) -> bool:
-    """Whether the model's matrices of these names are stored [in, out]."""
-    return (checkpoint.config or {}).get("model_type") in _CONV1D_MODELS
 
 
 def plan(checkpoint: Checkpoint, recipe: Recipe, output: str) -> dict[str, TensorPlan]:
     """A plan for every tensor, in the checkpoint's order.
 
-    Raises:
-        NoTensorMatched: a step works on nothing. ConflictingSteps: two steps of one kind meet in a tensor.
+    Raises: see `app.targets.treat`.
     """
-    check_matched(recipe, checkpoint.tensors)
-    steps = [(step, matcher(step)) for step in recipe.steps if isinstance(step, Targeted)]
-    named = any(_WEIGHT.search(name) for name in checkpoint.tensors)
     plans = {}
-    for name, spec in checkpoint.tensors.items():
-        chosen, reasons = [], []
-        transposed = conv1d(checkpoint) and len(spec.shape) == 2 and _CONV1D.search(name) is not None
-        for step, match in steps:
-            why = _left_alone(spec, step, output, transposed, named) if match(name) else "not targeted"
-            (reasons.append(why) if why else chosen.append(step))
-        kinds = [type(s) for s in chosen]
-        if len(kinds) != len(set(kinds)):
-            raise ConflictingSteps(f"two steps of one kind meet in {name}; give each its own targets")
-        carried = output == "compressed-tensors"
-        linear = len(spec.shape) == 2 and not transposed and spec.dtype in FLOATING and name.endswith(".weight") and not _EMBEDDING.search(name)
-        scales = DTYPES[spec.dtype] if carried and spec.dtype in FLOATING else None
-        reason = next(iter(reasons), None if chosen else "not targeted")
-        plans[name] = TensorPlan(spec, chosen, reason, transposed, linear, scales)
-        if carried:
-            _whole_groups(plans[name])
-    changing = [s for s, _ in steps if not isinstance(s, Lossless)]
-    for i, step in enumerate(changing):
-        if not any(type(s) is type(step) and s.targets == step.targets for p in plans.values() for s in p.steps):
-            _refuse_idle(i, step, plans)
+    for name, t in treat(checkpoint.tensors, checkpoint.config, recipe, output).items():
+        scales = DTYPES[t.spec.dtype] if output == "compressed-tensors" and t.spec.dtype in FLOATING else None
+        plans[name] = TensorPlan(t.spec, t.steps, t.reason, t.transposed, t.linear, t.notes, scale_dtype=scales)
     return plans
-
-
-def _whole_groups(plan: TensorPlan) -> None:
-    """compressed-tensors carries whole groups only: a size that does not divide falls back to one scale per channel, by name.
-
-    Raises:
-        InputRefused: `not-representable`, under `strict`.
-    """
-    step = plan.quantize
-    if step is None or step.strategy != "group" or plan.spec.shape[1] % step.group_size == 0:
-        return
-    why = f"group_size {step.group_size} does not divide the {plan.spec.shape[1]} inputs of {plan.spec.name}"
-    if step.strict:
-        raise InputRefused("not-representable", f"{why}; choose one that does, or packed, which carries a short last group")
-    channel = step.model_copy(update={"strategy": "channel", "group_size": None})
-    plan.steps = [channel if s is step else s for s in plan.steps]
-    plan.notes = (f"{why}: channel instead",)
-
-
-def _refuse_idle(i: int, step: Step, plans: dict[str, TensorPlan]) -> None:
-    some = "; ".join(f"{n}: {p.reason}" for n, p in list(plans.items())[:5])
-    raise NoTensorMatched(f"step {i} ({step.method}) finds no tensor to work on among {len(plans)} ({some}); name them in targets", pointer=f"/recipe/steps/{i}/targets")
-
-
-def _left_alone(spec: TensorSpec, step: Step, output: str, transposed: bool, named: bool) -> str | None:
-    """Why a step does not work on a tensor that its patterns match; None when it does."""
-    if isinstance(step, Lossless):
-        return None
-    if spec.dtype not in FLOATING:
-        return f"{spec.dtype} is no floating type of 16 bits or more"
-    if not spec.nbytes:
-        return "it is empty"
-    if len(spec.shape) < 2:
-        return f"rank {len(spec.shape)}: no matrix"
-    by_default = step.targets == ["*"]
-    if by_default:
-        if named and not _WEIGHT.search(spec.name):
-            return "not the weight of a layer; name it in targets to include it"
-        for pattern, what in _KINDS:
-            if pattern.search(spec.name):
-                return f"{what}; name it in targets to include it"
-    if output == "compressed-tensors" and isinstance(step, Quantize):
-        linear = len(spec.shape) == 2 and not transposed and spec.name.endswith(".weight") and not _EMBEDDING.search(spec.name)
-        return None if linear else "compressed-tensors carries Linear layers only; packed carries this too"
-    return None

@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
+from app.compressed import words
 from worker import pipeline
-from worker.formats.compressed_tensors import pack_rows, unpack_rows, words
+from worker.formats.compressed_tensors import pack_rows, unpack_rows
 
 PRESETS = {
     "w4": {"num_bits": 4, "group_size": 32, "scale_search": "mse"},

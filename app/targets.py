@@ -1,0 +1,139 @@
+"""Which tensors a recipe works on, and how each is seen as a matrix [out, in]: decided by names, shapes and dtypes alone, so that an estimate
+comes to the same decisions as the work itself.
+
+Default targets (`["*"]`) are the weights of Linear, convolution and recurrent layers: floating, of rank 2 or more, named `*.weight` (`weight_ih`, `weight_hh`),
+and neither an embedding nor an output head nor a norm nor a router. Convolutions [O, I, ...] are seen as [O, rest] and go into `packed` only; fused
+experts are not named like that and stay as they are. Where no tensor has such a name, every matrix is taken for a layer's. GPT-2's Conv1D is stored [in, out]. Patterns that a user
+writes may name any floating tensor of rank 2 or more, embeddings and heads included. Whatever is left alone says why.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from app.errors import ConflictingSteps, InputRefused, NoTensorMatched
+from app.outline import TensorSpec
+from app.recipe import Lossless, Quantize, Recipe, Step, Targeted, check_matched, matcher
+
+FLOATING = ("F64", "F32", "F16", "BF16")
+_EMBEDDING = re.compile(r"(^|[._])(\w*embed(ding|dings|der|s)?(_\w+)?|wte|wpe|shared|relative_attention_bias)([._]|$)", re.IGNORECASE)
+_HEAD = re.compile(r"(^|[._])(lm_head|embed_out|classifier|score|qa_outputs|cls|head|heads|logits|proj_out|output_projection)\.(\w+\.)*weight$|^output\.weight$", re.IGNORECASE)
+_NORM = re.compile(r"(^|[._])(\w*norm\w*|ln_\w+|ln\d*|bn\d*)\.weight$", re.IGNORECASE)
+_ROUTER = re.compile(r"(^|[._])(router|gate|shared_expert_gate)(\.(classifier|layer|wg))?\.weight$", re.IGNORECASE)
+_WEIGHT = re.compile(r"(^|\.)weight(_[ih]h(_l\d+)?(_reverse)?)?$")  # of Linear and convolution layers, and of recurrent ones
+_CONV1D = re.compile(r"(^|\.)(c_attn|c_proj|c_fc|q_attn)\.weight$")
+_CONV1D_MODELS = ("gpt2", "imagegpt", "decision_transformer", "openai-gpt", "clvp", "gpt_bigcode_v0")
+_KINDS = ((_EMBEDDING, "an embedding"), (_HEAD, "an output head"), (_NORM, "a norm"), (_ROUTER, "a router"))
+
+
+@dataclass
+class Treatment:
+    """What is to happen to one tensor.
+
+    Args:
+        steps: in the recipe's order, resolved for this tensor; empty when it is copied for `reason`.
+        transposed: the tensor is stored [in, out] (GPT-2's Conv1D).
+        linear: it may be the weight of a Linear layer, changed or not.
+        notes: what was resolved otherwise than asked.
+    """
+
+    spec: TensorSpec
+    steps: list[Step]
+    reason: str | None = None
+    transposed: bool = False
+    linear: bool = False
+    notes: tuple[str, ...] = ()
+
+    def step(self, cls: type) -> Step | None:
+        return next((s for s in self.steps if isinstance(s, cls)), None)
+
+    @property
+    def quantize(self) -> Quantize | None:
+        return self.step(Quantize)
+
+    @property
+    def matrix_shape(self) -> tuple[int, int]:
+        """As [out, in]; of rank 2 or more only."""
+        outputs, *rest = self.spec.shape
+        inputs = math.prod(rest)
+        return (inputs, outputs) if self.transposed else (outputs, inputs)
+
+
+def treat(tensors: Mapping[str, TensorSpec], config: dict | None, recipe: Recipe, output: str) -> dict[str, Treatment]:
+    """A treatment for every tensor, in their order.
+
+    Raises:
+        NoTensorMatched: a step works on nothing. ConflictingSteps: two steps of one kind meet in a tensor. InputRefused: see `_whole_groups`.
+    """
+    check_matched(recipe, tensors)
+    steps = [(step, matcher(step)) for step in recipe.steps if isinstance(step, Targeted)]
+    named = any(_WEIGHT.search(name) for name in tensors)
+    turned = (config or {}).get("model_type") in _CONV1D_MODELS
+    treatments = {}
+    for name, spec in tensors.items():
+        chosen, reasons = [], []
+        transposed = turned and len(spec.shape) == 2 and _CONV1D.search(name) is not None
+        for step, match in steps:
+            why = _left_alone(spec, step, output, transposed, named) if match(name) else "not targeted"
+            (reasons.append(why) if why else chosen.append(step))
+        kinds = [type(s) for s in chosen]
+        if len(kinds) != len(set(kinds)):
+            raise ConflictingSteps(f"two steps of one kind meet in {name}; give each its own targets")
+        linear = len(spec.shape) == 2 and not transposed and spec.dtype in FLOATING and name.endswith(".weight") and not _EMBEDDING.search(name)
+        reason = next(iter(reasons), None if chosen else "not targeted")
+        treatments[name] = Treatment(spec, chosen, reason, transposed, linear)
+        if output == "compressed-tensors":
+            _whole_groups(treatments[name])
+    changing = [s for s, _ in steps if not isinstance(s, Lossless)]
+    for i, step in enumerate(changing):
+        if not any(type(s) is type(step) and s.targets == step.targets for t in treatments.values() for s in t.steps):
+            _refuse_idle(i, step, treatments)
+    return treatments
+
+
+def _whole_groups(t: Treatment) -> None:
+    """compressed-tensors carries whole groups only: a size that does not divide falls back to one scale per channel, by name.
+
+    Raises:
+        InputRefused: `not-representable`, under `strict`.
+    """
+    step = t.quantize
+    if step is None or step.strategy != "group" or t.spec.shape[1] % step.group_size == 0:
+        return
+    why = f"group_size {step.group_size} does not divide the {t.spec.shape[1]} inputs of {t.spec.name}"
+    if step.strict:
+        raise InputRefused("not-representable", f"{why}; choose one that does, or packed, which carries a short last group")
+    channel = step.model_copy(update={"strategy": "channel", "group_size": None})
+    t.steps = [channel if s is step else s for s in t.steps]
+    t.notes = (f"{why}: channel instead",)
+
+
+def _refuse_idle(i: int, step: Step, treatments: dict[str, Treatment]) -> None:
+    some = "; ".join(f"{n}: {p.reason}" for n, p in list(treatments.items())[:5])
+    raise NoTensorMatched(f"step {i} ({step.method}) finds no tensor to work on among {len(treatments)} ({some}); name them in targets", pointer=f"/recipe/steps/{i}/targets")
+
+
+def _left_alone(spec: TensorSpec, step: Step, output: str, transposed: bool, named: bool) -> str | None:
+    """Why a step does not work on a tensor that its patterns match; None when it does."""
+    if isinstance(step, Lossless):
+        return None
+    if spec.dtype not in FLOATING:
+        return f"{spec.dtype} is no floating type of 16 bits or more"
+    if not spec.nbytes:
+        return "it is empty"
+    if len(spec.shape) < 2:
+        return f"rank {len(spec.shape)}: no matrix"
+    by_default = step.targets == ["*"]
+    if by_default:
+        if named and not _WEIGHT.search(spec.name):
+            return "not the weight of a layer; name it in targets to include it"
+        for pattern, what in _KINDS:
+            if pattern.search(spec.name):
+                return f"{what}; name it in targets to include it"
+    if output == "compressed-tensors" and isinstance(step, Quantize):
+        linear = len(spec.shape) == 2 and not transposed and spec.name.endswith(".weight") and not _EMBEDDING.search(spec.name)
+        return None if linear else "compressed-tensors carries Linear layers only; packed carries this too"
+    return None

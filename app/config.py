@@ -36,6 +36,8 @@ class Settings(BaseSettings):
     wait_max: float = 60.0
     orphan_age: float = 24 * 3600.0  # older than the longest upload
 
+    metrics_token: str | None = None  # what `/metrics` asks for; without one it answers this machine alone
+
     gpu: bool = False  # whether workers listen on the queue `compress.gpu`
     queue: str = "compress.cpu"  # the queue of this worker process
     child_memory: int = 16 << 30  # RLIMIT_AS of the child above what importing torch maps

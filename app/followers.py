@@ -10,7 +10,9 @@ from collections.abc import Callable
 
 from sqlalchemy.orm import Session
 
-FOLLOWERS: tuple[Callable[[Session, str, str], None], ...] = ()
+from app import meters
+
+FOLLOWERS: tuple[Callable[[Session, str, str], None], ...] = (meters.ended,)
 
 
 def moved(s: Session, job_id: str, state: str) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 from sqlalchemy import Select, Update, and_, or_, select, update
 from sqlalchemy.orm import Session
 
+from app import meters
 from app.config import settings
 from app.db import now
 from app.errors import AlreadyFinished, Conflict, ModelpressError, WorkerCrashed
@@ -49,7 +50,10 @@ def claim(s: Session, queue: str) -> Job | None:
 def claim_signing(s: Session) -> Job | None:
     """The oldest job to be signed that nobody is signing."""
     condition = and_(Job.state == SIGNING, or_(Job.lease_until.is_(None), Job.lease_until < now()), Job.sign_attempt < settings().max_attempts)
-    return _claim(s, select(Job.id).where(condition), condition, sign_attempt=Job.sign_attempt + 1)
+    job = _claim(s, select(Job.id).where(condition), condition, sign_attempt=Job.sign_attempt + 1)
+    if job is not None and job.sign_attempt > 1:
+        meters.add(s, "leases_expired", queue=SIGN_QUEUE)
+    return job
 
 
 def _done(s: Session, statement: Update) -> bool:
@@ -112,6 +116,7 @@ def requeue(s: Session, job_id: str, fence: int, *, why: str, costs_attempt: boo
     done = _move(s, _held(job_id, fence, RUNNING), job_id, QUEUED, attempt=attempt, lease_until=None, progress={}, woken_at=None)
     if done:
         s.add(Outbox(topic=job.queue))
+        meters.add(s, "requeues", why="crash" if costs_attempt else "drain")
     return done
 
 

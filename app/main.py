@@ -7,10 +7,12 @@ from importlib.metadata import version
 import uvicorn
 from fastapi import FastAPI
 
-from app.api import artifacts, catalog, files, health, jobs, keys, problems, schemas
+from app.api import artifacts, catalog, files, health, jobs, keys, metrics, problems, schemas
 from app.config import settings
 from app.http import MAX_HEADER_BYTES, Gate
+from app.metrics import Service
 from app.storage import Storage
+from app.traffic import Counted, Traffic
 from app.watch import Watcher
 
 DESCRIPTION = "Makes models smaller and proves what it did. Every error is `application/problem+json` with a stable `type`."
@@ -20,11 +22,14 @@ def create_app() -> FastAPI:
     app = FastAPI(title="modelpress", version=version("modelpress"), description=DESCRIPTION, redoc_url=None, responses=problems.DOCUMENTED)
     app.state.storage = Storage()
     app.state.watcher = Watcher()
-    for module in (artifacts, files, jobs, keys, catalog, health):
+    app.state.traffic = Traffic()
+    app.state.traffic.registry.register(Service())
+    for module in (artifacts, files, jobs, keys, catalog, health, metrics):
         app.include_router(module.router)
     problems.install(app)
     schemas.install(app)
     app.add_middleware(Gate)
+    app.add_middleware(Counted, traffic=app.state.traffic)
     return app
 
 

@@ -3,6 +3,9 @@
     stage_seconds   stage, method, device   count: how often    total: seconds
     stage_bytes     stage, method, device   count: bytes
     work            method, device          count: bytes of inputs of LARGE bytes or more    total: seconds from the fetch to the hand-over
+    ends            state, type, cached     count: jobs         total: seconds from submission to end
+    leases_expired  queue                   count: claims whose holder went silent
+    requeues        why                     count: jobs given back, after a `crash` (counts as an attempt) or by a `drain` (does not)
 
 What is added within a transaction is kept aside and written as its last statements, row after row in one order: the rows are the same for all, so
 nobody holds one for long, and no two transactions wait for each other.
@@ -18,7 +21,8 @@ from sqlalchemy import event, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
-from app.models import Meter
+from app.db import now
+from app.models import FAILED, TERMINAL, Job, Meter
 
 LARGE = 8 << 20  # bytes; smaller inputs say more about starting a job than about the work
 _ADDED = "meters"  # where a session keeps what was added
@@ -58,6 +62,14 @@ def rate(s: Session, method: str, device: str) -> float | None:
     """
     found = s.get(Meter, ("work", written({"method": method, "device": device})), populate_existing=True)
     return found.count / found.total if found is not None and found.total > 0 else None
+
+
+def ended(s: Session, job_id: str, state: str) -> None:
+    """Follower of a job's changes: counts its end, by the problem's type where it failed."""
+    if state in TERMINAL:
+        error, cached, seconds = s.execute(select(Job.error, Job.cached, now() - Job.created_at).where(Job.id == job_id)).one()
+        kind = error.get("type", "none") if state == FAILED and error else "none"
+        add(s, "ends", total=max(0.0, seconds), state=state, type=kind, cached="yes" if cached else "no")
 
 
 def all_meters(s: Session) -> list[tuple[str, dict[str, str], int, float]]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from sqlalchemy import and_, delete, exists, or_, select, update
 from sqlalchemy.orm import Session
 
-from app import jobs
+from app import jobs, meters
 from app.config import settings
 from app.db import now, session
 from app.errors import WorkerCrashed
@@ -27,12 +27,14 @@ SIGN_LEFT = "signing was started {n} times and ended each time without a result"
 
 def expire(s: Session) -> int:
     """Jobs whose worker is silent go back to their queue, or fail once their attempts are used up. Returns how many."""
-    expired = s.execute(select(Job.id, Job.fence).where(Job.state == RUNNING, Job.lease_until < now())).all()
-    for job_id, fence in expired:
-        jobs.requeue(s, job_id, fence, why="its worker went silent")
+    expired = s.execute(select(Job.id, Job.fence, Job.queue).where(Job.state == RUNNING, Job.lease_until < now())).all()
+    for job_id, fence, queue in expired:
+        if jobs.requeue(s, job_id, fence, why="its worker went silent"):
+            meters.add(s, "leases_expired", queue=queue)
     spent = s.scalars(select(Job).where(Job.state == SIGNING, Job.lease_until < now(), Job.sign_attempt >= settings().max_attempts)).all()
     for job in spent:
-        jobs.fail(s, job.id, job.fence, WorkerCrashed(SIGN_LEFT.format(n=job.sign_attempt)), SIGNING)
+        if jobs.fail(s, job.id, job.fence, WorkerCrashed(SIGN_LEFT.format(n=job.sign_attempt)), SIGNING):
+            meters.add(s, "leases_expired", queue=jobs.SIGN_QUEUE)
     return len(expired) + len(spent)
 
 

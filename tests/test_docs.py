@@ -9,11 +9,14 @@ from pathlib import Path
 
 import pytest
 import typer.main
+import yaml
 
+from app import metrics
 from app.cli import app
 from app.config import Settings
 from app.job_spec import FORMATS, PRESETS, Gates, JobSpec
 from app.recipe import METHODS, Lossless, Prune, Quantize, Restore, Targeted, parse_recipe
+from app.traffic import Traffic
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -78,3 +81,15 @@ def test_make_knows_the_targets():
 def test_links_lead_somewhere():
     links = re.findall(r"\]\(([^)#]+)\)", README)
     assert [x for x in links if not x.startswith("https://") and not (ROOT / x).exists()] == []
+
+
+def test_every_metric_and_every_alert_is_told():
+    text = (ROOT / "docs/operating.md").read_text()
+    told = set(re.findall(r"modelpress_[a-z_]+", text))
+    ours = set(re.findall(r'"(modelpress_[a-z_]+)"', (ROOT / "app/metrics.py").read_text())) | {f"modelpress_{name}" for name, *_ in metrics.SUMMARIES.values()}
+    ours |= {f"modelpress_{name}_total" for name, *_ in metrics.COUNTERS.values()}
+    ours |= {s.name for family in Traffic().registry.collect() for s in family.samples} | {"modelpress_http_requests_total", "modelpress_http_bytes_total"}
+    assert ours - told == set()
+    rules = [rule for group in yaml.safe_load((ROOT / "docs/alerts.yml").read_text())["groups"] for rule in group["rules"]]
+    used = {name for rule in rules for name in re.findall(r"modelpress_[a-z_]+", rule["expr"])}
+    assert used and {re.sub(r"_(count|sum)$", "", name) for name in used} <= ours

@@ -1,9 +1,9 @@
-# make install | demo | test | up | bench.  TORCH chooses the wheel: the CPU build where pip finds one, else what the registry has.
+# make install | demo | test | test-postgres | up | bench.  TORCH chooses the wheel: the CPU build where pip finds one, else what the registry has.
 VENV := .venv
 BIN := $(VENV)/bin
 TORCH ?=
 
-.PHONY: install demo test up bench
+.PHONY: install demo test test-postgres up bench
 
 install: $(VENV)/.installed
 
@@ -19,6 +19,9 @@ demo: install
 
 test: install
 	$(BIN)/python -m pytest
+
+test-postgres: install
+	MODELPRESS_TEST_DATABASE=postgresql $(BIN)/python -m pytest
 
 up: install
 	$(BIN)/modelpress up $(ARGS)

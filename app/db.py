@@ -1,14 +1,14 @@
 """The database: engine, sessions, and one clock.
 
-SQLite runs in WAL mode and opens every transaction with BEGIN IMMEDIATE, so that a read which leads to a write cannot be
-overtaken; PostgreSQL needs nothing special. All times are seconds since the epoch, as floats, by the database's own clock (`now()` below).
+SQLite runs in WAL mode and opens every transaction with BEGIN IMMEDIATE, so that a read which leads to a write cannot be overtaken. On PostgreSQL
+transactions are READ COMMITTED: what must not be overtaken is one conditional update, or takes a lock. All times are seconds since the epoch, as floats, by the database's own clock (`now()` below).
 """
 
 from __future__ import annotations
 
 from functools import cache
 
-from sqlalchemy import Engine, Float, MetaData, create_engine, event
+from sqlalchemy import URL, Engine, Float, MetaData, create_engine, event, make_url
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import DeclarativeBase, Session
 from sqlalchemy.sql.functions import FunctionElement
@@ -42,12 +42,34 @@ def _(element, compiler, **kw):
 
 @compiles(now, "postgresql")
 def _(element, compiler, **kw):
-    return "extract(epoch from clock_timestamp())"
+    return "extract(epoch from statement_timestamp())::double precision"  # stable, unlike clock_timestamp, so that indexes serve
+
+
+# Milliseconds. Neither a client whose host has vanished nor a statement gone astray may hold locks for long.
+_PATIENCE = {"statement_timeout": 60_000, "lock_timeout": 10_000, "idle_in_transaction_session_timeout": 60_000, "client_connection_check_interval": 10_000}
+_CONNECT = {
+    "application_name": "modelpress",
+    "connect_timeout": 5,
+    "keepalives_idle": 15,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 20_000,  # ms
+    "options": " ".join(f"-c {name}={value}" for name, value in _PATIENCE.items()),
+}
+
+
+def _postgresql(url: URL) -> Engine:
+    """`postgresql://`, as everybody writes it, is served by psycopg 3. What the URL itself says (`?sslmode=require&connect_timeout=2`) goes before."""
+    if url.drivername in ("postgresql", "postgres"):
+        url = url.set(drivername="postgresql+psycopg")
+    connect = {name: value for name, value in _CONNECT.items() if name not in url.query}
+    pool = {"pool_size": 5, "max_overflow": 15, "pool_timeout": 10, "pool_recycle": 1800, "pool_pre_ping": True, "pool_use_lifo": True}
+    return create_engine(url, connect_args=connect, **pool)
 
 
 def make_engine(url: str) -> Engine:
     if not url.startswith("sqlite"):
-        return create_engine(url, pool_pre_ping=True, pool_size=10)
+        return _postgresql(make_url(url))
     engine = create_engine(url, connect_args={"timeout": 30, "check_same_thread": False})
 
     @event.listens_for(engine, "connect")

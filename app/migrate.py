@@ -1,4 +1,7 @@
-"""Migrations, run when the service starts and before anything else uses the database."""
+"""Migrations, run when the service starts and before anything else uses the database.
+
+All of them are one transaction, and one process runs them at a time: others wait for it, and then find nothing left to do.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +9,11 @@ from pathlib import Path
 
 from alembic import command
 from alembic.config import Config
-from sqlalchemy import Engine
+from sqlalchemy import Connection, Engine, func, select, text
 
 from app import db
 
+_LOCK = int.from_bytes(b"mpmigrat")  # of PostgreSQL's advisory locks
 FOLDER = Path(__file__).resolve().parents[1] / "migrations"
 
 
@@ -29,8 +33,16 @@ def downgrade(engine: Engine | None = None, revision: str = "base") -> None:
 
 
 def _run(what, engine: Engine | None, revision: str) -> None:
-    with (engine or db.engine()).connect() as connection:
+    with (engine or db.engine()).begin() as connection:
+        _alone(connection)
         made = config()
         made.attributes["connection"] = connection
         what(made, revision)
-        connection.commit()
+
+
+def _alone(connection: Connection) -> None:
+    """Wait until no other process migrates, however long that takes it. On SQLite the transaction itself sees to that."""
+    if connection.dialect.name == "postgresql":
+        for name in ("lock_timeout", "statement_timeout"):
+            connection.execute(text(f"set local {name} = 0"))
+        connection.execute(select(func.pg_advisory_xact_lock(_LOCK)))

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from homes import DEFAULT, KINDS, empty_database
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
@@ -59,15 +60,17 @@ class Api:
         return int(next(line for line in Path(f"/proc/{self.pid}/status").read_text().splitlines() if line.startswith("VmHWM")).split()[1]) << 10
 
 
-def start(home: Path, **settings: str) -> tuple[Api, subprocess.Popen]:
+def start(home: Path, database: str, **settings: str) -> tuple[Api, subprocess.Popen]:
+    """`database`: the URL of an empty one."""
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
-    engine = make_engine(f"sqlite:///{home / 'modelpress.db'}")
+    engine = make_engine(database)
     upgrade(engine)
     with Session(engine) as s, s.begin():
         keys = {owner: create_key(s, owner) for owner in ("alice", "bob")}
-    mine = {f"MODELPRESS_{k.upper()}": str(v) for k, v in {"home": home, "port": port, "broker_url": "redis://127.0.0.1:1/0", **settings}.items()}
+    given = {"home": home, "port": port, "database_url": database, "broker_url": "redis://127.0.0.1:1/0", **settings}
+    mine = {f"MODELPRESS_{name.upper()}": str(value) for name, value in given.items()}
     log = (home / "api.log").open("wb")
     process = subprocess.Popen([sys.executable, "-m", "app.main"], env=os.environ | mine, stdout=log, stderr=log)
     api = Api(f"http://127.0.0.1:{port}", port, process.pid, home, engine, keys)
@@ -92,12 +95,10 @@ def stop(process: subprocess.Popen) -> None:
         process.wait()
 
 
-@pytest.fixture(scope="session")
-def api(tmp_path_factory):
-    made, process = start(tmp_path_factory.mktemp("home"), max_upload_bytes=str(MAX_UPLOAD), upload_idle_timeout=str(IDLE))
-    yield made
-    stop(process)
-    made.engine.dispose()
+@pytest.fixture(scope="session", params=KINDS)
+def api(request, tmp_path_factory, serve_api):
+    with serve_api(tmp_path_factory.mktemp("home"), request.param, max_upload_bytes=str(MAX_UPLOAD), upload_idle_timeout=str(IDLE)) as made:
+        yield made
 
 
 @pytest.fixture(scope="session")
@@ -157,12 +158,13 @@ def serve_api():
     """Starts another API process; see `start`."""
 
     @contextmanager
-    def serving(home: Path, **settings: str):
-        made, process = start(home, **settings)
-        try:
-            yield made
-        finally:
-            stop(process)
-            made.engine.dispose()
+    def serving(home: Path, kind: str = DEFAULT, **settings: str):
+        with empty_database(home, kind) as database:
+            made, process = start(home, database, **settings)
+            try:
+                yield made
+            finally:
+                stop(process)
+                made.engine.dispose()
 
     return serving

@@ -1,20 +1,17 @@
-"""Transitions of a job on a real database: one at a time, in every order, and from several processes at once."""
+"""Transitions of a job on a real database: one at a time and in every order. tests/app/test_claims.py has several processes at once."""
 
 from __future__ import annotations
-
-import subprocess
-import sys
-from collections import Counter
 
 import pytest
 from hypothesis import settings as examples
 from hypothesis import strategies as st
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
+from homes import KINDS, own_home
 from sqlalchemy import delete, func, select, update
 
 from app import jobs, sweep
 from app.config import settings
-from app.db import Base, engine, now, session
+from app.db import now, session
 from app.errors import AlreadyFinished, Conflict, NoSpace
 from app.models import STATES, TERMINAL, Artifact, Job, Outbox
 
@@ -25,17 +22,10 @@ LEGAL = {
 HANDOFF = {"prefix": "tmp/x/1", "files": []}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def home(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MODELPRESS_HOME", str(tmp_path_factory.mktemp("home")))
-        settings.cache_clear()
-        engine.cache_clear()
-        Base.metadata.create_all(engine())
-        yield settings().home
-        engine().dispose()
-    settings.cache_clear()
-    engine.cache_clear()
+@pytest.fixture(scope="module", autouse=True, params=KINDS)
+def home(request, tmp_path_factory):
+    with own_home(tmp_path_factory.mktemp("home"), request.param) as folder:
+        yield folder
 
 
 @pytest.fixture(autouse=True)
@@ -225,28 +215,5 @@ class Life(RuleBasedStateMachine):
             self.seen[row.id] = (row.state, row.fence, row.attempt)
 
 
-Life.TestCase.settings = examples(max_examples=25, stateful_step_count=25, deadline=None)
-TestLife = Life.TestCase
-
-CLAIMER = """
-import sys
-from app import jobs
-from app.db import session
-while True:
-    with session() as s, s.begin():
-        job = jobs.claim(s, "compress.cpu") if sys.argv[1] == "work" else jobs.claim_signing(s)
-    if job is None:
-        break
-    print(job.id, job.fence, job.attempt, job.sign_attempt)
-"""
-
-
-@pytest.mark.parametrize("what", ["work", "sign"])
-def test_four_processes_claim_each_job_once(home, what):
-    made = {new(handoff=HANDOFF if what == "sign" else None) for _ in range(100)}
-    claimers = [subprocess.Popen([sys.executable, "-c", CLAIMER, what], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(4)]
-    told = [p.communicate(timeout=60) for p in claimers]
-    assert [p.returncode for p in claimers] == [0] * 4, told
-    rows = [line.split() for out, _ in told for line in out.splitlines()]
-    assert Counter(r[0] for r in rows) == Counter(made)
-    assert {tuple(r[1:]) for r in rows} == {("1", "1", "0") if what == "work" else ("1", "0", "1")}
+def test_transitions_in_any_order():
+    run_state_machine_as_test(Life, settings=examples(max_examples=25, stateful_step_count=25, deadline=None))

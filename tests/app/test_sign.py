@@ -7,11 +7,12 @@ import hashlib
 import json
 
 import pytest
+from homes import own_home
 from sqlalchemy import select
 
 from app import sign, signing
 from app.config import settings
-from app.db import Base, engine, now, session
+from app.db import now, session
 from app.models import FAILED, SIGNING, SUCCEEDED, Artifact, ArtifactFile, Blob, Job
 from app.storage import Storage
 from app.verify import verify_folder
@@ -22,16 +23,10 @@ REPORT = {"tensors": [], "totals": {"bytes_after": 10242}, "gates": {}}
 
 
 @pytest.fixture
-def home(tmp_path, monkeypatch):
-    monkeypatch.setenv("MODELPRESS_HOME", str(tmp_path / "home"))
+def home(tmp_path):
     (tmp_path / "home").mkdir()
-    settings.cache_clear()
-    engine.cache_clear()
-    Base.metadata.create_all(engine())
-    yield tmp_path / "home"
-    engine().dispose()
-    settings.cache_clear()
-    engine.cache_clear()
+    with own_home(tmp_path / "home") as folder:
+        yield folder
 
 
 @pytest.fixture

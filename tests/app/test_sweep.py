@@ -8,29 +8,23 @@ import threading
 import time
 
 import pytest
+from homes import KINDS, own_home
 from sqlalchemy import delete, select, update
 
 from app import control, jobs, queue, sweep
 from app.blobs import hold
 from app.config import settings
-from app.db import Base, engine, now, session
+from app.db import now, session
 from app.models import Artifact, ArtifactFile, Blob, Job, Outbox
 from app.storage import Storage
 
 HOUR = 3600
 
 
-@pytest.fixture(autouse=True)
-def home(tmp_path, monkeypatch):
-    monkeypatch.setenv("MODELPRESS_HOME", str(tmp_path))
-    settings.cache_clear()
-    engine.cache_clear()
-    Base.metadata.create_all(engine())
-    settings().scratch.mkdir()
-    yield tmp_path
-    engine().dispose()
-    settings.cache_clear()
-    engine.cache_clear()
+@pytest.fixture(autouse=True, params=KINDS)
+def home(request, tmp_path):
+    with own_home(tmp_path, request.param):
+        yield tmp_path
 
 
 @pytest.fixture

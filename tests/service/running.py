@@ -16,6 +16,7 @@ from pathlib import Path
 import httpx
 import numpy as np
 import psutil
+from homes import DEFAULT, new_database
 
 TERMINAL = ("succeeded", "failed", "cancelled")
 
@@ -29,6 +30,8 @@ class Service:
             self.port = s.getsockname()[1]
         self.home, self.url = home, f"http://127.0.0.1:{self.port}"
         self.environment = {**os.environ, "MODELPRESS_HOME": str(home), **environment}
+        if DEFAULT == "postgresql" and "MODELPRESS_DATABASE_URL" not in environment:
+            self.environment["MODELPRESS_DATABASE_URL"] = new_database(home)
         self.start()
 
     def start(self) -> None:

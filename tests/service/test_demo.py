@@ -13,6 +13,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from homes import DEFAULT, new_database
 
 ROOT = Path(__file__).parents[2]
 PR_SET_CHILD_SUBREAPER = 36
@@ -24,6 +25,8 @@ def demo(tmp_path):
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     before = set(psutil.Process().children(recursive=True))
     variables = {k: v for k, v in os.environ.items() if not k.startswith("MODELPRESS_")} | {"TMPDIR": str(tmp_path), "COLUMNS": "160"}
+    if DEFAULT == "postgresql":
+        variables["MODELPRESS_DATABASE_URL"] = new_database(tmp_path)
     process = subprocess.Popen([sys.executable, "-m", "demo"], cwd=ROOT, env=variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     yield process
     process.kill()

@@ -7,13 +7,14 @@ import time
 
 import numpy as np
 import pytest
+from homes import own_home
 from safetensors.numpy import save
 from sqlalchemy import update
 
 from app import jobs, meters, sweep
 from app.blobs import hold
 from app.config import settings
-from app.db import Base, engine, now, session
+from app.db import now, session
 from app.models import Artifact, ArtifactFile, Job
 from app.storage import Storage
 from worker import attempt
@@ -25,16 +26,9 @@ SPEC = {"recipe": {"steps": [{"method": "lossless"}]}, "output": {"format": "pac
 
 @pytest.fixture
 def home(tmp_path, monkeypatch):
-    for name, value in {"HOME": str(tmp_path), "BROKER_URL": "redis://127.0.0.1:1/0", "POLL": "0.02", "HEARTBEAT": "0.05"}.items():
-        monkeypatch.setenv(f"MODELPRESS_{name}", value)
     monkeypatch.setattr(attempt, "flush_outbox", lambda: None)  # there is nobody to wake
-    settings.cache_clear()
-    engine.cache_clear()
-    Base.metadata.create_all(engine())
-    yield tmp_path
-    engine().dispose()
-    settings.cache_clear()
-    engine.cache_clear()
+    with own_home(tmp_path, poll="0.02", heartbeat="0.05"):
+        yield tmp_path
 
 
 @pytest.fixture(scope="module")

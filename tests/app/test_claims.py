@@ -1,0 +1,66 @@
+"""Claims from eight processes at once: every job is claimed, and by one of them alone."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections import Counter
+
+import pytest
+from homes import KINDS, own_home
+from sqlalchemy import select
+
+from app import jobs
+from app.db import engine, session
+from app.models import QUEUED, RUNNING, SIGNING, Job
+
+PROCESSES = 8
+ROWS = {("postgresql", QUEUED): 2000, ("postgresql", SIGNING): 300, ("sqlite", QUEUED): 300, ("sqlite", SIGNING): 100}
+CLAIM = {QUEUED: lambda s: jobs.claim(s, "compress.cpu"), SIGNING: jobs.claim_signing}
+_together = multiprocessing.get_context("fork").Barrier(PROCESSES)
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def kind(request, tmp_path_factory):
+    with own_home(tmp_path_factory.mktemp("home"), request.param):
+        yield request.param
+
+
+def claims(state: str) -> list[tuple]:
+    """What one process gets until there is nothing left."""
+    engine().dispose(close=False)  # the parent's connections are the parent's
+    _together.wait(30)
+    got = []
+    while True:
+        with session() as s, s.begin():
+            job = CLAIM[state](s)
+        if job is None:
+            return got
+        got.append((job.id, job.fence, job.attempt, job.sign_attempt))
+
+
+@pytest.mark.parametrize("state", [QUEUED, SIGNING])
+def test_each_row_is_claimed_once(kind, state):
+    with session() as s, s.begin():
+        made = [Job(owner=f"owner-{i % 7}", spec={}, state=state, handoff={"prefix": "x"}, priority=i % 3) for i in range(ROWS[kind, state])]
+        s.add_all(made)
+    with multiprocessing.get_context("fork").Pool(PROCESSES) as pool:
+        got = [claim for one in pool.map(claims, [state] * PROCESSES, chunksize=1) for claim in one]
+    assert Counter(ident for ident, *_ in got) == Counter(j.id for j in made)
+    assert {tuple(rest) for _, *rest in got} == {(1, 1, 0) if state == QUEUED else (1, 0, 1)}
+    with session() as s:
+        rows = s.execute(select(Job.state, Job.fence).where(Job.id.in_([j.id for j in made]))).all()
+    assert {tuple(r) for r in rows} == {(RUNNING if state == QUEUED else SIGNING, 1)}
+
+
+def test_a_claim_passes_over_a_row_that_another_holds(tmp_path):
+    """On PostgreSQL alone: SQLite has one writer."""
+    with own_home(tmp_path, "postgresql"):
+        with session() as s, s.begin():
+            s.add_all([Job(id=name, owner="o", spec={}) for name in ("first", "second")])
+        with session() as s, s.begin():
+            one = jobs.claim(s, "compress.cpu").id
+            with session() as other:
+                two = jobs.claim(other, "compress.cpu").id
+                assert {one, two} == {"first", "second"} and jobs.claim(other, "compress.cpu") is None
+                other.rollback()
+            assert jobs.claim(s, "compress.cpu").id == two

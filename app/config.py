@@ -37,6 +37,9 @@ class Settings(BaseSettings):
     orphan_age: float = 24 * 3600.0  # older than the longest upload
 
     metrics_token: str | None = None  # what `/metrics` asks for; without one it answers this machine alone
+    webhook_timeout: float = 10.0  # of one attempt, all in all
+    webhook_backoff: float = 1.0  # what the delays between attempts are multiplied by
+    webhook_allow_private: bool = False  # whether webhooks may go to addresses that are not public
 
     gpu: bool = False  # whether workers listen on the queue `compress.gpu`
     queue: str = "compress.cpu"  # the queue of this worker process

@@ -4,6 +4,7 @@
        ├─ uvicorn app.main      the API
        ├─ celery app.control    sweep and clean
        ├─ celery app.sign       holds the key
+       ├─ celery app.webhooks   tells others of a job's end
        └─ celery worker.tasks   ── zygote ── child (jailed)
 
 A child that ends is started again. All of them end with this process, however it ends (PDEATHSIG).
@@ -89,6 +90,7 @@ def commands(redis_socket: Path) -> list[Child]:
         Child("redis", redis),
         Child("sign", [*celery, "app.sign", *options, "-Q", "sign", "-n", "sign@%h"]),
         Child("control", [*celery, "app.control", *options, "-B", "-s", str(redis_socket.parent / "beat"), "-Q", "control", "-n", "control@%h"]),
+        Child("webhooks", [*celery, "app.webhooks", *options, "-Q", "webhooks", "-n", "webhooks@%h"]),
         Child("worker", [*celery, "worker.tasks", *options, "-Q", s.queue, "-n", "worker@%h"]),
         Child("api", api),
     ]

@@ -14,7 +14,7 @@
     ├── UnsupportedMediaType             415
     ├── RangeNotSatisfiable              416
     ├── Unprocessable                    422
-    │   ├── InvalidJobSpec               ├── ConflictingSteps, InvalidPattern
+    │   ├── InvalidJobSpec               ├── ConflictingSteps, InvalidPattern, WebhookNotAllowed
     │   ├── NoTensorMatched
     │   ├── ChecksumMismatch, InvalidPath
     │   ├── InputRefused                 the file itself; `type` is one of REFUSALS
@@ -160,6 +160,10 @@ class ConflictingSteps(InvalidJobSpec):
 
 class InvalidPattern(InvalidJobSpec):
     type, title = "invalid-pattern", "A name pattern is not valid"
+
+
+class WebhookNotAllowed(InvalidJobSpec):
+    type, title = "webhook-not-allowed", "Webhooks are not sent to this address"
 
 
 class NoTensorMatched(Unprocessable):

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, StringConstraints
 
+from app.addresses import check_url
 from app.errors import InvalidJobSpec
 from app.recipe import METHODS, Lossless, Quantize, Recipe, parse_recipe
 from app.strict import Id, Strict, validate
@@ -37,6 +38,12 @@ class Gates(Strict):
     max_bytes: Annotated[int, Field(ge=1)] | None = None
 
 
+class Webhook(Strict):
+    """Who is to be told of the job's end."""
+
+    url: str
+
+
 class JobSpec(Strict):
     """The body of `POST /v1/jobs`."""
 
@@ -48,6 +55,7 @@ class JobSpec(Strict):
     sanitize: Literal["report", "strip"]
     seed: Annotated[int, Field(ge=0, lt=1 << 53)] = 0
     tags: Annotated[dict[Tag, Tag], Field(max_length=20)] = {}
+    webhook: Webhook | None = None
 
 
 def default_output(recipe: Recipe, has_config: bool) -> str:
@@ -107,4 +115,6 @@ def parse_job(data: Any, has_config: bool = True) -> JobSpec:
     data.setdefault("sanitize", "report" if recipe.kind == "lossless" else "strip")
     spec = validate(JobSpec, data, tags=METHODS)
     check_output(recipe, spec.output.format, has_config)
+    if spec.webhook:
+        check_url(spec.webhook.url)
     return spec

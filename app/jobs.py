@@ -21,10 +21,11 @@ from app.models import CANCELLED, FAILED, QUEUED, RUNNING, SIGNING, SUCCEEDED, T
 SIGN_QUEUE = "sign"
 
 
-def submit(s: Session, *, owner: str, input_id: str, spec: dict, queue: str, cache_key: str, handoff: dict | None = None) -> Job:
+def submit(s: Session, *, owner: str, input_id: str, spec: dict, queue: str, cache_key: str, handoff: dict | None = None, webhook: dict | None = None) -> Job:
     """Insert a job and the wake-up of its queue. With `handoff` (a cache hit) it goes straight to be signed."""
     state = SIGNING if handoff else QUEUED
     job = Job(owner=owner, input_id=input_id, spec=spec, queue=queue, cache_key=cache_key, state=state, handoff=handoff, cached=handoff is not None)
+    job.webhook = webhook
     s.add_all([job, Outbox(topic=SIGN_QUEUE if handoff else queue)])
     s.flush()
     moved(s, job.id, state)

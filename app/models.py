@@ -187,12 +187,16 @@ class Delivery(Base):
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), index=True)
     owner: Mapped[str] = mapped_column(String(64))
     url: Mapped[str] = mapped_column(String(2048))
+    host: Mapped[str] = mapped_column(String(255))  # of the URL; a slow one takes its share of what is sent at a time, and no more
     body: Mapped[dict[str, Any]] = mapped_column(JSON)
     attempt: Mapped[int] = mapped_column(Integer, default=0)
     due_at: Mapped[float | None] = mapped_column(Float, default=now(), index=True)  # of the next attempt; None once it is over
+    lease_until: Mapped[float | None] = mapped_column(Float)  # of whoever is sending it
+    woken_at: Mapped[float | None] = mapped_column(Float)
     delivered_at: Mapped[float | None] = mapped_column(Float)
     error: Mapped[str | None] = mapped_column(String(500))  # of the last attempt
     created_at: Mapped[float] = mapped_column(Float, default=now())
+    __table_args__ = (Index("ix_deliveries_listing", "owner", "created_at", "id"),)
 
 
 class WebhookSecret(Base):
@@ -201,6 +205,8 @@ class WebhookSecret(Base):
     __tablename__ = "webhook_secrets"
     owner: Mapped[str] = mapped_column(String(64), primary_key=True)
     secret: Mapped[str] = mapped_column(String(100))
+    previous: Mapped[str | None] = mapped_column(String(100))  # signs along until `previous_until`
+    previous_until: Mapped[float | None] = mapped_column(Float)
     created_at: Mapped[float] = mapped_column(Float, default=now())
 
 

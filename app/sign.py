@@ -25,6 +25,7 @@ from app.db import session
 from app.errors import GateFailed, ModelpressError, StorageDamaged, StorageFull, Unavailable
 from app.models import SIGNING, Artifact, ArtifactFile, Job, Signature
 from app.queue import app as celery
+from app.queue import flush_outbox
 from app.strict import parse_json
 from app.signing import PrivateKey, key_id, open_key
 from app.statement import artifact_digest, canonical, provenance, sign_artifact
@@ -64,6 +65,7 @@ def wake() -> None:
         if job is None:
             return
         sign(job, key, storage)
+        flush_outbox()
 
 
 def sign(job: Job, key: PrivateKey, storage: Storage) -> None:

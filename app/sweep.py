@@ -13,7 +13,7 @@ from pathlib import Path
 from sqlalchemy import and_, delete, exists, or_, select, update
 from sqlalchemy.orm import Session
 
-from app import jobs, meters
+from app import deliveries, jobs, meters
 from app.config import settings
 from app.db import now, session
 from app.errors import WorkerCrashed
@@ -39,7 +39,7 @@ def expire(s: Session) -> int:
 
 
 def rewake(s: Session) -> set[str]:
-    """Queues with a job that nobody has claimed for `rewake` seconds since it was last spoken of get a wake-up in the outbox. Returns them."""
+    """Queues with a job or a delivery that nobody has claimed for `rewake` seconds since it was last spoken of get a wake-up in the outbox. Returns them."""
     unclaimed = or_(
         and_(Job.state == QUEUED, Job.created_at < now() - settings().rewake),
         and_(Job.state == SIGNING, or_(Job.lease_until.is_(None), Job.lease_until < now())),
@@ -47,6 +47,8 @@ def rewake(s: Session) -> set[str]:
     silent = and_(unclaimed, or_(Job.woken_at.is_(None), Job.woken_at < now() - settings().rewake))
     found = s.execute(select(Job.id, Job.state, Job.queue).where(silent)).all()
     topics = {jobs.SIGN_QUEUE if state == SIGNING else queue for _, state, queue in found}
+    if deliveries.rewake(s):
+        topics.add(deliveries.QUEUE)
     s.add_all([Outbox(topic=t) for t in sorted(topics)])
     s.execute(update(Job).where(Job.id.in_([ident for ident, _, _ in found])).values(woken_at=now()), execution_options=_APART)
     return topics

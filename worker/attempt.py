@@ -207,6 +207,7 @@ class Attempt:
         with session() as s, s.begin():
             if jobs.fail(s, self.job.id, self.job.fence, problem, report_sha256=report):
                 self.stages.record(s, self.job)
+        flush_outbox()
 
     def _requeue(self, why: str, costs_attempt: bool = True) -> None:
         log.warning("job %s, attempt %s: %s", self.job.id, self.job.attempt, why)

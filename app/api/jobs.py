@@ -58,13 +58,16 @@ def _submit(body: Any, owner: str, request: Request) -> Job:
     if spec.device == "cuda" and not settings().gpu:
         raise InvalidJobSpec("no worker of this service has a GPU; choose auto or cpu", pointer="/device")
     check_input(source, spec, storage_of(request))
-    document = spec.model_dump(mode="json")
+    document = spec.model_dump(mode="json", exclude={"webhook"})
     key = cache_key(owner, source.digest, document, "cpu")
     with session() as s, s.begin():
         find_input(s, body, owner, lock=True)  # it may have been deleted meanwhile
         handoff = earlier(s, owner, key)
         handoff = handoff and handoff | {"name": source.name}
-        job = jobs.submit(s, owner=owner, input_id=source.id, spec=document, queue=QUEUES[spec.device], cache_key=key, handoff=handoff)
+        job = jobs.submit(
+            s, owner=owner, input_id=source.id, spec=document, queue=QUEUES[spec.device], cache_key=key, handoff=handoff,
+            webhook=spec.webhook and spec.webhook.model_dump(),
+        )  # fmt: skip
         s.refresh(job)
     return job
 
@@ -100,13 +103,14 @@ async def get_job(
 
 
 @router.post("/{ident}/cancel")
-def cancel(ident: str, owner: Owner) -> JobView:
+def cancel(ident: str, owner: Owner, after: BackgroundTasks) -> JobView:
     """Stop it, unless it has ended or is being signed (409). Twice is as good as once."""
     with session() as s, s.begin():
         job = owned(s, Job, ident, owner)
         jobs.cancel(s, ident)
         s.refresh(job)
-        return job_view(job)
+    after.add_task(flush_outbox)
+    return job_view(job)
 
 
 @router.get("/{ident}/report", response_class=Response)

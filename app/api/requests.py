@@ -7,7 +7,6 @@ import binascii
 import json
 import re
 import unicodedata
-from datetime import UTC, datetime
 from typing import Any
 
 from fastapi import Request
@@ -107,7 +106,3 @@ def parse_cursor(text: str) -> tuple[float, str]:
     if type(created_at) is not float or type(ident) is not str:
         raise InvalidCursor("the cursor is not one that this list has given out")
     return created_at, ident
-
-
-def rfc3339(seconds: float | None) -> str | None:
-    return None if seconds is None else datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -7,8 +7,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from app.api.requests import rfc3339
 from app.models import QUEUED, RUNNING, SIGNING, TERMINAL, Artifact, Job
+from app.times import rfc3339
 
 
 class FileView(BaseModel):
@@ -60,6 +60,7 @@ class JobView(BaseModel):
     seed: int
     device: str
     tags: dict[str, str]
+    webhook: dict[str, str] | None
     progress: Progress
     error: dict[str, Any] | None
     report: str | None
@@ -99,6 +100,7 @@ def job_view(job: Job) -> JobView:
         **{k: spec[k] for k in ("input", "recipe", "sanitize", "seed", "device", "tags")},
         id=job.id,
         state=job.state,
+        webhook=job.webhook,
         output=job.output_id,
         output_format=spec["output"]["format"],
         gates={k: v for k, v in spec["gates"].items() if v is not None},

@@ -31,6 +31,8 @@ def upgrade() -> None:
         "webhook_secrets",
         sa.Column("owner", sa.String(length=64), nullable=False),
         sa.Column("secret", sa.String(length=100), nullable=False),
+        sa.Column("previous", sa.String(length=100), nullable=True),
+        sa.Column("previous_until", sa.Float(), nullable=True),
         sa.Column("created_at", sa.Float(), nullable=False),
         sa.PrimaryKeyConstraint("owner", name="pk_webhook_secrets"),
     )
@@ -75,9 +77,12 @@ def upgrade() -> None:
         sa.Column("job_id", sa.String(length=36), nullable=False),
         sa.Column("owner", sa.String(length=64), nullable=False),
         sa.Column("url", sa.String(length=2048), nullable=False),
+        sa.Column("host", sa.String(length=255), nullable=False),
         sa.Column("body", sa.JSON(), nullable=False),
         sa.Column("attempt", sa.Integer(), nullable=False),
         sa.Column("due_at", sa.Float(), nullable=True),
+        sa.Column("lease_until", sa.Float(), nullable=True),
+        sa.Column("woken_at", sa.Float(), nullable=True),
         sa.Column("delivered_at", sa.Float(), nullable=True),
         sa.Column("error", sa.String(length=500), nullable=True),
         sa.Column("created_at", sa.Float(), nullable=False),
@@ -86,6 +91,7 @@ def upgrade() -> None:
     )
     op.create_index("ix_deliveries_due_at", "deliveries", ["due_at"])
     op.create_index("ix_deliveries_job_id", "deliveries", ["job_id"])
+    op.create_index("ix_deliveries_listing", "deliveries", ["owner", "created_at", "id"])
     op.create_table(
         "idempotency_keys",
         sa.Column("owner", sa.String(length=64), nullable=False),
@@ -145,6 +151,7 @@ def downgrade() -> None:
     op.drop_index("ix_idempotency_keys_job_id", table_name="idempotency_keys")
     op.drop_index("ix_idempotency_keys_created_at", table_name="idempotency_keys")
     op.drop_table("idempotency_keys")
+    op.drop_index("ix_deliveries_listing", table_name="deliveries")
     op.drop_index("ix_deliveries_job_id", table_name="deliveries")
     op.drop_index("ix_deliveries_due_at", table_name="deliveries")
     op.drop_table("deliveries")

@@ -15,7 +15,7 @@ from app.strict import parse_json, validate
 
 ID = str(uuid.uuid4())
 SPECS = Path(__file__).parents[3] / "shared" / "hostile" / "job_specs.json"
-LATER = ("rank_", "energy_", "model_rejected", "model_incomplete", "webhook_", "pattern_no_match")  # fields and states of other requests
+LATER = ("rank_", "energy_", "model_rejected", "model_incomplete", "webhook_redirect", "webhook_nip", "pattern_no_match")  # judged elsewhere
 
 
 def steps(*steps, **rest):

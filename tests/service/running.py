@@ -67,8 +67,8 @@ class Service:
     # Processes
 
     def pid(self, part: str) -> int | None:
-        """Of redis, sign, control, worker, api, zygote or child; None when it is not there just now."""
-        marks = {"redis": "redis-server", "sign": "app.sign", "control": "app.control", "worker": "worker.tasks", "api": "app.main"}
+        """Of redis, sign, control, webhooks, worker, api, zygote or child; None when it is not there just now."""
+        marks = {"redis": "redis-server", "sign": "app.sign", "control": "app.control", "webhooks": "app.webhooks", "worker": "worker.tasks", "api": "app.main"}
         with contextlib.suppress(psutil.Error):
             found = psutil.Process(self.process.pid).children(recursive=True)
             if part in ("zygote", "child"):

@@ -11,6 +11,7 @@ import hashlib
 import re
 from collections import OrderedDict
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from urllib.parse import quote
 
 from fastapi import Request
@@ -34,20 +35,24 @@ async def verified(storage: Storage, sha256: str, size: int, start: int, end: in
         StorageDamaged: before the last piece.
     """
     try:
-        tag = (await storage.stat_async(sha256)).tag
+        found = await storage.stat_async(sha256)
+        if found.size != size:
+            raise StorageDamaged(f"blob {sha256} has {found.size} bytes, and was stored with {size}")
+        tag = found.tag
         known = (start, end) != (0, size) and sha256 in _verified and _verified[sha256] == tag
         digest, held = hashlib.sha256(), b""
         first, last = (start, end) if known else (0, size)
-        for at in range(first, last, PIECE):
-            data = await storage.read_async(sha256, at, min(at + PIECE, last))
-            if not known:
-                await asyncio.to_thread(digest.update, data)
-            if part := data[max(start - at, 0) : max(end - at, 0)]:
-                if held:
-                    yield held
-                held = part
-            if len(data) != min(PIECE, last - at):
-                raise StorageDamaged(f"blob {sha256} is shorter than it was")
+        at = first
+        async with aclosing(storage.stream_async(sha256, first, last)) as batches:
+            async for batch in batches:
+                if not known:
+                    await asyncio.to_thread(digest.update, batch)
+                for low in range(0, len(batch), PIECE):
+                    if part := batch[low : low + PIECE][max(start - at - low, 0) : max(end - at - low, 0)]:
+                        if held:
+                            yield held
+                        held = part
+                at += len(batch)
     except (FileNotFoundError, BaseError) as e:
         raise StorageDamaged(f"blob {sha256} cannot be read: {type(e).__name__}") from e
     if not known:

@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from celery.signals import worker_init
 
 from app import gates, jobs, meters
-from app.blobs import hold
+from app.blobs import hold, keep
 from app.config import settings
 from app.db import session
 from app.errors import GateFailed, ModelpressError, StorageDamaged, StorageFull, Unavailable
@@ -121,14 +121,9 @@ def _take(storage: Storage, job: Job, name: str, file: dict, advance: Callable[[
         raise StorageDamaged(f"{name} of the result was collected while it was signed")
 
 
-def _put(storage: Storage, job: Job, name: str, data: bytes) -> dict:
+def _put(storage: Storage, name: str, data: bytes) -> dict:
     """A small file as a blob."""
-    key = f"tmp/{job.id}/{job.fence}/sidecars/{name}"
-    size, sha256 = storage.put(key, [data])
-    with session() as s, s.begin():
-        hold(s, sha256, size)
-    storage.promote(key, sha256)
-    return {"path": name, "size": size, "sha256": sha256}
+    return {"path": name, "size": len(data), "sha256": keep(storage, data)}
 
 
 def _judged(storage: Storage, job: Job, advance: Callable[[int], None]) -> dict:
@@ -146,7 +141,7 @@ def _judged(storage: Storage, job: Job, advance: Callable[[int], None]) -> dict:
     document = parse_json(storage.read(report["sha256"]))
     judged = gates.judge(job.spec.get("gates") or {}, document["tensors"], document["totals"])
     if judged != document["gates"]:
-        report = _put(storage, job, "report.json", canonical(document | {"gates": judged}))
+        report = _put(storage, "report.json", canonical(document | {"gates": judged}))
     try:
         gates.enforce(judged)
     except GateFailed as e:
@@ -172,7 +167,7 @@ def _finish(storage: Storage, job: Job, key: PrivateKey, files: list[dict], repo
         report=report["sha256"],
         cached=job.cached,
     )
-    sidecars = [_put(storage, job, name, data) for name, data in sign_artifact(key, digests, job.handoff["name"], made).items()]
+    sidecars = [_put(storage, name, data) for name, data in sign_artifact(key, digests, job.handoff["name"], made).items()]
     ident = key_id(key.public_key())
     artifact = Artifact(
         owner=job.owner,

@@ -34,7 +34,7 @@ async def receive(
     found = None if length is None else await run_in_threadpool(sniff, name, head, length)
     key = f"tmp/uploads/{new_id()}"
     try:
-        size, digest = await storage.put_stream(key, incoming.all())
+        size, digest = await storage.put_stream(key, incoming.all(), length)
         if sha256 is not None and digest != sha256:
             raise ChecksumMismatch(f"{size} bytes with SHA-256 {digest} arrived, and {sha256} was announced")
         found = found or await run_in_threadpool(sniff, name, head, size)

@@ -19,10 +19,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from app import jobs, meters
-from app.blobs import hold
+from app.blobs import keep
 from app.config import settings
 from app.db import session
-from app.errors import DeadlineExceeded, ModelpressError, NoSpace, StorageDamaged
+from app.errors import DeadlineExceeded, ModelpressError, NoSpace, StorageDamaged, Unavailable
 from app.models import Artifact, Job
 from app.queue import flush_outbox
 from app.storage import Storage
@@ -60,6 +60,8 @@ class Attempt:
             with Claim(self.job) as claim:
                 try:
                     self._work(claim)
+                except Unavailable:  # storage is away: that ends no job
+                    raise
                 except ModelpressError as e:
                     self._fail(e.problem())
                 except OSError as e:
@@ -173,7 +175,7 @@ class Attempt:
         for path in paths:
             size, sha256 = self.storage.put_file(f"{self.prefix}/files/{path}", files / path, advance)
             rows.append({"path": path, "size": size, "sha256": sha256})
-        size, sha256 = self.storage.put(f"{self.prefix}/report.json", [data])
+        size, sha256 = self.storage.put(f"{self.prefix}/report.json", [data], len(data))
         document = {
             "prefix": self.prefix,
             "files": rows,
@@ -196,12 +198,7 @@ class Attempt:
             data, _ = result.report(out / "report.json")
         except result.Unusable:
             return None
-        key = f"{self.prefix}/report.json"
-        size, sha256 = self.storage.put(key, [data])
-        with session() as s, s.begin():
-            hold(s, sha256, size)
-        self.storage.promote(key, sha256)
-        return sha256
+        return keep(self.storage, data)
 
     def _fail(self, problem: dict, report: str | None = None) -> None:
         with session() as s, s.begin():

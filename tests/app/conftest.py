@@ -16,6 +16,7 @@ from pathlib import Path
 import httpx
 import pytest
 from homes import DEFAULT, KINDS, empty_database
+import s3 as store
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
@@ -99,6 +100,13 @@ def stop(process: subprocess.Popen) -> None:
 def api(request, tmp_path_factory, serve_api):
     with serve_api(tmp_path_factory.mktemp("home"), request.param, max_upload_bytes=str(MAX_UPLOAD), upload_idle_timeout=str(IDLE)) as made:
         yield made
+
+
+@pytest.fixture(scope="session")
+def s3():
+    """A store that speaks S3; see tests/s3.py."""
+    with store.running() as running:
+        yield running
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""Storage on a real folder: whole objects or none, verified copies, a full disk."""
+"""Storage in a real folder and in a real bucket: whole objects or none, verified copies, a full disk. What only S3 does is in test_bucket.py."""
 
 from __future__ import annotations
 
@@ -10,22 +10,36 @@ import signal
 import subprocess
 import time
 from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 
 from app.errors import StorageDamaged, StorageFull
 from app.storage import BATCH, Storage, blob_key
+from app.storage.folder import Folder
 
 
 @pytest.fixture
-def storage(tmp_path):
+def folder(tmp_path):
     return Storage(f"file://{tmp_path / 'a store'}")
 
 
+@pytest.fixture(params=["folder", "s3"])
+def storage(request):
+    return request.getfixturevalue("folder") if request.param == "folder" else Storage(f"s3://{request.getfixturevalue('s3').bucket()}/a prefix")
+
+
 def files(storage: Storage) -> list[str]:
-    root = Path(storage.store.prefix)
-    return sorted(p.relative_to(root).as_posix() for p in root.rglob("*") if p.is_file())
+    """Everything that takes room, half written files and uploads too."""
+    if isinstance(storage.place, Folder):
+        root = storage.place.path
+        return sorted(p.relative_to(root).as_posix() for p in root.rglob("*") if p.is_file())
+    bucket, client = storage.place.multipart.bucket, storage.place.multipart.client
+    unfinished = [f"{u['Key']}#1" for u in client.list_multipart_uploads(Bucket=bucket).get("Uploads", [])]
+    return sorted([f.key for f in storage.list("")] + [u.removeprefix("a prefix/") for u in unfinished])
+
+
+async def collected(batches) -> bytes:
+    return b"".join([b async for b in batches])
 
 
 async def pieces(data: bytes, step: int, fail: type[BaseException] | None = None):
@@ -48,7 +62,7 @@ def file_size_limit(size: int):
         signal.signal(signal.SIGXFSZ, handler)
 
 
-@pytest.mark.parametrize("size", [0, 1, BATCH - 1, BATCH, 2 * BATCH + 5])
+@pytest.mark.parametrize("size", [0, 1, BATCH - 1, BATCH, 2 * BATCH + 5, 5 * BATCH + 1])
 def test_what_is_put_is_read(storage, tmp_path, size):
     data = os.urandom(size)
     expected = size, hashlib.sha256(data).hexdigest()
@@ -58,8 +72,8 @@ def test_what_is_put_is_read(storage, tmp_path, size):
     assert asyncio.run(storage.put_stream("tmp/c", pieces(data, 65536))) == expected
     for key in ("tmp/a", "tmp/b", "tmp/c"):
         assert storage.read(key) == data == b"".join(storage.stream(key)) and storage.stat(key).size == size
-        assert bytes(storage.open(key).read()) == data
-    assert storage.read("tmp/a", size // 3, size // 2) == data[size // 3 : size // 2]
+    assert storage.read("tmp/a", size // 3, size // 2) == data[size // 3 : size // 2] == b"".join(storage.stream("tmp/a", size // 3, size // 2))
+    assert asyncio.run(collected(storage.stream_async("tmp/a", size // 3, size))) == data[size // 3 :]
 
 
 def test_keys_may_be_any_safe_path(storage):
@@ -85,11 +99,11 @@ def test_a_promoted_object_is_a_blob(storage):
 @pytest.mark.parametrize("fail", [ValueError, asyncio.CancelledError])
 def test_a_broken_stream_leaves_nothing(storage, fail):
     with pytest.raises(fail):
-        asyncio.run(storage.put_stream("tmp/uploads/1", pieces(bytes(3 * BATCH), 1 << 20, fail)))
+        asyncio.run(storage.put_stream("tmp/uploads/1", pieces(bytes(6 * BATCH), 1 << 20, fail)))
     assert files(storage) == []
 
     def broken():
-        yield bytes(3 * BATCH)
+        yield bytes(6 * BATCH)
         raise ValueError
 
     with pytest.raises(ValueError):
@@ -115,10 +129,11 @@ def test_a_cancelled_stream_leaves_nothing(storage):
     assert files(storage) == []
 
 
-def test_a_full_disk_is_said_and_leaves_nothing(storage, tmp_path):
+def test_a_full_disk_is_said_and_leaves_nothing(folder, tmp_path):
+    storage = folder
     (tmp_path / "f").write_bytes(bytes(2 * BATCH))
     with file_size_limit(BATCH + 1000):
-        for put in (lambda: storage.put_file("tmp/1", tmp_path / "f"), lambda: asyncio.run(storage.put_stream("tmp/2", pieces(bytes(3 * BATCH), 1 << 20)))):
+        for put in (lambda: storage.put_file("tmp/1", tmp_path / "f"), lambda: asyncio.run(storage.put_stream("tmp/2", pieces(bytes(6 * BATCH), 1 << 20)))):
             with pytest.raises(StorageFull):
                 put()
     assert files(storage) == []
@@ -132,7 +147,7 @@ def test_a_full_file_system(tmp_path):
     try:
         storage = Storage(f"file://{tmp_path}/store")
         with pytest.raises(StorageFull):
-            asyncio.run(storage.put_stream("tmp/2", pieces(bytes(3 * BATCH), 1 << 20)))
+            asyncio.run(storage.put_stream("tmp/2", pieces(bytes(6 * BATCH), 1 << 20)))
         assert files(storage) == []
     finally:
         subprocess.run(["umount", tmp_path], check=True)
@@ -146,18 +161,31 @@ def test_a_copy_is_verified(storage, tmp_path):
     with pytest.raises(FileExistsError):
         storage.get_file(sha, tmp_path / "copy")
     assert (tmp_path / "copy").read_bytes() == data
-    path = Path(storage.store.prefix, blob_key(sha))
-    path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
-    for damage in (path.write_bytes, lambda _: path.unlink()):
+    for damage in (data[:-1] + bytes([data[-1] ^ 1]), data[:-1], b"", None):
+        storage.delete(sha)
+        if damage is not None:
+            storage.put(blob_key(sha), [damage])
         with pytest.raises(StorageDamaged, match=sha):
             storage.get_file(sha, tmp_path / "other")
         assert not (tmp_path / "other").exists()
-        damage(data[:-1])
 
 
-def test_what_a_killed_process_left_is_dropped_when_old(storage):
+def test_a_copy_can_be_broken_off(storage, tmp_path):
+    _, sha = storage.put("tmp/1", [os.urandom(4 * BATCH)])
+    storage.promote("tmp/1", sha)
+
+    def enough(nbytes: int) -> None:
+        raise KeyError(nbytes)
+
+    with pytest.raises(KeyError):
+        storage.get_file(sha, tmp_path / "copy", enough)
+    assert not (tmp_path / "copy").exists()
+
+
+def test_what_a_killed_process_left_is_dropped_when_old(folder):
+    storage = folder
     storage.put("tmp/uploads/whole", [b"x"])
-    left = Path(storage.store.prefix, "tmp/uploads/half#1")
+    left = storage.place.path / "tmp/uploads/half#1"
     left.write_bytes(b"x")
     assert storage.drop_unfinished(3600) == 0
     os.utime(left, (time.time() - 7200,) * 2)
@@ -167,3 +195,8 @@ def test_what_a_killed_process_left_is_dropped_when_old(storage):
 def test_check(storage):
     storage.check()
     assert files(storage) == []
+
+
+def test_a_url_that_is_neither_is_refused():
+    with pytest.raises(ValueError, match="file:///FOLDER or s3://BUCKET/PREFIX"):
+        Storage("http://example.com/x")

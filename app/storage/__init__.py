@@ -1,4 +1,4 @@
-"""Bytes in storage, through obstore: a folder now, S3 by another URL.
+"""Bytes in storage, through obstore: a folder, or a bucket of S3.
 
     blobs/<aa>/<sha256>          content-addressed, shared, never changed once there
     tmp/uploads/<id>             an upload on its way
@@ -7,7 +7,11 @@
 Wherever a name is asked for, 64 hex digits mean that blob and anything else is a key. An object appears whole or not at all: what breaks off leaves
 nothing behind, unless the process is killed, and then `drop_unfinished` clears up.
 
-Raises of every method: `StorageFull` when the disk is, `FileNotFoundError` for a name that is not there.
+A blob's place takes nothing that has not been hashed: bytes are written to `tmp/`, or are in memory, until their digest is known. Then an object is
+moved there within the store: a folder renames it, S3 copies it on its own side and deletes it (it has no rename), above 5 GiB in parts. An upload straight
+to the address that was announced would need no copy, but could put wrong bytes there, over right ones.
+
+Raises of every method: `StorageFull` when it is, `FileNotFoundError` for a name that is not there, `Unavailable` when a bucket does not answer.
 """
 
 from __future__ import annotations
@@ -16,24 +20,22 @@ import asyncio
 import hashlib
 import os
 import re
-import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
-from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import obstore
-from obstore.exceptions import GenericError
-from obstore.store import LocalStore, from_url
 
 from app.config import settings
-from app.errors import StorageDamaged, StorageFull
+from app.errors import StorageDamaged
+from app.storage.ahead import in_order, in_order_async
+from app.storage.bucket import Bucket
+from app.storage.folder import Folder
 
-BATCH = 4 << 20  # bytes; how much is written, read and hashed at a time
-PARTS = 2  # batches under way beside the one being filled
+BATCH = 4 << 20  # bytes; how much is read and hashed at a time
+PARTS = 2  # parts under way beside the one being filled
 _BLOB = re.compile(r"[0-9a-f]{64}")
-_FULL = re.compile(r"\(os error (?:27|28|122)\)")  # EFBIG, ENOSPC, EDQUOT
-_UNFINISHED = re.compile(r"#\d+$")  # how a LocalStore names what is not whole yet; it lists no such file
 
 
 class Stat(NamedTuple):
@@ -53,42 +55,33 @@ def _key(name: str) -> str:
     return blob_key(name) if _BLOB.fullmatch(name) else name
 
 
-@contextmanager
-def _translated():
-    try:
-        yield
-    except (GenericError, OSError) as e:
-        if _FULL.search(str(e)):
-            raise StorageFull("the storage has no room for it; delete what is not needed, or try again later") from e
-        raise
-
-
 class Storage:
-    """Args: url: `file:///folder`, or another URL that obstore knows. Default: the settings'."""
+    """Args: url: `file:///folder` or `s3://bucket/prefix`. Default: the settings'."""
 
     def __init__(self, url: str | None = None):
         url = url or settings().store
-        if url.startswith("file://"):
-            folder = Path(url.removeprefix("file://"))
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self.store = LocalStore(folder, automatic_cleanup=True)
-        else:
-            self.store = from_url(url)
+        kind = {"file": Folder, "s3": Bucket}.get(url.partition("://")[0])
+        if kind is None:
+            raise ValueError(f"MODELPRESS_STORAGE_URL is {url!r}; it is file:///FOLDER or s3://BUCKET/PREFIX")
+        self.place = kind(url)
+        self.store = self.place.store
 
-    def put(self, key: str, data: Iterable[bytes]) -> tuple[int, str]:
-        """Write the pieces of `data` one after the other; returns size and SHA-256."""
-        digest, size = hashlib.sha256(), 0
+    def put(self, key: str, data: Iterable[bytes], size: int | None = None) -> tuple[int, str]:
+        """Write the pieces of `data` one after the other; returns size and SHA-256. `size`, where it is known, chooses how many parts it takes: S3 has
+        room for 80 GB otherwise."""
+        digest, written = hashlib.sha256(), 0
 
         def hashed() -> Iterator[bytes]:
-            nonlocal size
+            nonlocal written
             for piece in data:
                 digest.update(piece)
-                size += len(piece)
+                written += len(piece)
                 yield piece
 
-        with _translated():
-            obstore.put(self.store, key, hashed(), chunk_size=BATCH, max_concurrency=PARTS)
-        return size, digest.hexdigest()
+        part = self.place.part(size or 0)
+        with self.place.errors():
+            obstore.put(self.store, key, hashed(), use_multipart=size is None or size > part, chunk_size=part, max_concurrency=PARTS)
+        return written, digest.hexdigest()
 
     def put_file(self, key: str, path: Path, advance: Callable[[int], None] = lambda _: None) -> tuple[int, str]:
         """Write a file; returns size and SHA-256 of what was written. `advance` is told of every batch; what it raises leaves nothing behind."""
@@ -99,37 +92,38 @@ class Storage:
                     yield batch
                     advance(len(batch))
 
-        return self.put(key, batches())
+        return self.put(key, batches(), path.stat().st_size)
 
-    async def put_stream(self, key: str, data: AsyncIterator[bytes]) -> tuple[int, str]:
+    async def put_stream(self, key: str, data: AsyncIterator[bytes], size: int | None = None) -> tuple[int, str]:
         """`put` of what arrives by and by. Hashing and writing overlap, neither on the event loop; whatever `data` raises leaves nothing behind."""
-        digest, size = hashlib.sha256(), 0
-        with _translated():
-            async with obstore.open_writer_async(self.store, key, buffer_size=BATCH, max_concurrency=PARTS) as writer:
+        digest, written = hashlib.sha256(), 0
+        with self.place.errors():
+            async with obstore.open_writer_async(self.store, key, buffer_size=self.place.part(size or 0), max_concurrency=PARTS) as writer:
                 async for batch in _batches(data):
                     await asyncio.gather(asyncio.to_thread(digest.update, batch), writer.write(batch))
-                    size += len(batch)
-        return size, digest.hexdigest()
+                    written += len(batch)
+        return written, digest.hexdigest()
 
     def read(self, name: str, start: int = 0, end: int | None = None) -> bytes:
         """Bytes `start` to `end` (not included) in memory; the whole object by default."""
-        if end is None:
-            return obstore.get(self.store, _key(name)).bytes().to_bytes()[start:]
-        return obstore.get_range(self.store, _key(name), start=start, end=end).to_bytes() if end > start else b""
+        with self.place.errors():
+            if end is None:
+                return obstore.get(self.store, _key(name)).bytes().to_bytes()[start:]
+            return obstore.get_range(self.store, _key(name), start=start, end=end).to_bytes() if end > start else b""
 
     async def read_async(self, name: str, start: int, end: int) -> bytes:
         """`read`, off the event loop."""
-        return (await obstore.get_range_async(self.store, _key(name), start=start, end=end)).to_bytes() if end > start else b""
+        with self.place.errors():
+            return (await obstore.get_range_async(self.store, _key(name), start=start, end=end)).to_bytes() if end > start else b""
 
     def stream(self, name: str, start: int = 0, end: int | None = None) -> Iterator[bytes]:
-        """The same bytes, a batch at a time."""
+        """The same bytes, a batch at a time; the next ones are fetched meanwhile."""
         end = self.stat(name).size if end is None else end
-        for at in range(start, end, BATCH):
-            yield self.read(name, at, min(at + BATCH, end))
+        return in_order(partial(self.read, name), start, end, BATCH, self.place.ahead)
 
-    def open(self, name: str):
-        """A readable, seekable file object (buffered; its reads return buffers)."""
-        return obstore.open_reader(self.store, _key(name), buffer_size=BATCH)
+    def stream_async(self, name: str, start: int, end: int) -> AsyncIterator[bytes]:
+        """`stream` for a download, of which there are many: one batch ahead."""
+        return in_order_async(partial(self.read_async, name), start, end, BATCH, 1)
 
     def get_file(self, sha256: str, path: Path, advance: Callable[[int], None] = lambda _: None) -> int:
         """Copy a blob to `path`, hashing what is written; returns the size. `path` must be new, and stays only when the digest is right.
@@ -162,8 +156,8 @@ class Storage:
 
         The caller has written the blob's row before (`app.blobs.hold`), or a collection under way could take it.
         """
-        with _translated():
-            obstore.rename(self.store, key, blob_key(sha256))
+        with self.place.errors():
+            self.place.move(key, blob_key(sha256))
 
     def exists(self, name: str) -> bool:
         try:
@@ -173,43 +167,39 @@ class Storage:
         return True
 
     def stat(self, name: str) -> Stat:
-        return _stat(obstore.head(self.store, _key(name)))
+        with self.place.errors():
+            return _stat(obstore.head(self.store, _key(name)))
 
     async def stat_async(self, name: str) -> Stat:
-        return _stat(await obstore.head_async(self.store, _key(name)))
+        with self.place.errors():
+            return _stat(await obstore.head_async(self.store, _key(name)))
 
     def list(self, prefix: str) -> Iterator[Stat]:
         """Every object below `prefix`, a folder; in no order."""
-        for page in obstore.list(self.store, prefix=prefix):
-            yield from map(_stat, page)
+        with self.place.errors():
+            for page in obstore.list(self.store, prefix=prefix):
+                yield from map(_stat, page)
 
     def delete(self, *names: str) -> None:
         """Those that are there."""
-        for name in names:
-            try:
-                obstore.delete(self.store, _key(name))
-            except FileNotFoundError:
-                pass
+        with self.place.errors():
+            self.place.delete([_key(n) for n in names])
 
     def delete_all(self, prefix: str) -> None:
         """Everything below `prefix`, a folder."""
         self.delete(*(found.key for found in self.list(prefix)))
 
     def drop_unfinished(self, age: float) -> int:
-        """Delete what a killed process left half written more than `age` seconds ago; returns how many. (S3 does it by a rule of the bucket.)"""
-        if not isinstance(self.store, LocalStore):
-            return 0
-        old = [p for p in Path(self.store.prefix).rglob("*#*") if _UNFINISHED.search(p.name) and p.is_file() and p.stat().st_mtime < time.time() - age]
-        for path in old:
-            path.unlink(missing_ok=True)
-        return len(old)
+        """Delete what a killed process left half written more than `age` seconds ago; returns how many."""
+        return self.place.drop_unfinished(age)
 
     def check(self) -> None:
-        """Raises whatever storage raises when it cannot be written to and read from."""
+        """Raises whatever storage raises when it cannot be written to and read from; within seconds."""
         key = f"tmp/check/{os.getpid()}"
-        self.put(key, [b"check"])
-        self.read(key)
-        self.delete(key)
+        with self.place.errors():
+            obstore.put(self.place.prompt, key, b"check")
+            obstore.get(self.place.prompt, key).bytes()
+            obstore.delete(self.place.prompt, key)
 
 
 async def _batches(data: AsyncIterator[bytes]) -> AsyncIterator[bytes]:

@@ -1,0 +1,97 @@
+"""What obstore does not do with S3: multipart uploads whose parts come from elsewhere, signed URLs with conditions.
+
+The client is botocore's, made when it is first needed; it takes endpoint and region from obstore's configuration, credentials from the same variables.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+import botocore.session
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError
+
+from app.errors import Unavailable
+
+COPY_PART = 1 << 30  # bytes; 5 GiB is the most
+COPIES = 8  # parts copied at once
+
+
+class Multipart:
+    """Args: config: of an S3Store. prefix: of every key, without a slash at its end. endpoint: instead of the configured one."""
+
+    def __init__(self, config: dict, prefix: str, endpoint: str | None = None):
+        self.bucket, self.prefix = config["bucket"], prefix.strip("/")
+        virtual = str(config.get("virtual_hosted_style_request", "")).lower() == "true"
+        self.client = botocore.session.get_session().create_client(
+            "s3",
+            region_name=config.get("region") or config.get("default_region") or "us-east-1",
+            endpoint_url=endpoint or config.get("aws_endpoint_url_s3") or config.get("endpoint"),
+            config=Config(
+                signature_version="s3v4",
+                s3={"addressing_style": "virtual" if virtual else "path"},
+                connect_timeout=5,
+                read_timeout=60,
+                retries={"mode": "standard", "total_max_attempts": 4},
+                request_checksum_calculation="when_required",
+            ),
+        )
+
+    def where(self, key: str) -> dict[str, str]:
+        return {"Bucket": self.bucket, "Key": f"{self.prefix}/{key}".lstrip("/")}
+
+    def create(self, key: str) -> str:
+        """Begin an upload; returns its id."""
+        with _errors():
+            return self.client.create_multipart_upload(**self.where(key))["UploadId"]
+
+    def complete(self, key: str, upload: str, parts: list[dict]) -> None:
+        with _errors():
+            self.client.complete_multipart_upload(**self.where(key), UploadId=upload, MultipartUpload={"Parts": parts})
+
+    def abort(self, key: str, upload: str) -> None:
+        """Nothing happens when it is gone already."""
+        with _errors():
+            try:
+                self.client.abort_multipart_upload(**self.where(key), UploadId=upload)
+            except self.client.exceptions.NoSuchUpload:
+                pass
+
+    def copy(self, key: str, to: str, size: int) -> None:
+        """An object of any size, within the store."""
+        upload = self.create(to)
+        try:
+            source = self.where(key)
+
+            def one(number: int) -> dict:
+                first = (number - 1) * COPY_PART
+                asked = f"bytes={first}-{min(first + COPY_PART, size) - 1}"
+                made = self.client.upload_part_copy(**self.where(to), UploadId=upload, PartNumber=number, CopySource=source, CopySourceRange=asked)
+                return {"PartNumber": number, "ETag": made["CopyPartResult"]["ETag"]}
+
+            with _errors(), ThreadPoolExecutor(COPIES) as pool:
+                parts = list(pool.map(one, range(1, -(-size // COPY_PART) + 1)))
+            self.complete(to, upload, parts)
+        except BaseException:
+            self.abort(to, upload)
+            raise
+
+    def drop(self, age: float) -> int:
+        """Abort every upload below the prefix that was begun more than `age` seconds ago; returns how many."""
+        with _errors():
+            pages = self.client.get_paginator("list_multipart_uploads").paginate(Bucket=self.bucket, Prefix=self.prefix and self.prefix + "/")
+            old = [u for page in pages for u in page.get("Uploads", []) if u["Initiated"].timestamp() < time.time() - age]
+        for u in old:
+            self.abort(u["Key"].removeprefix(f"{self.prefix}/") if self.prefix else u["Key"], u["UploadId"])
+        return len(old)
+
+
+@contextmanager
+def _errors() -> Iterator[None]:
+    try:
+        yield
+    except (ClientError, BotoCoreError) as e:
+        raise Unavailable(f"the storage does not answer as it should ({type(e).__name__}); try again shortly") from e

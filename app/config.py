@@ -41,7 +41,6 @@ class Settings(BaseSettings):
     webhook_backoff: float = 1.0  # what the delays between attempts are multiplied by
     webhook_allow_private: bool = False  # whether webhooks may go to addresses that are not public
 
-    gpu: bool = False  # whether workers listen on the queue `compress.gpu`
     queue: str = "compress.cpu"  # the queue of this worker process
     child_memory: int = 16 << 30  # RLIMIT_AS of the child above what importing torch maps
     scratch_bytes: int = 1 << 40  # RLIMIT_FSIZE of the child

@@ -14,7 +14,7 @@ import time
 from celery import signals
 from celery.worker import state
 
-from app import sweep
+from app import sweep, workers
 from app.config import settings
 from app.db import session
 from app.parent import die_with_parent
@@ -33,6 +33,7 @@ def run() -> None:
     with session() as s, s.begin():
         sweep.expire(s)
         sweep.rewake(s)
+        workers.forget(s)
     flush_outbox()
     if time.monotonic() - _last_cleaning > settings().cleaning:
         _last_cleaning = time.monotonic()

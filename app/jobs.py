@@ -6,7 +6,7 @@ it was cancelled), and the worker stops and writes nothing. Functions take a ses
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 from sqlalchemy import Select, Update, and_, or_, select, update
 from sqlalchemy.orm import Session
@@ -19,6 +19,13 @@ from app.followers import moved
 from app.models import CANCELLED, FAILED, QUEUED, RUNNING, SIGNING, SUCCEEDED, TERMINAL, Artifact, ArtifactFile, Job, Outbox, Signature
 
 SIGN_QUEUE = "sign"
+
+
+class Claimant(Protocol):
+    """Whoever claims: a worker process by its id, and what computes there (cpu, or cuda and the GPU's name)."""
+
+    id: str
+    device: str
 
 
 def submit(s: Session, *, owner: str, input_id: str, spec: dict, queue: str, cache_key: str, handoff: dict | None = None, webhook: dict | None = None) -> Job:
@@ -39,10 +46,11 @@ def _claim(s: Session, eligible: Select, condition, **values) -> Job | None:
     return s.scalars(statement.returning(Job), execution_options={"synchronize_session": False, "populate_existing": True}).first()
 
 
-def claim(s: Session, queue: str) -> Job | None:
+def claim(s: Session, queue: str, worker: Claimant | None = None) -> Job | None:
     """The oldest queued job of `queue`, now running. The attempt is counted before any work starts."""
     condition = and_(Job.state == QUEUED, Job.queue == queue)
-    job = _claim(s, select(Job.id).where(condition), condition, state=RUNNING, attempt=Job.attempt + 1, started_at=now())
+    by = {"worker": worker.id, "device": worker.device} if worker else {}
+    job = _claim(s, select(Job.id).where(condition), condition, state=RUNNING, attempt=Job.attempt + 1, started_at=now(), **by)
     if job is not None:
         moved(s, job.id, RUNNING)
     return job

@@ -24,6 +24,7 @@ from app.config import settings
 from app.db import session
 from app.errors import GateFailed, ModelpressError, StorageDamaged, StorageFull, Unavailable
 from app.models import SIGNING, Artifact, ArtifactFile, Job, Signature
+from app.public_keys import keep_published, publish
 from app.queue import app as celery
 from app.queue import flush_outbox
 from app.strict import parse_json
@@ -43,11 +44,12 @@ class LeaseLost(Exception):
 
 @worker_init.connect
 def prepare(**_) -> None:
-    """At the very first start the key is made before any job comes: the service is not ready without one."""
+    """At the very first start the key is made before any job comes: the service is not ready without one. Its public half is published."""
     try:
         log.info("signing with key %s", key_id(open_key(settings().keys).public_key()))
     except Unavailable as e:
         log.error("nothing can be signed: %s", e)
+    threading.Thread(target=keep_published, args=[settings().keys], name="keys", daemon=True).start()
 
 
 @celery.task(name="sign.wake")
@@ -58,6 +60,7 @@ def wake() -> None:
     except Unavailable as e:
         log.error("nothing can be signed: %s", e)
         return
+    publish(settings().keys)  # no signature becomes visible before its key
     storage = Storage()
     while True:
         with session() as s, s.begin():

@@ -13,9 +13,6 @@ from pathlib import Path
 from worker import jail
 from worker.zygote import installation
 
-JAIL_REPORT = "jail.json"
-"""Where a worker leaves the outcome, in the home folder, for `/readyz`."""
-
 
 def attempts(outside: Path) -> dict[str, Callable]:
     """What a hostile file might make its parser do. `outside` is a file that the jail does not open."""

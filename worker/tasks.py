@@ -6,7 +6,6 @@ one would only be one more to kill; what solo cannot do, answer remote control w
 
 from __future__ import annotations
 
-import json
 import logging
 
 from celery import signals
@@ -18,11 +17,13 @@ from app.db import session
 from app.queue import app as celery
 from app.storage import Storage
 from worker.attempt import Attempt
-from worker.jailed import JAIL_REPORT, exposed, probe
+from worker.jailed import exposed, probe
+from worker.presence import Presence
 from worker.zygote import Zygote
 
 log = logging.getLogger(__name__)
 _zygotes: dict[str, Zygote] = {}
+_presence: list[Presence] = []  # this process's one, once it has started
 
 
 def draining() -> bool:
@@ -36,7 +37,7 @@ def wake() -> None:
     storage = Storage()
     while not draining():
         with session() as s, s.begin():
-            job = jobs.claim(s, settings().queue)
+            job = jobs.claim(s, settings().queue, worker=_presence[0])
         if job is None:
             return
         Attempt(job, storage, _zygotes, draining).run()
@@ -48,7 +49,8 @@ def prepare(**_) -> None:
     report = probe()
     if folder := exposed(settings().home):
         report |= {"holds": False, "error": f"{settings().home} lies in {folder}, which children may read; choose another home"}
-    (settings().home / JAIL_REPORT).write_text(json.dumps(report))
+    _presence[:] = [Presence([settings().queue] if report["holds"] else [], "cpu", report)]
+    _presence[0].start()
     if not report["holds"]:
         raise SystemExit(f"the jail does not hold here: {report}; a worker needs Landlock (Linux 6.2 or later) and seccomp, on x86_64 or aarch64")
     _zygotes.setdefault("worker.__main__:run", Zygote("worker.__main__:run")).start()
@@ -56,5 +58,6 @@ def prepare(**_) -> None:
 
 @signals.worker_shutdown.connect
 def stop(**_) -> None:
+    _presence[0].stop()
     for zygote in _zygotes.values():
         zygote.close()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from typing import Any
 
@@ -10,10 +9,10 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import HTMLResponse
 from sqlalchemy import text
 
-from app.config import settings
+from app import workers
 from app.db import session
+from app.public_keys import published
 from app.queue import app as celery
-from app.signing import public_keys
 from app.storage import Storage
 
 router = APIRouter(tags=["health"])
@@ -34,14 +33,18 @@ def broker() -> None:
 
 
 def key() -> None:
-    if not public_keys(settings().keys):
-        raise FileNotFoundError("the sign process has not made its key yet")
+    with session() as s:
+        if not published(s):
+            raise FileNotFoundError("the sign process has not published its key yet")
 
 
 def jail() -> None:
-    found = json.loads((settings().home / "jail.json").read_bytes())
-    if not found["holds"]:
-        raise PermissionError("the worker's jail does not hold on this machine")
+    with session() as s:
+        found = [w.jail["holds"] for w in workers.live(s)]
+    if not found:
+        raise ProcessLookupError("no worker is there")
+    if not any(found):
+        raise PermissionError("no worker's jail holds on its machine")
 
 
 @router.get("/healthz")

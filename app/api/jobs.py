@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, BackgroundTasks, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 
-from app import jobs
+from app import jobs, workers
 from app.api.artifacts import storage_of
 from app.api.paging import Cursor, Limit, page
 from app.api.reports import send_report
@@ -55,7 +55,7 @@ def _submit(body: Any, owner: str, request: Request) -> Job:
     with session() as s:
         source = find_input(s, body, owner)
     spec = parse_job(body, has_config(source))
-    if spec.device == "cuda" and not settings().gpu:
+    if spec.device == "cuda" and not _gpu():
         raise InvalidJobSpec("no worker of this service has a GPU; choose auto or cpu", pointer="/device")
     check_input(source, spec, storage_of(request))
     document = spec.model_dump(mode="json", exclude={"webhook"})
@@ -70,6 +70,11 @@ def _submit(body: Any, owner: str, request: Request) -> Job:
         )  # fmt: skip
         s.refresh(job)
     return job
+
+
+def _gpu() -> bool:
+    with session() as s:
+        return bool(workers.serving(s, [QUEUES["cuda"]]))
 
 
 @router.get("")

@@ -12,7 +12,8 @@ from app import signing
 from app.api.requests import read_json
 from app.api.schemas import body_schema
 from app.auth import Owner
-from app.config import settings
+from app.db import session
+from app.public_keys import published
 from app.strict import Strict, validate
 from app.verify import verify_bundle
 
@@ -29,7 +30,8 @@ class Verification(Strict):
 
 
 def _keys() -> list[signing.PublicKey]:
-    return list(signing.public_keys(settings().keys).values())
+    with session() as s:
+        return published(s)
 
 
 @router.get("/keys")

@@ -23,9 +23,10 @@ def publish(folder: Path) -> None:
     keys = signing.public_keys(folder)
     with session() as s, s.begin():
         known = set(s.scalars(select(PublicKey.id).where(PublicKey.id.in_(keys))))
+        at = s.scalar(select(now()))
         for age, (ident, key) in enumerate(keys.items()):
             if ident not in known:  # a millisecond apart, so that keys published together keep their order
-                s.add(PublicKey(id=ident, pem=signing.public_pem(key).decode(), created_at=now() - age / 1000))
+                s.add(PublicKey(id=ident, pem=signing.public_pem(key).decode(), created_at=at - age / 1000))
 
 
 def keep_published(folder: Path) -> NoReturn:

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from sqlalchemy import Select, Update, and_, or_, select, update
 from sqlalchemy.orm import Session
 
-from app import meters
+from app import events, meters
 from app.config import settings
 from app.db import now
 from app.errors import AlreadyFinished, Conflict, ModelpressError, WorkerCrashed
@@ -84,7 +84,10 @@ def _held(job_id: str, fence: int, state: str) -> Update:
 def heartbeat(s: Session, job_id: str, fence: int, state: str = RUNNING, progress: dict | None = None) -> bool:
     """Extend the lease and tell the progress. False: stop at once, and write nothing."""
     values: dict[str, Any] = {"lease_until": now() + settings().lease} | ({"progress": progress} if progress is not None else {})
-    return _done(s, _held(job_id, fence, state).values(**values))
+    done = _done(s, _held(job_id, fence, state).values(**values))
+    if done and progress:
+        events.progress(s, job_id, progress)
+    return done
 
 
 def held(s: Session, job_id: str, fence: int, state: str = RUNNING) -> bool:
@@ -124,6 +127,7 @@ def requeue(s: Session, job_id: str, fence: int, *, why: str, costs_attempt: boo
     attempt = job.attempt - (not costs_attempt)
     done = _move(s, _held(job_id, fence, RUNNING), job_id, QUEUED, attempt=attempt, lease_until=None, progress={}, woken_at=None)
     if done:
+        events.log(s, job_id, f"attempt {job.attempt} ended without a result: {why}")
         s.add(Outbox(topic=job.queue))
         meters.add(s, "requeues", why="crash" if costs_attempt else "drain")
     return done

@@ -7,7 +7,7 @@ from importlib.metadata import version
 import uvicorn
 from fastapi import FastAPI
 
-from app.api import artifacts, catalog, files, health, jobs, keys, metrics, problems, schemas, webhooks
+from app.api import artifacts, catalog, events, files, health, jobs, keys, metrics, problems, schemas, webhooks
 from app.config import settings
 from app.http import MAX_HEADER_BYTES, Gate
 from app.metrics import Service
@@ -24,7 +24,7 @@ def create_app() -> FastAPI:
     app.state.watcher = Watcher()
     app.state.traffic = Traffic()
     app.state.traffic.registry.register(Service())
-    for module in (artifacts, files, jobs, keys, webhooks, catalog, health, metrics):
+    for module in (artifacts, files, jobs, events, keys, webhooks, catalog, health, metrics):
         app.include_router(module.router)
     problems.install(app)
     schemas.install(app)

@@ -105,6 +105,7 @@ class Job(Base):
     lease_until: Mapped[float | None] = mapped_column(Float)  # of the worker while running, of the sign process while signing
     woken_at: Mapped[float | None] = mapped_column(Float)
     progress: Mapped[dict[str, Any]] = mapped_column(JSON, default=dict)  # {stage, fraction, bytes_done, bytes_total}
+    last_event: Mapped[int] = mapped_column(Integer, default=0)  # `seq` of its newest JobEvent
     handoff: Mapped[dict[str, Any] | None] = mapped_column(JSON)  # what the worker hands to sign: {prefix, files, report, environment}
     error: Mapped[dict[str, Any] | None] = mapped_column(JSON)  # problem document
     report_sha256: Mapped[str | None] = mapped_column(ForeignKey("blobs.sha256"))  # kept for failed jobs too (a failed gate shows its figures)

@@ -4,53 +4,87 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 from fastapi.concurrency import run_in_threadpool
 from sqlalchemy import select
 
+from app import events
 from app.db import session
-from app.models import TERMINAL, Job
+from app.models import TERMINAL, Job, JobEvent
 
 PERIOD = 0.2  # seconds
 _CHUNK = 500  # ids in one query
 log = logging.getLogger(__name__)
 
 
-def ended(ids: list[str]) -> set[str]:
-    """Which of these jobs have reached a terminal state (or are gone)."""
+def look(ids: list[str]) -> dict[str, tuple[str, int]]:
+    """State and newest event of these jobs; those that are gone are left out."""
+    query = select(Job.id, Job.state, Job.last_event)
     with session() as s:
-        known = {i: state for at in range(0, len(ids), _CHUNK) for i, state in s.execute(select(Job.id, Job.state).where(Job.id.in_(ids[at : at + _CHUNK])))}
-    return {i for i in ids if known.get(i) is None or known[i] in TERMINAL}
+        return {i: (state, last) for at in range(0, len(ids), _CHUNK) for i, state, last in s.execute(query.where(Job.id.in_(ids[at : at + _CHUNK])))}
+
+
+@dataclass(eq=False)
+class _Waiter:
+    """`until(state, last_event)` says whether it is to be woken; a job that is gone wakes everybody."""
+
+    until: Callable[[str, int], bool]
+    woken: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 class Watcher:
-    """`wait` returns once the job has ended or the time is up; the task lives as long as somebody waits."""
+    """The task lives as long as somebody waits."""
 
     def __init__(self):
-        self._waiting: dict[str, set[asyncio.Event]] = {}
+        self._waiting: dict[str, set[_Waiter]] = {}
         self._task: asyncio.Task | None = None
+        self._reading: dict[tuple[str, int], asyncio.Task] = {}
 
     async def wait(self, job_id: str, seconds: float) -> None:
-        event = asyncio.Event()
-        self._waiting.setdefault(job_id, set()).add(event)
+        """Returns once the job has ended or the time is up."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self._until(job_id, lambda state, _: state in TERMINAL)
+        except TimeoutError:
+            pass
+
+    async def events(self, job_id: str, seq: int, stopping: Callable[[], bool]) -> tuple[list[JobEvent], bool]:
+        """See `events.after`; while there are none it waits for them, or until it is `stopping`."""
+        rows, ended = await self._read(job_id, seq)
+        if rows or ended:
+            return rows, ended
+        await self._until(job_id, lambda state, last: last > seq or state in TERMINAL or stopping())
+        return await self._read(job_id, seq)
+
+    async def _read(self, job_id: str, seq: int) -> tuple[list[JobEvent], bool]:
+        """Those who ask for the same at once share one query."""
+        if (key := (job_id, seq)) not in self._reading:
+            self._reading[key] = asyncio.create_task(run_in_threadpool(events.after, job_id, seq))
+            self._reading[key].add_done_callback(lambda _: self._reading.pop(key))
+        return await asyncio.shield(self._reading[key])
+
+    async def _until(self, job_id: str, until: Callable[[str, int], bool]) -> None:
+        waiter = _Waiter(until)
+        self._waiting.setdefault(job_id, set()).add(waiter)
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._watch())
         try:
-            async with asyncio.timeout(seconds):
-                await event.wait()
-        except TimeoutError:
-            pass
+            await waiter.woken.wait()
         finally:
-            self._waiting[job_id].discard(event)
+            self._waiting[job_id].discard(waiter)
             if not self._waiting[job_id]:
                 del self._waiting[job_id]
 
     async def _watch(self) -> None:
         while self._waiting:
             try:
-                for job_id in await run_in_threadpool(ended, list(self._waiting)):
-                    for event in self._waiting.get(job_id, ()):
-                        event.set()
+                found = await run_in_threadpool(look, list(asked := set(self._waiting)))
+                for job_id in asked & self._waiting.keys():
+                    for waiter in self._waiting[job_id]:
+                        if job_id not in found or waiter.until(*found[job_id]):
+                            waiter.woken.set()
             except Exception:
                 log.exception("the database does not answer; waiters go on waiting")
             await asyncio.sleep(PERIOD)

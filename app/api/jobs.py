@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, BackgroundTasks, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
+from sqlalchemy.orm import defer
 
 from app import jobs, workers
 from app.api.artifacts import storage_of
@@ -30,6 +31,7 @@ router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 
 QUEUES = {"auto": "compress.cpu", "cpu": "compress.cpu", "cuda": "compress.gpu"}
 RETRY_AFTER = "1"  # seconds
+UNSHOWN = [defer(Job.handoff, raiseload=True)]  # as large as the result has files
 
 
 class JobRequest(JobSpec):
@@ -81,7 +83,7 @@ def _gpu() -> bool:
 def list_jobs(owner: Owner, limit: Limit = 50, cursor: Cursor = None, state: Annotated[Literal[STATES] | None, Query()] = None) -> Jobs:
     """The newest first."""
     with session() as s:
-        rows, following = page(s, Job, owner, cursor, limit, *([Job.state == state] if state else []))
+        rows, following = page(s, Job, owner, cursor, limit, *([Job.state == state] if state else []), options=UNSHOWN)
         return Jobs(items=[job_view(j) for j in rows], next=following)
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated
 
 from fastapi import Query
-from sqlalchemy import and_, or_, select
+from sqlalchemy import select, tuple_
 from sqlalchemy.orm import Session
+from sqlalchemy.orm.interfaces import ORMOption
 
 from app.api.requests import cursor, parse_cursor
 
@@ -14,12 +16,11 @@ Limit = Annotated[int, Query(ge=1, le=500, description="Items on a page.")]
 Cursor = Annotated[str | None, Query(max_length=200, description="`next` of the page before.")]
 
 
-def page(s: Session, model, owner: str, after: str | None, limit: int, *conditions) -> tuple[list, str | None]:
-    """One owner's rows and the next page's cursor."""
-    query = select(model).where(model.owner == owner, *conditions)
+def page(s: Session, model, owner: str, after: str | None, limit: int, *conditions, options: Sequence[ORMOption] = ()) -> tuple[list, str | None]:
+    """One owner's rows and the next page's cursor. Comparing (created_at, id) as one value lets an index lead straight to the place."""
+    query = select(model).where(model.owner == owner, *conditions).options(*options)
     if after is not None:
-        created_at, ident = parse_cursor(after)
-        query = query.where(or_(model.created_at < created_at, and_(model.created_at == created_at, model.id < ident)))
+        query = query.where(tuple_(model.created_at, model.id) < parse_cursor(after))
     rows = list(s.scalars(query.order_by(model.created_at.desc(), model.id.desc()).limit(limit + 1)))
     more = len(rows) > limit
     rows = rows[:limit]

@@ -12,12 +12,12 @@ from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from sse_starlette import EventSourceResponse, ServerSentEvent
 
-from app.api.requests import rfc3339
 from app.auth import Owner
 from app.db import session
 from app.errors import MalformedRequest
 from app.models import TERMINAL, Job, JobEvent
 from app.owned import owned
+from app.times import rfc3339
 from app.watch import Watcher
 
 router = APIRouter(prefix="/v1/jobs/{ident}/events", tags=["jobs"])

@@ -11,8 +11,10 @@ from app.formats import header_bytes_needed, parse_safetensors_header
 from app.models import Artifact
 from app.owned import find
 from app.job_spec import JobSpec, parse_job
-from app.recipe import check_matched
+from app.memory import peak_memory, proof_wanted, unknown_peak
+from app.outline import Outline, outline
 from app.storage import Storage
+from app.targets import Treatment, treat
 
 
 def find_input(s: Session, body: Any, owner: str, lock: bool = False) -> Artifact:
@@ -33,11 +35,14 @@ def has_config(source: Artifact) -> bool:
     return source.format in ("zip", "tar") or any(f.path == "config.json" for f in source.files)
 
 
-def check_input(source: Artifact, spec: JobSpec, storage: Storage) -> None:
+def check_input(source: Artifact, spec: JobSpec, storage: Storage) -> dict[str, Treatment] | None:
     """Hold the recipe against the input.
 
+    Returns:
+        what is to happen to every tensor; None where the tensors are known only once the file is parsed.
+
     Raises:
-        InputNotUsable: it is no model. InvalidJobSpec: restore of what was never compressed. NoTensorMatched.
+        InputNotUsable: it is no model. InvalidJobSpec: restore of what was never compressed. What `outline` and `treat` raise.
     """
     if source.kind != "model" or source.format == "file":
         what = f"{source.kind} ({source.format})"
@@ -45,16 +50,31 @@ def check_input(source: Artifact, spec: JobSpec, storage: Storage) -> None:
     if spec.recipe.kind == "restore":
         if len(source.files) == 1 and source.format in ("safetensors", "torch"):
             raise InvalidJobSpec(f"restore takes a packed or compressed-tensors artifact; this one is {source.format}", pointer="/input")
-    elif source.format == "safetensors":
-        check_matched(spec.recipe, tensor_names(source, storage))
+        return None
+    model = outlined(source, storage)
+    return treat(model.tensors, model.config, spec.recipe, spec.output.format) if model else None
 
 
-def tensor_names(source: Artifact, storage: Storage) -> set[str]:
-    """The names in the headers of all its safetensors files."""
-    names: set[str] = set()
-    for file in source.files:
-        if file.path.lower().endswith(".safetensors"):
+def outlined(source: Artifact, storage: Storage) -> Outline | None:
+    """What the headers of an artifact's safetensors files tell; None where that is not the model."""
+    if source.format not in ("safetensors", "compressed-tensors"):
+        return None
+    by_path = {f.path: f for f in source.files}
+    headers = {}
+    for path, file in by_path.items():
+        if path.lower().endswith(".safetensors") or len(by_path) == 1:
             head = storage.read(file.sha256, 0, min(8, file.size))
             head = storage.read(file.sha256, 0, min(header_bytes_needed(head), file.size))
-            names |= parse_safetensors_header(head, file.size).entries.keys()
-    return names
+            headers[path] = parse_safetensors_header(head, file.size)
+
+    def read(path: str, most: int) -> bytes:
+        return storage.read(by_path[path].sha256, 0, min(most, by_path[path].size))
+
+    return outline({path: f.size for path, f in by_path.items()}, headers, read)
+
+
+def expected_peak(source: Artifact, spec: JobSpec, treatments: dict[str, Treatment] | None) -> int:
+    """Bytes of memory that the job's child takes at most, as far as that is known."""
+    if treatments is None:
+        return unknown_peak(source.size)
+    return peak_memory(treatments.values(), proof=proof_wanted(spec.output.format, [f.path for f in source.files]))

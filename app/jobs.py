@@ -28,11 +28,14 @@ class Claimant(Protocol):
     device: str
 
 
-def submit(s: Session, *, owner: str, input_id: str, spec: dict, queue: str, cache_key: str, handoff: dict | None = None, webhook: dict | None = None) -> Job:
-    """Insert a job and the wake-up of its queue. With `handoff` (a cache hit) it goes straight to be signed."""
+def submit(
+    s: Session, *, owner: str, input_id: str, spec: dict, queue: str, cache_key: str, handoff: dict | None = None, webhook: dict | None = None,
+    memory: int = 0, input_bytes: int = 0,
+) -> Job:  # fmt: skip
+    """Insert a job and the wake-up of its queue. With `handoff` (a cache hit) it goes straight to be signed. `memory`: its child's peak, bytes."""
     state = SIGNING if handoff else QUEUED
     job = Job(owner=owner, input_id=input_id, spec=spec, queue=queue, cache_key=cache_key, state=state, handoff=handoff, cached=handoff is not None)
-    job.webhook = webhook
+    job.webhook, job.memory, job.input_bytes = webhook, memory, input_bytes
     s.add_all([job, Outbox(topic=SIGN_QUEUE if handoff else queue)])
     s.flush()
     moved(s, job.id, state)

@@ -23,6 +23,7 @@ from app.blobs import keep
 from app.config import settings
 from app.db import session
 from app.errors import DeadlineExceeded, ModelpressError, NoSpace, StorageDamaged, Unavailable
+from app.memory import proof_wanted
 from app.models import Artifact, Job
 from app.queue import flush_outbox
 from app.storage import Storage
@@ -101,7 +102,7 @@ class Attempt:
         output = self.job.spec["output"]["format"]
         paths = result.files(out / "files")
         report = out / "report.json"
-        if proof.wanted(output, paths):
+        if proof_wanted(output, paths):
             proven = self.scratch / "proof"
             proven.mkdir()
             (out / "scratch").exists() and shutil.rmtree(out / "scratch")

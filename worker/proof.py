@@ -14,13 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from app.errors import LoadProofFailed
-
-MAX_BYTES = 4 << 30  # dequantized weights; transformers holds them all in memory
-
-
-def wanted(output: str, files: list[str]) -> bool:
-    """Whether transformers is a reader of this result."""
-    return output in ("safetensors", "compressed-tensors") and any(f.rsplit("/", 1)[-1] == "config.json" for f in files)
+from app.memory import PROOF_LIMIT
 
 
 def run(inp: Path, out: Path, spec: dict, emit: Callable[[dict], None]) -> None:
@@ -32,8 +26,8 @@ def run(inp: Path, out: Path, spec: dict, emit: Callable[[dict], None]) -> None:
     report = json.loads((inp / "report.json").read_text())
     size = sum(t["bytes_before"] for t in report["tensors"])
     emit({"event": "progress", "stage": "prove", "fraction": 0.0, "bytes_done": 0, "bytes_total": size})
-    if size > MAX_BYTES:
-        proof = {"loaded": False, "reason": f"{size} bytes of weights, the proof stops at {MAX_BYTES}"}
+    if size > PROOF_LIMIT:
+        proof = {"loaded": False, "reason": f"{size} bytes of weights, the proof stops at {PROOF_LIMIT}"}
     else:
         folder = min((inp / "files").rglob("config.json"), key=lambda p: len(p.parts)).parent
         proof = load(folder, {t["name"] for t in report["tensors"]})

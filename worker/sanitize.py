@@ -9,9 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from app.formats import parse_safetensors_header
+from app.sensitive import clean_metadata, strips
 from worker.checkpoint import Checkpoint
 from worker.formats import open_checkpoint
-from worker.formats.sensitive import clean_metadata, strips
 
 _COPY = 8 << 20
 

@@ -20,7 +20,7 @@ from app.cache import cache_key, earlier
 from app.config import settings
 from app.db import session
 from app.errors import InvalidJobSpec, NotFound
-from app.inputs import check_input, find_input, has_config
+from app.inputs import check_input, expected_peak, find_input, has_config
 from app.models import STATES, TERMINAL, Blob, Job
 from app.owned import owned
 from app.queue import flush_outbox
@@ -59,7 +59,7 @@ def _submit(body: Any, owner: str, request: Request) -> Job:
     spec = parse_job(body, has_config(source))
     if spec.device == "cuda" and not _gpu():
         raise InvalidJobSpec("no worker of this service has a GPU; choose auto or cpu", pointer="/device")
-    check_input(source, spec, storage_of(request))
+    treatments = check_input(source, spec, storage_of(request))
     document = spec.model_dump(mode="json", exclude={"webhook"})
     key = cache_key(owner, source.digest, document, "cpu")
     with session() as s, s.begin():
@@ -68,7 +68,7 @@ def _submit(body: Any, owner: str, request: Request) -> Job:
         handoff = handoff and handoff | {"name": source.name}
         job = jobs.submit(
             s, owner=owner, input_id=source.id, spec=document, queue=QUEUES[spec.device], cache_key=key, handoff=handoff,
-            webhook=spec.webhook and spec.webhook.model_dump(),
+            webhook=spec.webhook and spec.webhook.model_dump(), memory=expected_peak(source, spec, treatments), input_bytes=source.size,
         )  # fmt: skip
         s.refresh(job)
     return job

@@ -11,18 +11,19 @@ from app.errors import InputRefused
 from app.formats import TORCH, is_pickle, is_zip, suffix
 from app.limits import Limits, check_path, shown
 from app.safetensors_header import PACKED
+from app.sensitive import strips
+from app.shards import choose, join, main_folder, parent, read_config
 from worker.checkpoint import Checkpoint, Dropped
 from worker.formats.pickle_globals import ALLOWED, check_global
 from worker.formats.pickle_scan import scan_globals
 from worker.formats.safetensors_file import SafetensorsFile
-from worker.formats.sensitive import strips
-from worker.formats.shards import WeightFile, choose, join, parent, read_json
 from worker.formats.torch_zip import TorchFile, open_records, read_record
 
 _PICKLES = (*TORCH, ".pkl", ".pickle", ".joblib", ".dill", ".sav")
 _TRAINERS = ("transformers", "accelerate", "trl", "peft")  # whose objects a training_args.bin holds; it is never loaded here
 _RANDOM_STATE = {f"numpy.{n}" for n in ("ndarray", "dtype", *(f"{c}.multiarray.{f}" for c in ("core", "_core") for f in ("_reconstruct", "scalar")))}
-_CONFIG_BYTES = 4 << 20
+
+WeightFile = SafetensorsFile | TorchFile
 
 
 def open_folder(root: Path, files: dict[str, Path], scratch: Path, container: str, limits: Limits) -> Checkpoint:
@@ -39,11 +40,17 @@ def open_folder(root: Path, files: dict[str, Path], scratch: Path, container: st
     if not weights:
         some = ", ".join(map(shown, list(files)[:5]))
         raise InputRefused("no-tensors", f"there are no weights among {len(files)} files ({some}); read are .safetensors, .pt, .pth, .bin and .ckpt")
-    folder = _main_folder(weights, files)
-    chosen = choose(folder, {p: w for p, w in weights.items() if parent(p) == folder}, files, limits, notes)
+
+    def read(path: str, most: int) -> bytes:
+        with files[path].open("rb") as f:
+            return f.read(most)
+
+    folder = main_folder(weights, files)
+    chosen = choose(folder, {p: w for p, w in weights.items() if parent(p) == folder}, files, read, limits, notes)
     if other := [p for p in weights if p not in chosen and parent(p) != folder]:
         notes.append(f"{len(other)} weight files in other folders are kept as they are: {', '.join(other[:5])}")
-    return assemble(root, files, chosen, _config(files.get(join(folder, "config.json")), limits), container, notes)
+    config = join(folder, "config.json")
+    return assemble(root, files, chosen, read_config(read, config, limits) if config in files else None, container, notes)
 
 
 def assemble(root: Path, files: dict[str, Path], chosen: dict[str, WeightFile], config: dict | None, container: str, notes: list[str]) -> Checkpoint:
@@ -145,16 +152,6 @@ def _scan(path: Path, limits: Limits) -> None:
     if records["data.pkl"].size > limits.pickle_bytes:
         raise InputRefused("limit-header", f"the pickle has more than {limits.pickle_bytes} bytes")
     return scan_globals(read_record(path, records["data.pkl"]), check, limits)
-
-
-def _main_folder(weights: dict[str, WeightFile], files: dict[str, Path]) -> str:
-    """The one with a config.json beside its weights, then the topmost, then the first by name."""
-    folders = {parent(p) for p in weights}
-    return min(folders, key=lambda f: (join(f, "config.json") not in files, f.count("/") + bool(f), f))
-
-
-def _config(path: Path | None, limits: Limits) -> dict | None:
-    return None if path is None else read_json(path, "config.json", limits, _CONFIG_BYTES, pairs=limits.tensors)
 
 
 def list_files(root: Path, limits: Limits) -> dict[str, Path]:

@@ -1,53 +1,12 @@
-"""Finds what the owner of a model may not want to publish: metadata and configs that name people, paths or keys, and side files of training."""
+"""Finds in a checkpoint what its owner may not want to publish."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
-from pathlib import PurePosixPath
 
 from app.limits import shown
+from app.sensitive import side_file, telling
 from worker.checkpoint import Checkpoint
-
-_SIDE_FILES = {
-    r"training_args\.(bin|json)": "the arguments of a training run (host names, paths, keys)",
-    r"(optimizer|scheduler|scaler)(_\d+)?\.(pt|bin|pth)": "state of the optimizer, which can tell about the training data",
-    r"rng_state(_\d+)?\.pth": "state of random generators",
-    r"trainer_state\.json|all_results\.json": "the log of a training run",
-    r"events\.out\.tfevents\..*": "TensorBoard's log of a training run",
-    r"\.git|\.gitconfig|\.gitmodules": "a git repository",
-    r"wandb|runs|\.ipynb_checkpoints|__pycache__|\.idea|\.vscode|\.cache": "working files of a tool",
-    r"\.env(\..*)?|\.netrc|\.npmrc|\.pypirc|id_(rsa|ed25519|ecdsa|dsa)|.*\.(pem|key|p12|pfx)|credentials|\.bash_history": "keys or credentials",
-    r"__MACOSX|\._.*|\.DS_Store|Thumbs\.db|desktop\.ini": "files of a desktop system",
-}
-_ROOTS = "home|Users|root|mnt|data|tmp|var|opt|srv|scratch|workspace|content|gpfs|nfs|media|private|kaggle|storage|usr|etc"
-_TEXT = {
-    "a private key": r"-----BEGIN [A-Z ]*PRIVATE KEY-----",
-    "an access token": r"\b(?:hf_[A-Za-z0-9]{20,}|sk-[\w-]{20,}|gh[pousr]_[A-Za-z0-9]{30,}|github_pat_\w{30,}|AKIA[0-9A-Z]{16}|xox[abpr]-[\w-]{10,}"
-    r"|glpat-[\w-]{15,}|eyJ[\w-]{10,}\.eyJ[\w-]{10,}\.)",
-    "an e-mail address": r"\b[\w.+-]{1,64}@[\w-]{1,63}(?:\.[\w-]{1,63}){1,5}\b",
-    "an absolute path": rf"(?:^|[\s\"'=:,(\[])(?:file://)?(?:/(?:{_ROOTS})/|[A-Za-z]:[\\/]|\\\\\w)|^~/\S",
-    "an address of a machine": r"\b(?:s3|gs|ssh|hdfs|abfss?)://\S|\b\d{1,3}(?:\.\d{1,3}){3}:\d{2,5}\b|\b\w{1,16}://[^\s/@:]{1,64}:[^\s/@]{1,64}@",
-}
-_KEYS = re.compile(
-    r"(?i)(?:^|[_.\- ])(?:user(?:name)?|author|owner|email|e-mail|host(?:name)?|password|passwd|secret|token|api[_-]?key|credential)s?(?:$|[_.\- ])"
-)
-_TOKENIZER = re.compile(r"(?i)(?:bos|eos|pad|unk|sep|cls|mask|special|image|audio|video)[\w\- ]*token|token[_ ]?(?:id|type)|max_?(?:new_)?tokens?")
-_SIDE = [(re.compile(p), what) for p, what in _SIDE_FILES.items()]
-_PATTERNS = [(re.compile(p, re.MULTILINE), what) for what, p in _TEXT.items()]
-_SCANNED = 64 << 10  # characters of one value that are looked at
-
-
-def _side_file(path: str) -> str | None:
-    return next((what for part in PurePosixPath(path).parts for pattern, what in _SIDE if pattern.fullmatch(part)), None)
-
-
-def _telling(key: str, value: str) -> str | None:
-    """What a key and its value give away; None when nothing."""
-    for pattern, what in _PATTERNS:
-        if pattern.search(value[:_SCANNED]):
-            return what
-    return "a name, host or secret by its key" if value and _KEYS.search(key) and not _TOKENIZER.search(key) else None
 
 
 def _strings(value: object, where: str, depth: int = 0) -> Iterator[tuple[str, str]]:
@@ -60,21 +19,11 @@ def _strings(value: object, where: str, depth: int = 0) -> Iterator[tuple[str, s
 
 def findings(checkpoint: Checkpoint) -> list[dict]:
     """`[{where, what}]`, at most 200, for the report; values themselves are never repeated."""
-    out = [{"where": path, "what": what} for path in checkpoint.files if path not in checkpoint.weight_files and (what := _side_file(path))]
+    out = [{"where": path, "what": what} for path in checkpoint.files if path not in checkpoint.weight_files and (what := side_file(path))]
     for file, metadata in checkpoint.metadata.items():
-        out += [{"where": f"{file}: __metadata__ {shown(k)}", "what": what} for k, v in metadata.items() if (what := _telling(k, v))]
+        out += [{"where": f"{file}: __metadata__ {shown(k)}", "what": what} for k, v in metadata.items() if (what := telling(k, v))]
     for where, value in _strings(checkpoint.config or {}, ""):
-        if what := _telling(where.rsplit(".", 1)[-1], value):
+        if what := telling(where.rsplit(".", 1)[-1], value):
             out.append({"where": f"config.json: {shown(where)}", "what": what})
     out += [{"where": d.name, "what": d.reason} for d in checkpoint.dropped if d.nbytes]
     return out[:200]
-
-
-def strips(path: str) -> bool:
-    """Whether a stripped result leaves this file out."""
-    return _side_file(path) is not None
-
-
-def clean_metadata(metadata: dict[str, str]) -> dict[str, str]:
-    """Without the entries that tell about people, machines or keys."""
-    return {k: v for k, v in metadata.items() if not _telling(k, v)}

@@ -9,7 +9,8 @@ import torch
 from safetensors.torch import save
 from uploads import upload
 
-from worker.formats.sensitive import clean_metadata, findings, strips
+from app.sensitive import clean_metadata, strips
+from worker.formats.sensitive import findings
 
 TELLING = {
     "note": "made in /home/alice/models", "a": "C:\\Users\\bob", "b": "see alice@example.org", "c": "hf_" + "a" * 30, "d": "AKIA" + "A" * 16,

@@ -4,16 +4,27 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from pathlib import Path, PurePosixPath
+from collections.abc import Callable, Collection, Mapping
+from pathlib import PurePosixPath
+from typing import Any, Protocol, TypeVar
 
 from app.errors import InputRefused
 from app.formats import suffix
 from app.limits import Limits, shown
 from app.safetensors_header import check_json
-from worker.formats.safetensors_file import SafetensorsFile
-from worker.formats.torch_zip import TorchFile
 
-WeightFile = SafetensorsFile | TorchFile
+CONFIG_BYTES = 4 << 20
+Read = Callable[[str, int], bytes]  # (path, at most) -> the bytes of a file
+
+
+class Weights(Protocol):
+    """A weight file: names of its tensors, and of those tied to them."""
+
+    specs: Mapping[str, Any]
+    aliases: Mapping[str, str]
+
+
+W = TypeVar("W", bound=Weights)
 
 
 def parent(path: str) -> str:
@@ -25,7 +36,13 @@ def join(folder: str, name: str) -> str:
     return f"{folder}/{name}" if folder else name
 
 
-def choose(folder: str, weights: dict[str, WeightFile], files: dict[str, Path], limits: Limits, notes: list[str]) -> dict[str, WeightFile]:
+def main_folder(weights: Collection[str], files: Collection[str]) -> str:
+    """The one with a config.json beside its weights, then the topmost, then the first by name."""
+    folders = {parent(p) for p in weights}
+    return min(folders, key=lambda f: (join(f, "config.json") not in files, f.count("/") + bool(f), f))
+
+
+def choose(folder: str, weights: dict[str, W], files: Collection[str], read: Read, limits: Limits, notes: list[str]) -> dict[str, W]:
     """The weight files of a folder that are read: safetensors before pickles, an index before names."""
     safetensors = {p: w for p, w in weights.items() if suffix(p) == ".safetensors"}
     group = safetensors or weights
@@ -34,7 +51,7 @@ def choose(folder: str, weights: dict[str, WeightFile], files: dict[str, Path], 
     index = join(folder, "model.safetensors.index.json" if safetensors else "pytorch_model.bin.index.json")
     whole = join(folder, "model.safetensors" if safetensors else "pytorch_model.bin")
     if index in files and whole not in group:
-        chosen = _indexed(files[index], index, folder, group, limits)
+        chosen = _indexed(read, index, folder, group, limits)
     else:
         chosen = _distinct(group, whole)
     if left := [p for p in group if p not in chosen]:
@@ -42,7 +59,7 @@ def choose(folder: str, weights: dict[str, WeightFile], files: dict[str, Path], 
     return chosen
 
 
-def _distinct(group: dict[str, WeightFile], whole: str) -> dict[str, WeightFile]:
+def _distinct(group: dict[str, W], whole: str) -> dict[str, W]:
     """All files of the group when no two hold a tensor of the same name, else the one with the usual name."""
     names = Counter(n for w in group.values() for n in (*w.specs, *w.aliases))
     if not (twice := next((n for n, count in names.items() if count > 1), None)):
@@ -54,17 +71,17 @@ def _distinct(group: dict[str, WeightFile], whole: str) -> dict[str, WeightFile]
     )
 
 
-def _indexed(path: Path, name: str, folder: str, group: dict[str, WeightFile], limits: Limits) -> dict[str, WeightFile]:
+def _indexed(read: Read, name: str, folder: str, group: dict[str, W], limits: Limits) -> dict[str, W]:
     """The shards that an index names, when it and they agree on every tensor.
 
     Raises:
         InputRefused: invalid-hf.
     """
-    index = read_json(path, name, limits, limits.safetensors_header_bytes, pairs=2 * limits.tensors)
+    index = read_json(read, name, limits, limits.safetensors_header_bytes, pairs=2 * limits.tensors)
     weight_map = index.get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(v, str) for v in weight_map.values()):
         raise InputRefused("invalid-hf", f"{name} has no weight_map from tensor names to file names")
-    chosen: dict[str, WeightFile] = {}
+    chosen: dict[str, W] = {}
     for shard in dict.fromkeys(weight_map.values()):
         if join(folder, shard) not in group:
             raise InputRefused("invalid-hf", f"{name} names {shown(shard)}, which is not among the files beside it")
@@ -81,15 +98,19 @@ def _indexed(path: Path, name: str, folder: str, group: dict[str, WeightFile], l
     return chosen
 
 
-def read_json(path: Path, name: str, limits: Limits, most: int, pairs: int) -> dict:
+def read_config(read: Read, name: str, limits: Limits) -> dict:
+    """A config.json. Raises: see `read_json`."""
+    return read_json(read, name, limits, CONFIG_BYTES, pairs=limits.tensors)
+
+
+def read_json(read: Read, name: str, limits: Limits, most: int, pairs: int) -> dict:
     """A JSON object from a file of the folder.
 
     Raises:
         InputRefused: invalid-hf, limit-header, limit-depth, limit-entries.
     """
-    if (size := path.stat().st_size) > most:
-        raise InputRefused("limit-header", f"{name} has {size} bytes; at most {most} are taken")
-    raw = path.read_bytes()
+    if len(raw := read(name, most + 1)) > most:
+        raise InputRefused("limit-header", f"{name} has more than {most} bytes, which is all that is taken")
     check_json(raw, limits, pairs, pairs)
     try:
         value = json.loads(raw.decode())

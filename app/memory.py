@@ -1,0 +1,57 @@
+"""How much memory a job's child takes at its peak, from the shapes of its tensors. It streams: one tensor at a time is in memory, not the model.
+
+The figures are bounds on what benchmarks/child_memory.py and tests/worker/test_memory.py measure (anonymous memory; mapped files do not count).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+from app.recipe import Lossless, Prune, Quantize
+from app.targets import Treatment
+
+_MB = 1 << 20
+_LOSSLESS = 190 * _MB  # Python, torch, and 1 MiB chunks in work on up to 8 threads
+_CHANGING = 250 * _MB  # and the parts of a tensor that are worked on together
+_A_TENSOR = 4 << 10  # its plan, its row of the report, its entry in the index
+_PROOF, _PROOF_WEIGHTS, PROOF_LIMIT = 320 * _MB, 1.25, 4 << 30  # transformers holds all weights at once; above the limit it is not asked
+_SEARCH = 16  # bytes of an element: a scale search over a whole tensor has its trials in float32
+_UNKNOWN = 4
+
+
+def peak_memory(treatments: Iterable[Treatment], *, proof: bool) -> int:
+    """Bytes.
+
+    Args:
+        treatments: of every tensor.
+        proof: whether transformers loads the result, see `proof_wanted`.
+    """
+    count = total = most = 0
+    changing = False
+    for t in treatments:
+        count, total = count + 1, total + t.spec.nbytes
+        most = max(most, _working_set(t))
+        changing |= any(not isinstance(s, Lossless) for s in t.steps)
+    child = (_CHANGING if changing else _LOSSLESS) + most + count * _A_TENSOR
+    return max(child, _PROOF + int(_PROOF_WEIGHTS * total)) if proof and total <= PROOF_LIMIT else child
+
+
+def unknown_peak(nbytes: int) -> int:
+    """Of a file whose tensors are known only once it is parsed: a guess, for a largest tensor of a quarter of its bytes."""
+    return _CHANGING + 4 * (nbytes // _UNKNOWN)
+
+
+def proof_wanted(output: str, files: Iterable[str]) -> bool:
+    """Whether transformers is a reader of this result."""
+    return output in ("safetensors", "compressed-tensors") and any(f.rsplit("/", 1)[-1] == "config.json" for f in files)
+
+
+def _working_set(t: Treatment) -> int:
+    """Bytes of one tensor's copies: changed values twice, codes or a mask, and what a step makes of the whole tensor."""
+    elements = math.prod(t.spec.shape)
+    if not (t.step(Prune) or t.quantize):
+        return 0
+    q: Quantize | None = t.quantize
+    whole = q is not None and q.strategy == "tensor" and q.scale_search == "mse"
+    return 2 * t.spec.nbytes + elements * (4 + _SEARCH * whole)

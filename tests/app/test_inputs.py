@@ -1,0 +1,31 @@
+"""What is known of a job before it starts: its size, its memory, and what cannot be done."""
+
+from __future__ import annotations
+
+from app.models import Job
+
+MATRIX = {"fc.weight": ("F32", [64, 96]), "fc.bias": ("F32", [64])}
+
+
+def submitted(api, client, data: bytes, name: str = "m.safetensors", **spec) -> Job:
+    artifact = client.post("/v1/artifacts", params={"name": name}, content=data).json()["id"]
+    response = client.post("/v1/jobs", json={"input": artifact} | spec)
+    assert response.status_code == 202, response.text
+    with api.session() as s:
+        return s.get(Job, response.json()["id"])
+
+
+def test_a_job_knows_what_it_takes(api, alice, model):
+    data = model(MATRIX)
+    small, large = submitted(api, alice, data, preset="lossless"), submitted(api, alice, model({"fc.weight": ("F32", [4096, 1024])}), preset="w8a16")
+    assert small.input_bytes == len(data) and 100 << 20 < small.memory < large.memory < 1 << 30
+
+
+def test_a_file_without_a_suffix_is_a_model_too(api, alice, model):
+    assert submitted(api, alice, model(MATRIX), name="weights", preset="prune-50").memory
+
+
+def test_what_no_tensor_can_take_is_refused_at_once(alice, model, problem):
+    artifact = alice.post("/v1/artifacts", params={"name": "m.safetensors"}, content=model(MATRIX)).json()["id"]
+    steps = [{"method": "prune", "targets": ["*.bias"]}]
+    problem(alice.post("/v1/jobs", json={"input": artifact, "recipe": {"steps": steps}}), 422, "no-tensor-matched", "/recipe/steps/0/targets")

@@ -8,11 +8,12 @@ from typing import Annotated, Literal
 from pydantic import Field, StringConstraints
 from sqlalchemy.orm import Session
 
-from app.blobs import hold
+from app.config import settings
 from app.errors import InputRefused, InvalidPath
 from app.limits import check_path
 from app.models import Artifact, ArtifactFile
 from app.owned import owned
+from app.retention import until
 from app.strict import Id, Strict
 from app.statement import artifact_digest
 
@@ -68,12 +69,11 @@ def compose(s: Session, owner: str, asked: Composition) -> Artifact:
     check_paths([p.path for p in asked.files])
     files, formats = [], set()
     for i, part in enumerate(asked.files):
-        found = owned(s, Artifact, part.artifact, owner, f"/files/{i}/artifact")
+        found = owned(s, Artifact, part.artifact, owner, f"/files/{i}/artifact", lock=True)  # what it refers to stays until we do, too
         if len(found.files) != 1 or found.format not in (*_WEIGHTS, "file"):
             what = f"artifact {part.artifact} is {found.format} with {len(found.files)} files"
             raise InputRefused("unsupported-format", f"{what}; a folder is made of single files", pointer=f"/files/{i}/artifact")
         (file,) = found.files
-        hold(s, file.sha256, file.size)
         files.append({"path": part.path, "size": file.size, "sha256": file.sha256})
         formats.add(found.format)
     chosen = next((f for f in _WEIGHTS if f in formats), None)
@@ -81,7 +81,8 @@ def compose(s: Session, owner: str, asked: Composition) -> Artifact:
         raise InputRefused("no-tensors", "none of the files holds weights: a safetensors or PyTorch file is needed among them", pointer="/files")
     artifact = Artifact(owner=owner, kind=asked.kind, format=chosen, name=asked.name, digest=artifact_digest(files), size=sum(f["size"] for f in files))
     artifact.files, artifact.signatures = [ArtifactFile(**f) for f in sorted(files, key=lambda f: f["path"])], []
+    artifact.expires_at = until(settings().upload_artifact_ttl)
     s.add(artifact)
     s.flush()
-    s.refresh(artifact, ["created_at"])
+    s.refresh(artifact, ["created_at", "expires_at"])
     return artifact

@@ -36,6 +36,10 @@ class Settings(BaseSettings):
     wait_max: float = 60.0
     orphan_age: float = 24 * 3600.0  # older than the longest upload
 
+    upload_artifact_ttl: float | None = None  # how long what was uploaded is kept; none: for ever
+    result_ttl: float | None = None
+    job_ttl: float | None = None  # after its end
+
     metrics_token: str | None = None  # what `/metrics` asks for; without one it answers this machine alone
     webhook_timeout: float = 10.0  # of one attempt, all in all
     webhook_backoff: float = 1.0  # what the delays between attempts are multiplied by

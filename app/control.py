@@ -5,6 +5,7 @@ Neither is of use without the other: beat dies with the control process, and the
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import select
@@ -14,7 +15,7 @@ import time
 from celery import signals
 from celery.worker import state
 
-from app import sweep, workers
+from app import collect, retention, sweep, workers
 from app.config import settings
 from app.db import session
 from app.parent import die_with_parent
@@ -24,11 +25,12 @@ from app.storage import Storage
 
 log = logging.getLogger(__name__)
 _last_cleaning = 0.0
+_folders = itertools.cycle(collect.FOLDERS)
 
 
 @celery.task(name="control.sweep")
 def run() -> None:
-    """Leases and wake-ups each time; orphans and blobs once a minute at most."""
+    """Leases and wake-ups each time; orphans, what has expired, and blobs once a minute at most."""
     global _last_cleaning
     with session() as s, s.begin():
         sweep.expire(s)
@@ -39,7 +41,9 @@ def run() -> None:
         _last_cleaning = time.monotonic()
         storage = Storage()
         sweep.drop_orphans(storage)
-        sweep.collect(storage)
+        retention.expire()
+        collect.collect(storage)
+        collect.adopt(storage, [next(_folders)])
 
 
 @signals.beat_embedded_init.connect

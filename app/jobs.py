@@ -17,6 +17,7 @@ from app.db import now
 from app.errors import AlreadyFinished, Conflict, ModelpressError, WorkerCrashed
 from app.followers import moved
 from app.models import CANCELLED, FAILED, QUEUED, RUNNING, SIGNING, SUCCEEDED, TERMINAL, Artifact, ArtifactFile, Job, Outbox, Signature
+from app.retention import until
 
 SIGN_QUEUE = "sign"
 
@@ -74,6 +75,8 @@ def _done(s: Session, statement: Update) -> bool:
 
 def _move(s: Session, statement: Update, job_id: str, state: str, **values) -> bool:
     """Change the state of the one job that `statement` still finds, and tell the followers. False: it finds none."""
+    if state in TERMINAL:
+        values["expires_at"] = until(settings().job_ttl)
     done = _done(s, statement.values(state=state, **values))
     if done:
         moved(s, job_id, state)

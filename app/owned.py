@@ -23,11 +23,11 @@ def find(s: Session, model: type[Row], ident: object, owner: str, lock: bool = F
     return s.scalar(query.with_for_update(read=True) if lock else query)
 
 
-def owned(s: Session, model: type[Row], ident: object, owner: str, pointer: str | None = None) -> Row:
+def owned(s: Session, model: type[Row], ident: object, owner: str, pointer: str | None = None, lock: bool = False) -> Row:
     """Raises:
     NotFound: unknown, or somebody else's.
     """
-    found = find(s, model, ident, owner)
+    found = find(s, model, ident, owner, lock)
     if found is None:
         raise NotFound(f"there is no such {model.__name__.lower()}", pointer=pointer)
     return found

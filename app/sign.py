@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from celery.signals import worker_init
 
 from app import gates, jobs, meters
-from app.blobs import hold, keep
+from app.blobs import hold, keep, refer
 from app.config import settings
 from app.db import session
 from app.errors import GateFailed, ModelpressError, StorageDamaged, StorageFull, Unavailable
@@ -27,6 +27,7 @@ from app.models import SIGNING, Artifact, ArtifactFile, Job, Signature
 from app.public_keys import keep_published, publish
 from app.queue import app as celery
 from app.queue import flush_outbox
+from app.retention import until
 from app.strict import parse_json
 from app.signing import PrivateKey, key_id, open_key
 from app.statement import artifact_digest, canonical, provenance, sign_artifact
@@ -179,6 +180,7 @@ def _finish(storage: Storage, job: Job, key: PrivateKey, files: list[dict], repo
         name=job.handoff["name"],
         digest=artifact_digest(files),
         size=sum(f["size"] for f in files),
+        expires_at=until(settings().result_ttl),
     )
     signatures = [
         Signature(file=f["path"], size=f["size"], sha256=f["sha256"], key_id=ident if f["path"] in SIGNATURES else None)
@@ -186,6 +188,7 @@ def _finish(storage: Storage, job: Job, key: PrivateKey, files: list[dict], repo
     ]
     rows = [ArtifactFile(path=f["path"], size=f["size"], sha256=f["sha256"]) for f in files]
     with session() as s, s.begin():
+        refer(s, storage, {row.sha256: row.size for row in (*rows, *signatures)})
         if not jobs.finish(s, job, job.fence, artifact, rows, signatures, report["sha256"]):
             raise LeaseLost
         seconds = time.monotonic() - started

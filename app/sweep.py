@@ -1,4 +1,4 @@
-"""What keeps the service honest when processes die: leases that ran out, wake-ups that were lost, bytes that nobody refers to.
+"""What keeps the service honest when processes die: leases that ran out, wake-ups that were lost, what dead attempts left behind.
 
 Each step is idempotent and commits on its own; two sweeps at once do no harm.
 """
@@ -10,14 +10,14 @@ import shutil
 import time
 from pathlib import Path
 
-from sqlalchemy import and_, delete, exists, or_, select, update
+from sqlalchemy import and_, or_, select, update
 from sqlalchemy.orm import Session
 
 from app import deliveries, jobs, meters
 from app.config import settings
 from app.db import now, session
 from app.errors import WorkerCrashed
-from app.models import QUEUED, RUNNING, SIGNING, ArtifactFile, Blob, Job, Outbox, Signature
+from app.models import QUEUED, RUNNING, SIGNING, Job, Outbox
 from app.storage import Storage
 
 log = logging.getLogger(__name__)
@@ -87,22 +87,3 @@ def _modified(path: Path) -> float:
         return path.stat().st_mtime
     except FileNotFoundError:
         return time.time()
-
-
-def collect(storage: Storage) -> int:
-    """Blobs that nothing refers to are marked; those still unreferenced `orphan_age` later are deleted, row and bytes. Returns how many.
-
-    The row goes, under lock and only while the mark stands, before the bytes do; whoever wants the blob meanwhile takes the mark off, or makes
-    the row anew before storing the bytes again (`app.blobs.hold`).
-    """
-    referred = or_(*(exists().where(column == Blob.sha256) for column in (ArtifactFile.sha256, Signature.sha256, Job.report_sha256)))
-    with session() as s, s.begin():
-        s.execute(update(Blob).where(Blob.marked_at.is_not(None), referred).values(marked_at=None), execution_options=_APART)
-        s.execute(update(Blob).where(Blob.marked_at.is_(None), ~referred).values(marked_at=now()), execution_options=_APART)
-        ripe = s.scalars(select(Blob.sha256).where(Blob.marked_at < now() - settings().orphan_age, ~referred).limit(1000)).all()
-    for sha256 in ripe:
-        with session() as s, s.begin():  # the bytes go while the row's lock is held, so that nobody can hold the blob in between
-            still = (Blob.sha256 == sha256, Blob.marked_at.is_not(None), ~referred)
-            if s.execute(delete(Blob).where(*still), execution_options=_APART).rowcount:
-                storage.delete(sha256)
-    return len(ripe)

@@ -6,11 +6,13 @@ from collections.abc import AsyncIterator
 
 from fastapi.concurrency import run_in_threadpool
 
-from app.blobs import hold
+from app.blobs import hold, refer
+from app.config import settings
 from app.db import session
 from app.errors import ChecksumMismatch, PayloadTooLarge
 from app.formats import header_bytes_needed, sniff
 from app.models import Artifact, ArtifactFile, new_id
+from app.retention import until
 from app.statement import artifact_digest
 from app.storage import Storage
 
@@ -52,7 +54,7 @@ def keep(storage: Storage, key: str, sha256: str, size: int, artifact: Artifact)
         sha256, size: of all of them, computed here and not believed.
 
     Raises:
-        StorageFull; FileNotFoundError: they are not there.
+        StorageFull, Unavailable; FileNotFoundError: they are not there.
     """
     with session() as s, s.begin():
         hold(s, sha256, size)
@@ -60,10 +62,12 @@ def keep(storage: Storage, key: str, sha256: str, size: int, artifact: Artifact)
     file = ArtifactFile(path=artifact.name, size=size, sha256=sha256)
     artifact.files, artifact.signatures, artifact.size = [file], [], size
     artifact.digest = artifact_digest([{"path": file.path, "size": size, "sha256": sha256}])
+    artifact.expires_at = until(settings().upload_artifact_ttl)
     with session() as s, s.begin():
+        refer(s, storage, {sha256: size})
         s.add(artifact)
         s.flush()
-        s.refresh(artifact, ["created_at"])
+        s.refresh(artifact, ["created_at", "expires_at"])
     return artifact
 
 

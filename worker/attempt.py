@@ -19,7 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from app import jobs, meters
-from app.blobs import keep
+from app.blobs import keep, refer
 from app.config import settings
 from app.db import session
 from app.errors import DeadlineExceeded, ModelpressError, NoSpace, StorageDamaged, Unavailable
@@ -203,6 +203,8 @@ class Attempt:
 
     def _fail(self, problem: dict, report: str | None = None) -> None:
         with session() as s, s.begin():
+            if report is not None:
+                refer(s, self.storage, {report: self.storage.stat(report).size})
             if jobs.fail(s, self.job.id, self.job.fence, problem, report_sha256=report):
                 self.stages.record(s, self.job)
         flush_outbox()

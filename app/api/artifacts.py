@@ -15,12 +15,14 @@ from app.api.views import Artifacts, ArtifactView, artifact_view
 from app.auth import Owner
 from app.compose import Composition, compose
 from app.config import settings
-from app.db import session
-from app.errors import InUse, MalformedRequest, UnsupportedMediaType
-from app.models import KINDS, TERMINAL, Artifact, Job
+from app.db import now, session
+from app.errors import MalformedRequest, NotFound, Unprocessable, UnsupportedMediaType
+from app.models import KINDS, Artifact
 from app.owned import owned
-from app.strict import validate
+from app.retention import remove
+from app.strict import Strict, validate
 from app.storage import Storage
+from app.times import parse_rfc3339
 from app.upload import receive
 
 router = APIRouter(prefix="/v1/artifacts", tags=["artifacts"])
@@ -82,12 +84,35 @@ def get_artifact(ident: str, owner: Owner) -> ArtifactView:
         return artifact_view(owned(s, Artifact, ident, owner))
 
 
+class Lifetime(Strict):
+    """The JSON body of `PATCH /v1/artifacts/{id}`: when the artifact is to be deleted (RFC 3339), or null: never."""
+
+    expires_at: str | None
+
+
+@router.patch("/{ident}", openapi_extra=body_schema(Lifetime))
+async def change_artifact(ident: str, request: Request, owner: Owner) -> ArtifactView:
+    """Set when it is deleted. While a job works on it, it stays all the same."""
+    return await run_in_threadpool(_change, ident, owner, validate(Lifetime, await read_json(request)))
+
+
+def _change(ident: str, owner: str, asked: Lifetime) -> ArtifactView:
+    try:
+        at = None if asked.expires_at is None else parse_rfc3339(asked.expires_at)
+    except ValueError as e:
+        raise Unprocessable(str(e), pointer="/expires_at") from None
+    with session() as s, s.begin():
+        found = owned(s, Artifact, ident, owner)
+        if at is not None and at <= s.scalar(select(now())):
+            raise Unprocessable(f"{asked.expires_at} is over; choose a time to come, or delete the artifact", pointer="/expires_at")
+        found.expires_at = at
+        return artifact_view(found)
+
+
 @router.delete("/{ident}", status_code=204)
 def delete_artifact(ident: str, owner: Owner) -> None:
     """Its jobs stay. While one of them is under way it cannot be deleted."""
     with session() as s, s.begin():
-        found = owned(s, Artifact, ident, owner)
-        s.refresh(found, ["id"], with_for_update=True)  # a job that is being submitted waits for this, or this for it
-        if job := s.scalar(select(Job.id).where(Job.input_id == ident, Job.state.not_in(TERMINAL)).limit(1)):
-            raise InUse(f"job {job} works on it; cancel it, or wait for its end")
-        s.delete(found)
+        owned(s, Artifact, ident, owner)
+        if not remove(s, ident):
+            raise NotFound("there is no such artifact")

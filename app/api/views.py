@@ -18,7 +18,7 @@ class FileView(BaseModel):
 
 
 class ArtifactView(BaseModel):
-    """`digest`: SHA-256 of the sorted lines `path size sha256`. `created_at`: RFC 3339."""
+    """`digest`: SHA-256 of the sorted lines `path size sha256`. Times are RFC 3339; `expires_at`: when it is deleted, None: never."""
 
     id: str
     digest: str
@@ -27,6 +27,7 @@ class ArtifactView(BaseModel):
     format: str
     name: str
     created_at: str
+    expires_at: str | None
     signed: bool
     files: list[FileView]
 
@@ -79,7 +80,8 @@ class Jobs(BaseModel):
 def artifact_view(a: Artifact) -> ArtifactView:
     files = [FileView(path=f.path, size=f.size, sha256=f.sha256) for f in a.files]
     told = {name: getattr(a, name) for name in ("id", "digest", "size", "kind", "format", "name")}
-    return ArtifactView(**told, created_at=rfc3339(a.created_at), signed=bool(a.signatures), files=files)
+    times = {name: rfc3339(getattr(a, name)) for name in ("created_at", "expires_at")}
+    return ArtifactView(**told, **times, signed=bool(a.signatures), files=files)
 
 
 def _progress(job: Job) -> Progress:

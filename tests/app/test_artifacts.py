@@ -220,3 +220,17 @@ def test_ids_that_are_none_are_unknown(alice, problem):
 def test_a_json_file_is_an_upload_when_it_is_named(alice):
     made = alice.post("/v1/artifacts", params={"name": "config.json"}, json={"files": "of a model"}).json()
     assert made["format"] == "file" and json.loads(alice.get(f"/v1/artifacts/{made['id']}/files/config.json").content) == {"files": "of a model"}
+
+
+def test_an_artifact_says_when_it_expires_and_its_owner_may_change_it(alice, bob, model, problem):
+    made = alice.post("/v1/artifacts", params={"name": "m.safetensors"}, content=model()).json()
+    url = f"/v1/artifacts/{made['id']}"
+    assert made["expires_at"] is None
+    told = alice.patch(url, json={"expires_at": "2999-12-31T23:59:59+01:00"}).json()
+    assert told["expires_at"] == "2999-12-31T22:59:59.000Z" == alice.get(url).json()["expires_at"] and told | {"expires_at": None} == made
+    assert alice.patch(url, json={"expires_at": None}).json() == made
+    problem(bob.patch(url, json={"expires_at": None}), 404, "not-found")
+    for bad in ("2001-01-01T00:00:00Z", "tomorrow", "2999-02-30T00:00:00Z", "2999-01-01", "2999-01-01T00:00:00"):
+        problem(alice.patch(url, json={"expires_at": bad}), 422, "unprocessable", "/expires_at")
+    problem(alice.patch(url, json={"expires_at": 5}), 422, "invalid-job-spec", "/expires_at")
+    problem(alice.patch(url, json={}), 422, "invalid-job-spec", "/expires_at")

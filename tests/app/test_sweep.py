@@ -1,4 +1,4 @@
-"""What the sweep mends: leases, wake-ups, orphans, blobs. A real database and a real store; no broker where none is needed."""
+"""What the sweep mends: leases, wake-ups, orphans. A real database and a real store; no broker where none is needed."""
 
 from __future__ import annotations
 
@@ -9,16 +9,13 @@ import time
 
 import pytest
 from homes import KINDS, own_home
-from sqlalchemy import delete, select, update
+from sqlalchemy import select, update
 
 from app import control, jobs, queue, sweep
-from app.blobs import hold
 from app.config import settings
 from app.db import now, session
-from app.models import Artifact, ArtifactFile, Blob, Job, Outbox
+from app.models import Job, Outbox
 from app.storage import Storage
-
-HOUR = 3600
 
 
 @pytest.fixture(autouse=True, params=KINDS)
@@ -67,14 +64,6 @@ def age(path, seconds: float) -> None:
 def put(storage: Storage, key: str, seconds: float = 0, data: bytes = b"x") -> str:
     _, sha256 = storage.put(key, [data])
     age(settings().home / "store" / key, seconds)
-    return sha256
-
-
-def blob(storage: Storage, data: bytes) -> str:
-    _, sha256 = storage.put("tmp/one/1/x", [data])
-    with session() as s, s.begin():
-        hold(s, sha256, len(data))
-    storage.promote("tmp/one/1/x", sha256)
     return sha256
 
 
@@ -140,35 +129,6 @@ def test_what_dead_attempts_left_goes_and_what_live_ones_need_stays(home, storag
     sweep.drop_orphans(storage)
     assert sorted(f.key for f in storage.list("tmp")) == sorted([*stay, *young, "tmp/uploads/new"])
     assert sorted(p.name for p in settings().scratch.iterdir()) == sorted([f"{running}-2", f"{ended}-9"])
-
-
-def test_a_blob_is_marked_waited_for_and_looked_at_again(storage):
-    used, free, wanted = (blob(storage, data) for data in (b"used", b"free", b"wanted again"))
-    with session() as s, s.begin():
-        s.add(Artifact(owner="o", kind="model", format="packed", name="n", digest="d", size=4, files=[ArtifactFile(path="p", size=4, sha256=used)]))
-    assert sweep.collect(storage) == 0
-    with session() as s:
-        marks = {b.sha256: b.marked_at for b in s.scalars(select(Blob))}
-    assert marks[used] is None and marks[free] and marks[wanted]
-    with session() as s, s.begin():
-        s.execute(update(Blob).where(Blob.marked_at.is_not(None)).values(marked_at=now() - settings().orphan_age - 1))
-        hold(s, wanted, 12)
-    assert sweep.collect(storage) == 1
-    assert [storage.exists(b) for b in (used, free, wanted)] == [True, False, True]
-    with session() as s:
-        assert s.get(Blob, free) is None
-
-
-def test_a_blob_that_is_referred_to_again_loses_its_mark(storage):
-    found = blob(storage, b"found")
-    sweep.collect(storage)
-    with session() as s, s.begin():
-        s.execute(update(Blob).values(marked_at=now() - 100 * HOUR * 24))
-        s.add(Job(owner="o", spec={}, cache_key="k", state="failed", report_sha256=found))
-    assert sweep.collect(storage) == 0 and storage.exists(found)
-    with session() as s, s.begin():
-        assert s.get(Blob, found).marked_at is None
-        s.execute(delete(Job))
 
 
 def test_two_sweeps_at_once_do_no_harm():

@@ -1,0 +1,82 @@
+"""Garbage collection of blobs: what nothing refers to is marked, waited for, looked at again, and deleted, row and bytes.
+
+    referred    by an artifact's file, a signature, a job's report; or named by what a worker has handed over to be signed
+    marked      unreferred, for `orphan_age` before it goes: longer than anything takes from `hold` to the row that refers
+    stray       bytes without a row, left by a process that died in between: they get a row, marked, and go the same way
+
+A row goes under lock, only while its mark stands, and its bytes go before the lock does. Who wants the blob meanwhile waits for the lock
+(`app.blobs.hold`), and looks for the bytes in the transaction that refers to them (`app.blobs.refer`). So no order of events loses what is referred to,
+however short `orphan_age` is. Each batch is a transaction of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from sqlalchemy import delete, exists, or_, select, update
+
+from app.blobs import meet
+from app.config import settings
+from app.db import now, session
+from app.models import SIGNING, ArtifactFile, Blob, Job, Signature
+from app.storage import Storage
+
+BATCH = 1000  # rows
+FOLDERS = [f"blobs/{n:02x}" for n in range(256)]
+_APART = {"synchronize_session": False}
+_REFERRED = or_(*(exists().where(column == Blob.sha256) for column in (ArtifactFile.sha256, Signature.sha256, Job.report_sha256)))
+
+
+def collect(storage: Storage) -> int:
+    """One round over all blobs. Returns how many were deleted."""
+    deleted, last = 0, ""
+    while batch := _after(last):
+        if ripe := _mark(batch):
+            spared = _to_be_signed()  # asked after the marks: whoever is to be signed later holds its blobs anew
+            deleted += sum(_drop(storage, sha256) for sha256 in ripe if sha256 not in spared)
+        last = batch[-1]
+    return deleted
+
+
+def _after(last: str) -> list[str]:
+    with session() as s:
+        return list(s.scalars(select(Blob.sha256).where(Blob.sha256 > last).order_by(Blob.sha256).limit(BATCH)))
+
+
+def _to_be_signed() -> set[str]:
+    """What waits to be signed, for however long: the files of cached results, and what a signing that broke off has promoted."""
+    with session() as s:
+        handoffs = s.scalars(select(Job.handoff).where(Job.state == SIGNING)).all()
+    return {f["sha256"] for h in handoffs if h for f in [*h["files"], *([h["report"]] if "report" in h else [])]}
+
+
+def _mark(batch: list[str]) -> list[str]:
+    """Bring the marks of a batch up to date; returns what is ripe."""
+    these = Blob.sha256.between(batch[0], batch[-1])
+    with session() as s, s.begin():
+        s.execute(update(Blob).where(these, Blob.marked_at.is_not(None), _REFERRED).values(marked_at=None), execution_options=_APART)
+        s.execute(update(Blob).where(these, Blob.marked_at.is_(None), ~_REFERRED).values(marked_at=now()), execution_options=_APART)
+        return list(s.scalars(select(Blob.sha256).where(these, Blob.marked_at < now() - settings().orphan_age, ~_REFERRED)))
+
+
+def _drop(storage: Storage, sha256: str) -> bool:
+    with session() as s, s.begin():  # the bytes go while the row's lock is held, so that nobody can hold the blob in between
+        still = (Blob.sha256 == sha256, Blob.marked_at < now() - settings().orphan_age, ~_REFERRED)
+        if gone := s.execute(delete(Blob).where(*still), execution_options=_APART).rowcount == 1:
+            storage.delete(sha256)
+        return gone
+
+
+def adopt(storage: Storage, folders: Iterable[str]) -> int:
+    """Give a row, marked, to bytes in these of FOLDERS that have none. Returns how many had none."""
+    found = 0
+    for folder in folders:
+        there = {stat.key.rsplit("/", 1)[1]: stat.size for stat in storage.list(folder)}
+        first = folder.rsplit("/", 1)[1]
+        with session() as s:
+            known = set(s.scalars(select(Blob.sha256).where(Blob.sha256.between(first, first + "g"))))
+        for sha256 in sorted(there.keys() - known):
+            with session() as s, s.begin():
+                found += meet(s, sha256, there[sha256])
+    return found
+

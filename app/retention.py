@@ -1,0 +1,71 @@
+"""What goes when its time has come: artifacts and ended jobs past their `expires_at`. By default nothing has one.
+
+Few rows at a time, found by an index, each batch in a transaction of its own.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import delete, exists, select
+from sqlalchemy.orm import Session
+
+from app.db import now, session
+from app.errors import InUse
+from app.models import TERMINAL, Artifact, Delivery, Job
+
+BATCH = 100
+_APART = {"synchronize_session": False}
+_WORKED_ON = exists().where(Job.input_id == Artifact.id, Job.state.not_in(TERMINAL))
+_TO_BE_TOLD = exists().where(Delivery.job_id == Job.id, Delivery.due_at.is_not(None))
+
+
+def until(seconds: float | None):
+    """The `expires_at` of what is to be kept for `seconds` from now on; None: for ever."""
+    return None if seconds is None else now() + seconds
+
+
+def remove(s: Session, ident: str) -> bool:
+    """Delete an artifact. Its jobs stay, its bytes go with the next collections. False: it was gone already.
+
+    Raises:
+        InUse: a job works on it.
+    """
+    found = s.scalar(select(Artifact).where(Artifact.id == ident).with_for_update())  # a job that is being submitted waits for this, or this for it
+    if found is None:
+        return False
+    if job := s.scalar(select(Job.id).where(Job.input_id == ident, Job.state.not_in(TERMINAL)).limit(1)):
+        raise InUse(f"job {job} works on it; cancel it, or wait for its end")
+    s.delete(found)
+    return True
+
+
+def expire() -> tuple[int, int]:
+    """Delete what has expired. Returns how many artifacts and jobs."""
+    artifacts, gone = 0, BATCH
+    while gone:
+        gone = sum(map(_expire_artifact, _expired_artifacts()))
+        artifacts += gone
+    return artifacts, _expire_jobs()
+
+
+def _expired_artifacts() -> list[str]:
+    """The longest expired first."""
+    query = select(Artifact.id).where(Artifact.expires_at < now(), ~_WORKED_ON).order_by(Artifact.expires_at).limit(BATCH)
+    with session() as s:
+        return list(s.scalars(query))
+
+
+def _expire_artifact(ident: str) -> bool:
+    with session() as s, s.begin():
+        still = select(Artifact.id).where(Artifact.id == ident, Artifact.expires_at < now(), ~_WORKED_ON).with_for_update(skip_locked=True)
+        return s.scalar(still) is not None and remove(s, ident)
+
+
+def _expire_jobs() -> int:
+    """With their events, idempotency keys and deliveries; one whose webhook is still to be delivered waits for that."""
+    found, total = [None] * BATCH, 0
+    while len(found) == BATCH:
+        with session() as s, s.begin():
+            expired = select(Job.id).where(Job.expires_at < now(), Job.state.in_(TERMINAL), ~_TO_BE_TOLD).order_by(Job.expires_at)
+            found = s.scalars(expired.limit(BATCH)).all()
+            total += s.execute(delete(Job).where(Job.id.in_(found)), execution_options=_APART).rowcount
+    return total

@@ -9,30 +9,24 @@ from email.utils import format_datetime
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from homes import KINDS, own_home
 from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy import delete, func, select, update
 
 from app import deliveries, jobs, sweep
 from app.config import settings
-from app.db import Base, engine, now, session
+from app.db import now, session
 from app.errors import NoSpace
 from app.models import Artifact, Delivery, Job, Outbox
 
 URL = "https://hooks.example/x"
 
 
-@pytest.fixture(scope="module", autouse=True)
-def home(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MODELPRESS_HOME", str(tmp_path_factory.mktemp("home")))
-        settings.cache_clear()
-        engine.cache_clear()
-        Base.metadata.create_all(engine())
-        yield settings().home
-        engine().dispose()
-    settings.cache_clear()
-    engine.cache_clear()
+@pytest.fixture(scope="module", autouse=True, params=KINDS)
+def home(request, tmp_path_factory):
+    with own_home(tmp_path_factory.mktemp("home"), request.param) as folder:
+        yield folder
 
 
 @pytest.fixture(autouse=True)

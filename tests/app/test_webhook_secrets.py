@@ -7,27 +7,21 @@ import json
 import time
 
 import pytest
+from homes import KINDS, own_home
 from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy import update
 from standardwebhooks import Webhook, WebhookVerificationError
 
-from app.config import settings
-from app.db import Base, engine, now, session
+from app.db import now, session
 from app.models import WebhookSecret
 from app.webhook_secrets import current, headers, rotate, secret_of
 
 
-@pytest.fixture(autouse=True)
-def home(tmp_path, monkeypatch):
-    monkeypatch.setenv("MODELPRESS_HOME", str(tmp_path))
-    settings.cache_clear()
-    engine.cache_clear()
-    Base.metadata.create_all(engine())
-    yield
-    engine().dispose()
-    settings.cache_clear()
-    engine.cache_clear()
+@pytest.fixture(autouse=True, params=KINDS)
+def home(request, tmp_path):
+    with own_home(tmp_path, request.param):
+        yield
 
 
 def do(step, *args):

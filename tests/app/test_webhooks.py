@@ -8,6 +8,7 @@ import time
 
 import pytest
 from celery.worker import state
+from homes import KINDS, own_home
 from receiver import receiving
 from sqlalchemy import select, update
 from standardwebhooks import Webhook
@@ -15,23 +16,15 @@ from standardwebhooks import Webhook
 from app import jobs, webhooks
 from app.config import settings
 from app.courier import Courier
-from app.db import Base, engine, now, session
+from app.db import now, session
 from app.models import Delivery
 from app.webhook_secrets import rotate, secret_of
 
 
-@pytest.fixture(autouse=True)
-def home(tmp_path, monkeypatch):
-    monkeypatch.setenv("MODELPRESS_HOME", str(tmp_path))
-    monkeypatch.setenv("MODELPRESS_WEBHOOK_ALLOW_PRIVATE", "true")
-    monkeypatch.setenv("MODELPRESS_WEBHOOK_TIMEOUT", "2")
-    settings.cache_clear()
-    engine.cache_clear()
-    Base.metadata.create_all(engine())
-    yield monkeypatch
-    engine().dispose()
-    settings.cache_clear()
-    engine.cache_clear()
+@pytest.fixture(autouse=True, params=KINDS)
+def home(request, tmp_path, monkeypatch):
+    with own_home(tmp_path, request.param, webhook_allow_private="true", webhook_timeout="2"):
+        yield monkeypatch
 
 
 @pytest.fixture

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from functools import cache
 from pathlib import Path
+from typing import Literal
 
+from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
@@ -45,10 +47,13 @@ class Settings(BaseSettings):
     webhook_backoff: float = 1.0  # what the delays between attempts are multiplied by
     webhook_allow_private: bool = False  # whether webhooks may go to addresses that are not public
 
-    queue: str = "compress.cpu"  # the queue of this worker process
+    queues: str = "compress.cpu,compress.cpu.large"  # those of this worker process
+    large_memory: int = 4 << 30  # jobs that need more go to the queue for large ones
+    workers: int = Field(1, ge=1)  # worker processes that `modelpress up` starts, beside one for each GPU
+    gpu: Literal["auto", "off"] = "auto"  # whether `modelpress up` uses the GPUs that it finds
     child_memory: int = 16 << 30  # RLIMIT_AS of the child above what importing torch maps
     scratch_bytes: int = 1 << 40  # RLIMIT_FSIZE of the child
-    threads: int | None = None  # torch threads of a child; default: all cores
+    threads: int | None = None  # torch threads of a child; default: all cores, which `modelpress up` shares out among its workers
 
     @property
     def database(self) -> str:

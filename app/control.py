@@ -34,6 +34,7 @@ def run() -> None:
     global _last_cleaning
     with session() as s, s.begin():
         sweep.expire(s)
+        sweep.rehome(s)
         sweep.rewake(s)
         workers.forget(s)
     flush_outbox()

@@ -28,7 +28,10 @@ from pathlib import Path
 import httpx
 
 from app.config import settings
+from app.gpus import gpus
 from app.parent import tied
+from app.parts import command
+from app.queues import GPU
 
 _GRACE = 5.0  # seconds between SIGTERM and SIGKILL
 _BACKOFF = (0.1, 0.5, 1.0, 2.0, 5.0)
@@ -43,6 +46,7 @@ class Child:
 
     name: str
     command: list[str]
+    own: dict[str, str] = field(default_factory=dict)  # of its environment, beside what all have
     process: subprocess.Popen | None = None
     started: float = 0.0
     failures: int = 0
@@ -51,7 +55,7 @@ class Child:
     def start(self, environment: dict[str, str], logs: Path) -> None:
         with (logs / f"{self.name}.log").open("ab") as log:
             self.process = subprocess.Popen(
-                self.command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, preexec_fn=tied()
+                self.command, env=environment | self.own, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, preexec_fn=tied()
             )  # fmt: skip
         self.started = time.monotonic()
 
@@ -80,19 +84,20 @@ def redis_server() -> str:
 
 def commands(redis_socket: Path) -> list[Child]:
     """What runs, in the order of stopping reversed: Redis is the last to go."""
-    s = settings()
     redis = [redis_server(), "--port", "0", "--unixsocket", str(redis_socket), "--unixsocketperm", "700"]
     redis += ["--save", "", "--appendonly", "no", "--daemonize", "no", "--dir", str(redis_socket.parent)]
-    celery = [sys.executable, "-m", "celery", "-A"]
-    options = ["worker", "--pool", "solo", "--without-gossip", "--without-mingle", "--loglevel", "warning"]
-    api = [sys.executable, "-m", "app.main"]
-    return [
-        Child("redis", redis),
-        Child("sign", [*celery, "app.sign", *options, "-Q", "sign", "-n", "sign@%h"]),
-        Child("control", [*celery, "app.control", *options, "-B", "-s", str(redis_socket.parent / "beat"), "-Q", "control", "-n", "control@%h"]),
-        Child("webhooks", [*celery, "app.webhooks", *options, "-Q", "webhooks", "-n", "webhooks@%h"]),
-        Child("worker", [*celery, "worker.tasks", *options, "-Q", s.queue, "-n", "worker@%h"]),
-        Child("api", api),
+    return [Child("redis", redis), *(Child(part, command(part)) for part in ("sign", "control", "webhooks")), *workers(), Child("api", command("api"))]
+
+
+def workers() -> list[Child]:
+    """As many as MODELPRESS_WORKERS says for the CPU, which share its cores, and one for each GPU."""
+    found, number = gpus(), settings().workers
+    threads = {"MODELPRESS_THREADS": str(settings().threads or max(1, (os.cpu_count() or 1) // (number + len(found))))}
+    names = ["worker"] if number == 1 else [f"worker-{i}" for i in range(1, number + 1)]
+    on_cpu = [Child(name, command("worker", name=name), own=threads) for name in names]
+    take = {"MODELPRESS_QUEUES": ",".join(GPU)}
+    return on_cpu + [
+        Child(f"gpu-{i}", command("worker", queues=GPU, name=f"gpu-{i}"), own=threads | take | {"CUDA_VISIBLE_DEVICES": gpu}) for i, gpu in enumerate(found)
     ]
 
 

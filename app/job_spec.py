@@ -52,6 +52,7 @@ class JobSpec(Strict):
     output: Output
     gates: Gates = Gates()
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    priority: Literal["low", "normal", "high"] = "normal"
     sanitize: Literal["report", "strip"]
     seed: Annotated[int, Field(ge=0, lt=1 << 53)] = 0
     tags: Annotated[dict[Tag, Tag], Field(max_length=20)] = {}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
-from sqlalchemy import Select, Update, and_, or_, select, update
+from sqlalchemy import Select, Update, or_, select, update
 from sqlalchemy.orm import Session
 
 from app import events, meters
@@ -17,9 +17,12 @@ from app.db import now
 from app.errors import AlreadyFinished, Conflict, ModelpressError, WorkerCrashed
 from app.followers import moved
 from app.models import CANCELLED, FAILED, QUEUED, RUNNING, SIGNING, SUCCEEDED, TERMINAL, Artifact, ArtifactFile, Job, Outbox, Signature
+from app.queues import GPU
 from app.retention import until
+from app.turns import turns
 
 SIGN_QUEUE = "sign"
+PRIORITIES = {"high": -1, "normal": 0, "low": 1}
 
 
 class Claimant(Protocol):
@@ -37,33 +40,52 @@ def submit(
     state = SIGNING if handoff else QUEUED
     job = Job(owner=owner, input_id=input_id, spec=spec, queue=queue, cache_key=cache_key, state=state, handoff=handoff, cached=handoff is not None)
     job.webhook, job.memory, job.input_bytes = webhook, memory, input_bytes
+    job.priority = PRIORITIES[spec.get("priority", "normal")]
     s.add_all([job, Outbox(topic=SIGN_QUEUE if handoff else queue)])
     s.flush()
     moved(s, job.id, state)
     return job
 
 
-def _claim(s: Session, eligible: Select, condition, **values) -> Job | None:
-    """Take the first eligible row: one UPDATE, whose subquery skips rows that others hold (SQLite has one writer and needs no locks)."""
-    chosen = eligible.order_by(Job.created_at, Job.id).limit(1).with_for_update(skip_locked=True).scalar_subquery()
-    statement = update(Job).where(Job.id == chosen, condition).values(fence=Job.fence + 1, lease_until=now() + settings().lease, **values)
+def _claim(s: Session, eligible: Select, **values) -> Job | None:
+    """Take the first eligible row: one UPDATE, which locks it first and skips rows that others hold (SQLite has one writer and needs no locks).
+
+    The CTE is evaluated once; a subquery in its place may be evaluated again, and lock a second row, when the first was changed meanwhile.
+    """
+    chosen = eligible.limit(1).with_for_update(skip_locked=True).cte("chosen").prefix_with("MATERIALIZED", dialect="postgresql")
+    statement = update(Job).where(Job.id.in_(select(chosen.c.id))).values(fence=Job.fence + 1, lease_until=now() + settings().lease, **values)
     return s.scalars(statement.returning(Job), execution_options={"synchronize_session": False, "populate_existing": True}).first()
 
 
-def claim(s: Session, queue: str, worker: Claimant | None = None) -> Job | None:
-    """The oldest queued job of `queue`, now running. The attempt is counted before any work starts."""
-    condition = and_(Job.state == QUEUED, Job.queue == queue)
-    by = {"worker": worker.id, "device": worker.device} if worker else {}
-    job = _claim(s, select(Job.id).where(condition), condition, state=RUNNING, attempt=Job.attempt + 1, started_at=now(), **by)
-    if job is not None:
-        moved(s, job.id, RUNNING)
-    return job
+def claim(s: Session, *queues: str, worker: Claimant | None = None) -> Job | None:
+    """The queued job whose turn it is (`app.turns`), now running: of an owner's jobs in a queue the one of the highest priority, then the oldest. The
+    attempt is counted before any work starts.
+
+    Args:
+        queues: the most specialised first.
+
+    Returns:
+        None when there is none that others do not hold just now.
+    """
+    for owner, queue in turns(s, queues):
+        eligible = select(Job.id).where(Job.queue == queue, Job.state == QUEUED, Job.owner == owner)
+        eligible = eligible.order_by(Job.priority, Job.created_at, Job.id)
+        job = _claim(s, eligible, state=RUNNING, attempt=Job.attempt + 1, started_at=now(), **_by(worker, queue))
+        if job is not None:
+            moved(s, job.id, RUNNING)
+            return job
+    return None
+
+
+def _by(worker: Claimant | None, queue: str) -> dict:
+    return {"worker": worker.id, "device": worker.device if queue in GPU else "cpu"} if worker else {}
 
 
 def claim_signing(s: Session) -> Job | None:
     """The oldest job to be signed that nobody is signing."""
-    condition = and_(Job.state == SIGNING, or_(Job.lease_until.is_(None), Job.lease_until < now()), Job.sign_attempt < settings().max_attempts)
-    job = _claim(s, select(Job.id).where(condition), condition, sign_attempt=Job.sign_attempt + 1)
+    free = or_(Job.lease_until.is_(None), Job.lease_until < now())
+    eligible = select(Job.id).where(Job.state == SIGNING, free, Job.sign_attempt < settings().max_attempts)
+    job = _claim(s, eligible.order_by(Job.created_at, Job.id), sign_attempt=Job.sign_attempt + 1)
     if job is not None and job.sign_attempt > 1:
         meters.add(s, "leases_expired", queue=SIGN_QUEUE)
     return job

@@ -95,7 +95,7 @@ class Job(Base):
     input_id: Mapped[str | None] = mapped_column(ForeignKey("artifacts.id", ondelete="SET NULL"), index=True)  # gone when deleted after the job's end
     spec: Mapped[dict[str, Any]] = mapped_column(JSON)  # the resolved job spec (app.job_spec.JobSpec)
     queue: Mapped[str] = mapped_column(String(32), default="compress.cpu")
-    priority: Mapped[int] = mapped_column(Integer, default=0)  # among its owner's jobs; the higher goes first
+    priority: Mapped[int] = mapped_column(Integer, default=0)  # among its owner's jobs, as a nice value: the lowest goes first
     memory: Mapped[int] = mapped_column(BigInteger, default=0)  # estimated peak of the child, bytes
     input_bytes: Mapped[int] = mapped_column(BigInteger, default=0)
     state: Mapped[str] = mapped_column(String(16), default=QUEUED)
@@ -121,8 +121,9 @@ class Job(Base):
     finished_at: Mapped[float | None] = mapped_column(Float)
     expires_at: Mapped[float | None] = mapped_column(Float, index=True)
     __table_args__ = (
-        Index("ix_jobs_claim", "queue", "state", "owner", "priority", "created_at"),
+        Index("ix_jobs_claim", "queue", "state", "owner", "priority", "created_at", "id"),
         Index("ix_jobs_running", "state", "owner"),
+        Index("ix_jobs_served", "owner", "started_at"),
         Index("ix_jobs_listing", "owner", "created_at", "id"),
         Index("ix_jobs_listing_by_state", "owner", "state", "created_at", "id"),
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections import Counter
 
 from celery import Celery
 from kombu.exceptions import KombuError
@@ -20,6 +21,7 @@ from app.models import Outbox
 
 log = logging.getLogger(__name__)
 _wanted, _sending = threading.Event(), threading.Lock()
+_MOST = 32  # wake-ups of one queue at once; workers go on by themselves
 _SOCKET = {"socket_timeout": 5, "socket_connect_timeout": 2, "retry_on_timeout": False}
 
 app = Celery("modelpress", broker=settings().broker_url)
@@ -41,7 +43,7 @@ app.conf.update(
 
 
 def wake(topic: str) -> None:
-    """Send one wake-up to the queue `topic`: `compress.cpu` runs the task `compress.wake`, `sign` runs `sign.wake`.
+    """Send one wake-up to the queue `topic`: `compress.cpu.large` runs the task `compress.wake`, `sign` runs `sign.wake`.
 
     Raises:
         kombu.exceptions.OperationalError: the broker does not answer.
@@ -64,12 +66,13 @@ def flush_outbox() -> None:
 
 
 def _send() -> None:
-    """One message per queue; its rows go once it is sent. While the broker is away they stay."""
+    """A message for each row, as a worker each may be idle, up to a bound; the rows go once they are sent. While the broker is away they stay."""
     with session() as s, s.begin():
         waiting = s.execute(select(Outbox.id, Outbox.topic)).all()
     try:
-        for topic in sorted({topic for _, topic in waiting}):
-            wake(topic)
+        for topic, count in sorted(Counter(topic for _, topic in waiting).items()):
+            for _ in range(min(count, _MOST)):
+                wake(topic)
     except (KombuError, RedisError, OSError) as e:
         log.warning("the broker does not answer, the sweep will send again: %s", e)
         return

@@ -13,14 +13,16 @@ from pathlib import Path
 from sqlalchemy import and_, or_, select, update
 from sqlalchemy.orm import Session
 
-from app import deliveries, jobs, meters
+from app import deliveries, jobs, meters, workers
 from app.config import settings
 from app.db import now, session
 from app.errors import WorkerCrashed
 from app.models import QUEUED, RUNNING, SIGNING, Job, Outbox
+from app.queues import CPU, GPU
 from app.storage import Storage
 
 log = logging.getLogger(__name__)
+_SPOKEN_OF = 1000  # jobs in one look: a long queue needs a wake-up now and then, not one for each
 _APART = {"synchronize_session": False}
 SIGN_LEFT = "signing was started {n} times and ended each time without a result"
 
@@ -45,13 +47,25 @@ def rewake(s: Session) -> set[str]:
         and_(Job.state == SIGNING, or_(Job.lease_until.is_(None), Job.lease_until < now())),
     )
     silent = and_(unclaimed, or_(Job.woken_at.is_(None), Job.woken_at < now() - settings().rewake))
-    found = s.execute(select(Job.id, Job.state, Job.queue).where(silent)).all()
+    found = s.execute(select(Job.id, Job.state, Job.queue).where(silent).limit(_SPOKEN_OF)).all()
     topics = {jobs.SIGN_QUEUE if state == SIGNING else queue for _, state, queue in found}
     if deliveries.rewake(s):
         topics.add(deliveries.QUEUE)
     s.add_all([Outbox(topic=t) for t in sorted(topics)])
     s.execute(update(Job).where(Job.id.in_([ident for ident, _, _ in found])).values(woken_at=now()), execution_options=_APART)
     return topics
+
+
+def rehome(s: Session) -> int:
+    """Queued jobs that went to a GPU because one was there (`device: auto`) go to the CPU when none is left. Returns how many."""
+    if workers.serving(s, GPU):
+        return 0
+    moved = 0
+    for there, here in zip(GPU, CPU):
+        waiting = update(Job).where(Job.state == QUEUED, Job.queue == there, Job.spec["device"].as_string() == "auto")
+        moved += (count := s.execute(waiting.values(queue=here), execution_options=_APART).rowcount)
+        s.add_all([Outbox(topic=here)] if count else [])
+    return moved
 
 
 def live_claims() -> set[tuple[str, str]]:

@@ -24,7 +24,7 @@ class Presence:
         queues: those that it takes jobs of. device: cpu, or cuda and the GPU's name. jail: what `worker.jailed.probe` found.
     """
 
-    def __init__(self, queues: list[str], device: str, jail: dict):
+    def __init__(self, queues: tuple[str, ...], device: str, jail: dict):
         self.id, self.queues, self.device, self.jail = f"{socket.gethostname()[:60]}-{os.getpid()}-{secrets.token_hex(4)}", queues, device, jail
         self.ended = threading.Event()
         self.thread = threading.Thread(target=self._keep, name="presence", daemon=True)
@@ -43,7 +43,7 @@ class Presence:
     def _row(self) -> Worker:
         threads = settings().threads or os.cpu_count() or 1
         has = {"memory": settings().child_memory, "threads": threads, "version": version("modelpress")}
-        return Worker(id=self.id, queues=self.queues, device=self.device, jail=self.jail, **has)
+        return Worker(id=self.id, queues=list(self.queues), device=self.device, jail=self.jail, **has)
 
     def _tell(self) -> None:
         """A database that is away for a while is told later: claims say nothing of this row."""

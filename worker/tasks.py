@@ -11,7 +11,7 @@ import logging
 from celery import signals
 from celery.worker import state
 
-from app import jobs
+from app import jobs, queues
 from app.config import settings
 from app.db import session
 from app.queue import app as celery
@@ -33,11 +33,11 @@ def draining() -> bool:
 
 @celery.task(name="compress.wake")
 def wake() -> None:
-    """Claim and run jobs of this worker's queue until there is none."""
+    """Claim and run jobs of this worker's queues until there is none."""
     storage = Storage()
     while not draining():
         with session() as s, s.begin():
-            job = jobs.claim(s, settings().queue, worker=_presence[0])
+            job = jobs.claim(s, *_presence[0].queues, worker=_presence[0])
         if job is None:
             return
         Attempt(job, storage, _zygotes, draining).run()
@@ -49,7 +49,7 @@ def prepare(**_) -> None:
     report = probe()
     if folder := exposed(settings().home):
         report |= {"holds": False, "error": f"{settings().home} lies in {folder}, which children may read; choose another home"}
-    _presence[:] = [Presence([settings().queue] if report["holds"] else [], "cpu", report)]
+    _presence[:] = [Presence(queues.served() if report["holds"] else (), "cpu", report)]
     _presence[0].start()
     if not report["holds"]:
         raise SystemExit(f"the jail does not hold here: {report}; a worker needs Landlock (Linux 6.2 or later) and seccomp, on x86_64 or aarch64")

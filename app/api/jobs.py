@@ -24,12 +24,12 @@ from app.inputs import check_input, expected_peak, find_input, has_config
 from app.models import STATES, TERMINAL, Blob, Job
 from app.owned import owned
 from app.queue import flush_outbox
+from app.queues import GPU, choose
 from app.job_spec import PRESETS, JobSpec, Output, parse_job
 from app.recipe import Recipe
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 
-QUEUES = {"auto": "compress.cpu", "cpu": "compress.cpu", "cuda": "compress.gpu"}
 RETRY_AFTER = "1"  # seconds
 UNSHOWN = [defer(Job.handoff, raiseload=True)]  # as large as the result has files
 
@@ -57,9 +57,11 @@ def _submit(body: Any, owner: str, request: Request) -> Job:
     with session() as s:
         source = find_input(s, body, owner)
     spec = parse_job(body, has_config(source))
-    if spec.device == "cuda" and not _gpu():
+    gpu = _gpu()
+    if spec.device == "cuda" and not gpu:
         raise InvalidJobSpec("no worker of this service has a GPU; choose auto or cpu", pointer="/device")
     treatments = check_input(source, spec, storage_of(request))
+    memory = expected_peak(source, spec, treatments)
     document = spec.model_dump(mode="json", exclude={"webhook"})
     key = cache_key(owner, source.digest, document, "cpu")
     with session() as s, s.begin():
@@ -67,8 +69,8 @@ def _submit(body: Any, owner: str, request: Request) -> Job:
         handoff = earlier(s, owner, key)
         handoff = handoff and handoff | {"name": source.name}
         job = jobs.submit(
-            s, owner=owner, input_id=source.id, spec=document, queue=QUEUES[spec.device], cache_key=key, handoff=handoff,
-            webhook=spec.webhook and spec.webhook.model_dump(), memory=expected_peak(source, spec, treatments), input_bytes=source.size,
+            s, owner=owner, input_id=source.id, spec=document, queue=choose(spec.device, spec.recipe, memory, gpu), cache_key=key, handoff=handoff,
+            webhook=spec.webhook and spec.webhook.model_dump(), memory=memory, input_bytes=source.size,
         )  # fmt: skip
         s.refresh(job)
     return job
@@ -76,7 +78,7 @@ def _submit(body: Any, owner: str, request: Request) -> Job:
 
 def _gpu() -> bool:
     with session() as s:
-        return bool(workers.serving(s, [QUEUES["cuda"]]))
+        return bool(workers.serving(s, GPU))
 
 
 @router.get("")

@@ -48,7 +48,8 @@ class Progress(BaseModel):
 
 
 class JobView(BaseModel):
-    """`output` is the artifact's id once `state` is succeeded, `error` the problem once it is failed, `report` a link where there is one."""
+    """`output` is the artifact's id once `state` is succeeded, `error` the problem once it is failed, `report` a link where there is one. `device_used`
+    is what computed it last: cpu, or cuda and the GPU's name."""
 
     id: str
     state: str
@@ -60,6 +61,8 @@ class JobView(BaseModel):
     sanitize: str
     seed: int
     device: str
+    device_used: str | None
+    priority: str
     tags: dict[str, str]
     webhook: dict[str, str] | None
     progress: Progress
@@ -100,6 +103,8 @@ def job_view(job: Job) -> JobView:
     spec = job.spec
     return JobView(
         **{k: spec[k] for k in ("input", "recipe", "sanitize", "seed", "device", "tags")},
+        device_used=job.device,
+        priority=spec.get("priority", "normal"),  # jobs of before know none
         id=job.id,
         state=job.state,
         webhook=job.webhook,

@@ -126,13 +126,15 @@ def upgrade() -> None:
     op.add_column("jobs", sa.Column("webhook", sa.JSON(), nullable=True))
     op.add_column("jobs", sa.Column("expires_at", sa.Float(), nullable=True))
     op.drop_index("ix_jobs_claim", table_name="jobs")
-    op.create_index("ix_jobs_claim", "jobs", ["queue", "state", "owner", "priority", "created_at"])
+    op.create_index("ix_jobs_claim", "jobs", ["queue", "state", "owner", "priority", "created_at", "id"])
     op.create_index("ix_jobs_expires_at", "jobs", ["expires_at"])
     op.create_index("ix_jobs_listing_by_state", "jobs", ["owner", "state", "created_at", "id"])
     op.create_index("ix_jobs_running", "jobs", ["state", "owner"])
+    op.create_index("ix_jobs_served", "jobs", ["owner", "started_at"])
 
 
 def downgrade() -> None:
+    op.drop_index("ix_jobs_served", table_name="jobs")
     op.drop_index("ix_jobs_running", table_name="jobs")
     op.drop_index("ix_jobs_listing_by_state", table_name="jobs")
     op.drop_index("ix_jobs_expires_at", table_name="jobs")

@@ -25,10 +25,11 @@ def submit(client, artifact, **spec):
 
 
 def test_a_job_is_accepted_and_resolved(alice, artifact):
-    r = submit(alice, artifact, preset="w4a16", tags={"run": "7"})
+    r = submit(alice, artifact, preset="w4a16", tags={"run": "7"}, priority="high")
     job = r.json()
     assert r.status_code == 202 and r.headers["location"] == f"/v1/jobs/{job['id']}" and "retry-after" in r.headers
     assert job["state"] == "queued" and job["output_format"] == "packed" and job["sanitize"] == "strip" and job["tags"] == {"run": "7"}
+    assert (job["priority"], job["device"], job["device_used"]) == ("high", "auto", None)
     assert job["recipe"]["steps"][0]["group_size"] == 128 and job["attempts"] == 0 and job["output"] is None and job["error"] is None
     assert alice.get(f"/v1/jobs/{job['id']}").json()["id"] == job["id"]
 
@@ -87,6 +88,7 @@ def test_an_input_in_use_is_kept(alice, model, problem):
         ({"preset": "lossless", "output": {"format": "safetensors"}}, "invalid-job-spec", "/output/format"),
         ({"preset": "w4a16", "output": {"format": "compressed-tensors"}}, "invalid-job-spec", "/output/format"),
         ({"preset": "lossless", "state": "succeeded"}, "invalid-job-spec", "/state"),
+        ({"preset": "lossless", "priority": "highest"}, "invalid-job-spec", "/priority"),
         ({"preset": "lossless", "seed": -1}, "invalid-job-spec", "/seed"),
         ({"preset": "lossless", "device": "cuda"}, "invalid-job-spec", "/device"),
         ({"recipe": {"steps": [{"method": "prune", "targets": ["nope.*"]}]}}, "no-tensor-matched", "/recipe/steps/0/targets"),

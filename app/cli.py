@@ -11,6 +11,7 @@ import sys
 import typer
 
 from app.commands.compress import compress
+from app.commands.doctor import doctor
 from app.commands.jobs import jobs
 from app.commands.keys import keys, verify
 from app.commands.parts import api, control, sign, webhooks, worker
@@ -19,7 +20,7 @@ from app.commands.up import up
 from app.errors import ModelpressError, Unavailable
 
 app = typer.Typer(name="modelpress", help=__doc__.splitlines()[0], no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
-for command in (up, compress, verify, restore, keys, api, worker, sign, control, webhooks):
+for command in (up, compress, verify, restore, keys, doctor, api, worker, sign, control, webhooks):
     app.command()(command)
 app.add_typer(jobs, name="jobs")
 

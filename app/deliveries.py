@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 from sqlalchemy import and_, or_, select, update
 from sqlalchemy.orm import Session
 
+from app import meters
 from app.config import settings
 from app.db import now
 from app.models import TERMINAL, Delivery, Job, Outbox
@@ -64,6 +65,7 @@ def _settle(s: Session, delivery: Delivery, **values) -> None:
 
 def delivered(s: Session, delivery: Delivery) -> None:
     _settle(s, delivery, due_at=None, delivered_at=now(), error=None)
+    meters.add(s, "deliveries", outcome="delivered")
 
 
 def failed(s: Session, delivery: Delivery, error: str, *, final: bool = False, retry_after: str | None = None) -> None:
@@ -72,7 +74,9 @@ def failed(s: Session, delivery: Delivery, error: str, *, final: bool = False, r
     Args:
         retry_after: the header as it came; respected where it asks for more time, up to a day.
     """
-    if final or delivery.attempt > len(DELAYS):
+    last = final or delivery.attempt > len(DELAYS)
+    meters.add(s, "deliveries", outcome="given-up" if last else "failed")
+    if last:
         return _settle(s, delivery, due_at=None, error=error[:_MAX_TEXT])
     delay = DELAYS[delivery.attempt - 1] * settings().webhook_backoff * random.uniform(1.0, 1.2)
     _settle(s, delivery, due_at=now() + max(delay, min(asked_delay(retry_after), DELAYS[-1])), error=error[:_MAX_TEXT])

@@ -115,7 +115,7 @@ def up() -> int:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     with (home / "lock").open("a+") as lock, tempfile.TemporaryDirectory(prefix=_PRIVATE) as private:
         _lock(lock, home, Path(private))
-        _free(settings().host, settings().port)
+        free(settings().host, settings().port)
         environment = os.environ | {"MODELPRESS_HOME": str(home.resolve()), "MODELPRESS_BROKER_URL": f"redis+socket://{private}/redis.sock"}
         children = commands(Path(private, "redis.sock"))
         try:
@@ -147,7 +147,7 @@ def _lock(lock, home: Path, private: Path) -> None:
     lock.flush()
 
 
-def _free(host: str, port: int) -> None:
+def free(host: str, port: int) -> None:
     """Raises:
     SystemExit: somebody listens there already.
     """

@@ -7,8 +7,10 @@ from importlib.metadata import version
 import uvicorn
 from fastapi import FastAPI
 
+from app import readiness
 from app.api import artifacts, catalog, events, files, health, jobs, keys, metrics, problems, schemas, webhooks
 from app.config import settings
+from app.findings import Watch
 from app.http import MAX_HEADER_BYTES, Gate
 from app.metrics import Service
 from app.storage import Storage
@@ -22,6 +24,7 @@ def create_app() -> FastAPI:
     app = FastAPI(title="modelpress", version=version("modelpress"), description=DESCRIPTION, redoc_url=None, responses=problems.DOCUMENTED)
     app.state.storage = Storage()
     app.state.watcher = Watcher()
+    app.state.readiness = Watch(readiness.checks(app.state.storage))
     app.state.traffic = Traffic()
     app.state.traffic.registry.register(Service())
     for module in (artifacts, files, jobs, events, keys, webhooks, catalog, health, metrics):

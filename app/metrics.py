@@ -19,9 +19,9 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from app import meters
-from app.config import settings
 from app.db import now, session
-from app.models import QUEUED, RUNNING, SIGNING, Blob, Delivery, Job, Outbox, Upload, Worker
+from app.models import QUEUED, RUNNING, SIGNING, Blob, Delivery, Job, Outbox, Upload
+from app.workers import live
 
 log = logging.getLogger(__name__)
 FRESH = 2.0  # seconds that an answer stays good
@@ -36,6 +36,7 @@ COUNTERS = {
     "stage_bytes": ("stage_bytes", "Bytes that stages of jobs worked on.", _STAGE),
     "leases_expired": ("leases_expired", "Claims whose holder went silent.", ("queue",)),
     "requeues": ("requeues", "Jobs that went back to their queue.", ("why",)),
+    "deliveries": ("webhook_attempts", "Attempts to deliver a webhook.", ("outcome",)),
 }
 """Name of a meter -> what it is called here, its help and its labels."""
 
@@ -108,8 +109,7 @@ def waiting(s: Session) -> Iterator[Metric]:
 
 def working(s: Session) -> Iterator[Metric]:
     workers = GaugeMetricFamily("modelpress_workers", "Workers that are alive, by each queue that they take.", labels=("queue", "device"))
-    live = s.scalars(select(Worker).where(Worker.seen_at >= now() - 3 * settings().heartbeat))
-    for (queue, device), count in Counter((queue, w.device) for w in live for queue in w.queues).items():
+    for (queue, device), count in Counter((queue, w.device) for w in live(s) for queue in w.queues).items():
         workers.add_metric([queue, device], count)
     yield workers
 

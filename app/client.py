@@ -34,7 +34,7 @@ class _Operations:
 
     def submit(self, input_id: str, **spec) -> dict:
         """Queue a job; `spec` is the body of `POST /v1/jobs` without its input (`preset="w4a16"`, or `recipe={"steps": [...]}`)."""
-        return self._run(flows.answer(Call("POST", "/v1/jobs", json={"input": input_id} | spec)))
+        return self._run(flows.submit({"input": input_id} | spec))
 
     def wait(self, job_id: str, on_progress: Callable[[dict], None] = silent) -> dict:
         """The job once it has succeeded. Raises what it failed with; `JobFailure` when it was cancelled."""

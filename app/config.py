@@ -36,6 +36,7 @@ class Settings(BaseSettings):
     max_attempts: int = 3
     job_timeout: float = 6 * 3600.0
     wait_max: float = 60.0
+    idempotency_age: float = 24 * 3600.0  # how long a request sent again gets the answer of the first
     orphan_age: float = 24 * 3600.0  # older than the longest upload
 
     upload_artifact_ttl: float | None = None  # how long what was uploaded is kept; none: for ever

@@ -18,6 +18,7 @@ from celery.worker import state
 from app import collect, retention, sweep, workers
 from app.config import settings
 from app.db import session
+from app.idempotency import forget_old
 from app.parent import die_with_parent
 from app.queue import app as celery
 from app.queue import flush_outbox
@@ -40,6 +41,8 @@ def run() -> None:
     flush_outbox()
     if time.monotonic() - _last_cleaning > settings().cleaning:
         _last_cleaning = time.monotonic()
+        with session() as s, s.begin():
+            forget_old(s)
         storage = Storage()
         sweep.drop_orphans(storage)
         retention.expire()

@@ -16,7 +16,7 @@
     ├── Unprocessable                    422
     │   ├── InvalidJobSpec               ├── ConflictingSteps, InvalidPattern, WebhookNotAllowed
     │   ├── NoTensorMatched
-    │   ├── ChecksumMismatch, InvalidPath
+    │   ├── ChecksumMismatch, InvalidPath, IdempotencyKeyReused
     │   ├── InputRefused                 the file itself; `type` is one of REFUSALS
     │   └── InvalidSignature
     ├── JobFailure                       why a job ended `failed` without a refusal
@@ -176,6 +176,10 @@ class ChecksumMismatch(Unprocessable):
 
 class InvalidPath(Unprocessable):
     type, title = "invalid-path", "The path cannot be used"
+
+
+class IdempotencyKeyReused(Unprocessable):
+    type, title = "idempotency-key-reused", "The key belongs to another request"
 
 
 class InvalidSignature(Unprocessable):

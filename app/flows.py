@@ -9,6 +9,7 @@ import base64
 import hashlib
 import os
 import tempfile
+import uuid
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from urllib.parse import quote
 import httpx
 
 from app import errors
-from app.errors import ChecksumMismatch, InputRefused, JobFailure, ModelpressError, NotFound
+from app.errors import ChecksumMismatch, InputRefused, JobFailure, ModelpressError, NotFound, Unavailable
 from app.signing import parse_public
 from app.statement import SIDECARS
 from app.verify import SIDE_FOLDER, safe_path
@@ -99,6 +100,16 @@ def upload_folder(folder: Path, name: str, kind: str | None, progress: Progress)
     for ident in {p["artifact"] for p in parts}:
         yield Call("DELETE", f"/v1/artifacts/{ident}")
     return whole
+
+
+def submit(spec: dict) -> Flow:
+    """When no answer comes the request is sent once more; its key sees to it that there is one job all the same."""
+    call = Call("POST", "/v1/jobs", json=spec, headers={"Idempotency-Key": str(uuid.uuid4())})
+    try:
+        response = yield call
+    except Unavailable:
+        response = yield call
+    return response.json()
 
 
 def wait(job_id: str, on_progress: Callable[[dict], None]) -> Flow:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, BackgroundTasks, Query, Request, Response
+from fastapi import APIRouter, BackgroundTasks, Header, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import defer
 
-from app import jobs, workers
+from app import idempotency, jobs, workers
 from app.api.artifacts import storage_of
 from app.api.paging import Cursor, Limit, page
 from app.api.reports import send_report
@@ -31,6 +32,7 @@ from app.recipe import Recipe
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 
 RETRY_AFTER = "1"  # seconds
+IdempotencyKey = Annotated[str | None, Header(description="1 to 255 printable characters, such as a UUID; kept for a day.")]
 UNSHOWN = [defer(Job.handoff, raiseload=True)]  # as large as the result has files
 
 
@@ -44,16 +46,36 @@ class JobRequest(JobSpec):
 
 
 @router.post("", status_code=202, openapi_extra=body_schema(JobRequest))
-async def submit(request: Request, response: Response, owner: Owner, after: BackgroundTasks) -> JobView:
-    """Queue a job. What it asks for is checked first: the recipe against the input's tensors, the output format against both."""
-    job = await run_in_threadpool(_submit, await read_json(request), owner, request)
+async def submit(request: Request, response: Response, owner: Owner, after: BackgroundTasks, idempotency_key: IdempotencyKey = None) -> JobView:
+    """Queue a job. What it asks for is checked first: the recipe against the input's tensors, the output format against both.
+
+    Sent again under the same `Idempotency-Key` it makes no second job, and the answer is that of the first.
+    """
+    job, replayed = await run_in_threadpool(_submit_once, await read_json(request), owner, request, idempotency_key)
     after.add_task(flush_outbox)  # committed already; should nobody be woken now, the sweep does it
+    if replayed:
+        response.headers["Idempotency-Replayed"] = "true"
     response.headers["Location"] = f"/v1/jobs/{job.id}"
     response.headers["Retry-After"] = RETRY_AFTER
     return job_view(job)
 
 
-def _submit(body: Any, owner: str, request: Request) -> Job:
+def _submit_once(body: Any, owner: str, request: Request, key: str | None) -> tuple[Job, bool]:
+    """The job, and whether an earlier request with the same Idempotency-Key has made it."""
+    asked = idempotency.request(owner, key, body)
+    with session() as s:
+        if job := idempotency.earlier(s, asked):
+            return job, True
+    try:
+        return _submit(body, owner, request, asked), False
+    except IntegrityError:
+        with session() as s:
+            if job := idempotency.earlier(s, asked):  # both came at once, and the other one was first
+                return job, True
+        raise
+
+
+def _submit(body: Any, owner: str, request: Request, asked: idempotency.Request | None) -> Job:
     with session() as s:
         source = find_input(s, body, owner)
     spec = parse_job(body, has_config(source))
@@ -72,6 +94,7 @@ def _submit(body: Any, owner: str, request: Request) -> Job:
             s, owner=owner, input_id=source.id, spec=document, queue=choose(spec.device, spec.recipe, memory, gpu), cache_key=key, handoff=handoff,
             webhook=spec.webhook and spec.webhook.model_dump(), memory=memory, input_bytes=source.size,
         )  # fmt: skip
+        idempotency.remember(s, asked, job)
         s.refresh(job)
     return job
 

@@ -118,7 +118,7 @@ class Client(_Operations):
 
     def _send(self, call: Call) -> httpx.Response:
         try:
-            with self.http.stream(**call.request(), content=call.blocks() if call.source else None) as response:
+            with self.http.stream(**call.request(), content=call.blocks() if call.source else None, follow_redirects=call.target is not None) as response:
                 if call.target is None or response.is_error:
                     response.read()
                     _raise_for(response)
@@ -163,7 +163,7 @@ class AsyncClient(_Operations):
                 yield block
 
         try:
-            async with self.http.stream(**call.request(), content=blocks() if call.source else None) as response:
+            async with self.http.stream(**call.request(), content=blocks() if call.source else None, follow_redirects=call.target is not None) as response:
                 if call.target is None or response.is_error:
                     await response.aread()
                     _raise_for(response)

@@ -6,7 +6,7 @@ from functools import cache
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
@@ -22,6 +22,9 @@ class Settings(BaseSettings):
     database_url: str | None = None  # default: SQLite in the home folder
     broker_url: str | None = None  # set by `modelpress up` to its private Redis
     storage_url: str | None = None  # default: the home folder's `store`
+    storage_public_endpoint: str | None = None  # the bucket's endpoint as clients reach it; default: as the service does
+    presigned: bool = False  # whether clients may upload straight into the bucket
+    redirect_downloads: bool = False  # whether they are sent there for files
 
     max_upload_bytes: int = 1 << 40
     max_json_bytes: int = 1 << 20
@@ -55,6 +58,12 @@ class Settings(BaseSettings):
     child_memory: int = 16 << 30  # RLIMIT_AS of the child above what importing torch maps
     scratch_bytes: int = 1 << 40  # RLIMIT_FSIZE of the child
     threads: int | None = None  # torch threads of a child; default: all cores, which `modelpress up` shares out among its workers
+
+    @model_validator(mode="after")
+    def _bucket(self) -> Settings:
+        if (self.presigned or self.redirect_downloads) and not self.store.startswith("s3://"):
+            raise ValueError(f"MODELPRESS_PRESIGNED and MODELPRESS_REDIRECT_DOWNLOADS need MODELPRESS_STORAGE_URL=s3://BUCKET/PREFIX; it is {self.store}")
+        return self
 
     @property
     def database(self) -> str:

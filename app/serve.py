@@ -18,10 +18,12 @@ from fastapi import Request
 from fastapi.responses import Response, StreamingResponse
 from obstore.exceptions import BaseError
 
+from app.config import settings
 from app.errors import RangeNotSatisfiable, StorageDamaged
-from app.storage import Storage
+from app.storage import Stat, Storage, blob_key
 
 PIECE = 1 << 20  # bytes sent at a time
+REDIRECT = 300.0  # seconds that a bucket's URL is good for
 _verified: OrderedDict[str, str | None] = OrderedDict()  # SHA-256 -> tag of the object that was found right, so that ranges do not hash it all again
 _MAX_VERIFIED = 4096
 
@@ -35,10 +37,7 @@ async def verified(storage: Storage, sha256: str, size: int, start: int, end: in
         StorageDamaged: before the last piece.
     """
     try:
-        found = await storage.stat_async(sha256)
-        if found.size != size:
-            raise StorageDamaged(f"blob {sha256} has {found.size} bytes, and was stored with {size}")
-        tag = found.tag
+        tag = (await _found(storage, sha256, size)).tag
         known = (start, end) != (0, size) and sha256 in _verified and _verified[sha256] == tag
         digest, held = hashlib.sha256(), b""
         first, last = (start, end) if known else (0, size)
@@ -128,7 +127,34 @@ async def send_blob(request: Request, storage: Storage, sha256: str, size: int, 
     headers = {"Repr-Digest": f"sha-256=:{base64.b64encode(bytes.fromhex(sha256)).decode()}:"}
     if name is not None:
         headers["Content-Disposition"] = disposition(name)
+        if settings().redirect_downloads and request.method == "GET" and not _names(request.headers.get("if-none-match"), f'"{sha256}"'):
+            return await _redirect(storage, sha256, size, headers, media_type)
     return await send(request, sha256, size, lambda start, end: verified(storage, sha256, size, start, end), headers, media_type)
+
+
+async def _redirect(storage: Storage, sha256: str, size: int, headers: dict[str, str], media_type: str) -> Response:
+    """To the bucket itself. Nobody hashes on that way but the client, which has the digest from here.
+
+    Raises:
+        StorageDamaged.
+    """
+    await _found(storage, sha256, size)
+    shown = {"ResponseContentDisposition": headers["Content-Disposition"], "ResponseContentType": media_type}
+    url = await asyncio.to_thread(lambda: storage.place.public.url(blob_key(sha256), REDIRECT, **shown))
+    return Response(status_code=307, headers=headers | {"Location": url, "ETag": f'"{sha256}"', "Cache-Control": "private, no-store"})
+
+
+async def _found(storage: Storage, sha256: str, size: int) -> Stat:
+    """Raises:
+    StorageDamaged: the blob is not there, or has another size than it was stored with.
+    """
+    try:
+        found = await storage.stat_async(sha256)
+    except (FileNotFoundError, BaseError) as e:
+        raise StorageDamaged(f"blob {sha256} cannot be read: {type(e).__name__}") from e
+    if found.size != size:
+        raise StorageDamaged(f"blob {sha256} has {found.size} bytes, and was stored with {size}")
+    return found
 
 
 def _names(header: str | None, tag: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import socket
 import socketserver
@@ -10,12 +11,13 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
+from functools import cache
 
 import botocore.session
 import httpx
 from botocore.config import Config
+
+from app.parent import tied
 
 
 def free_port() -> int:
@@ -36,7 +38,7 @@ class S3:
     def __init__(self, port: int):
         self.port, self.url = port, f"http://127.0.0.1:{port}"
         command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-        self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, preexec_fn=tied())
         for _ in range(600):
             try:
                 httpx.get(f"{self.url}/moto-api/")
@@ -68,18 +70,13 @@ class S3:
         self.process.wait()
 
 
-@contextmanager
-def running() -> Iterator[S3]:
-    """A store, whose AWS_* variables are this process's for as long as it runs."""
-    s3 = S3(free_port())
-    before = dict(os.environ)
-    os.environ.update(s3.environment)
-    try:
-        yield s3
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
-        s3.stop()
+@cache
+def server() -> S3:
+    """One for all tests of this process, started when it is first needed; the processes that they start find it by the AWS_* variables."""
+    made = S3(free_port())
+    atexit.register(made.stop)
+    os.environ.update(made.environment)
+    return made
 
 
 class Proxy(socketserver.ThreadingTCPServer):

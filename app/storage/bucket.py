@@ -14,10 +14,11 @@ import obstore
 from obstore.exceptions import BaseError, PermissionDeniedError, UnauthenticatedError
 from obstore.store import S3Store
 
+from app.config import settings
 from app.errors import StorageFull, Unavailable
 
 if TYPE_CHECKING:
-    from app.storage.multipart import Multipart
+    from app.storage.s3_client import S3Client
 
 log = logging.getLogger(__name__)
 MAX_PARTS = 10_000
@@ -41,10 +42,17 @@ class Bucket:
         self.prompt = S3Store.from_url(url, client_options=_CLIENT | {"timeout": timedelta(seconds=3)}, retry_config={"max_retries": 0})
 
     @cached_property
-    def multipart(self) -> Multipart:
-        from app.storage.multipart import Multipart  # botocore, which takes half a second and is needed by few
+    def client(self) -> S3Client:
+        from app.storage.s3_client import S3Client  # botocore, which takes half a second and is needed by few
 
-        return Multipart(self.store.config, self.store.prefix or "")
+        return S3Client(self.store.config["bucket"], self.store.prefix or "")
+
+    @cached_property
+    def public(self) -> S3Client:
+        """Signs URLs for whoever reaches the store by another name than this process does."""
+        from app.storage.s3_client import S3Client
+
+        return S3Client(self.store.config["bucket"], self.store.prefix or "", settings().storage_public_endpoint)
 
     def part(self, size: int) -> int:
         """Bytes of each part that an object of `size` bytes is written in: all but the last are equal, and there are MAX_PARTS at most."""
@@ -73,7 +81,7 @@ class Bucket:
         if (size := obstore.head(self.store, key)["size"]) <= MAX_COPY:
             obstore.copy(self.store, key, to)
         else:
-            self.multipart.copy(key, to, size)
+            self.client.copy(key, to, size)
         obstore.delete(self.store, key)
 
     def delete(self, keys: list[str]) -> None:
@@ -82,7 +90,7 @@ class Bucket:
 
     def drop_unfinished(self, age: float) -> int:
         """Abort the multipart uploads that a killed process began more than `age` seconds ago; returns how many."""
-        return self.multipart.drop(age)
+        return self.client.drop(age)
 
 
 def _unavailable(error: Exception, detail: str) -> Unavailable:

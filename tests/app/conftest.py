@@ -15,8 +15,8 @@ from pathlib import Path
 
 import httpx
 import pytest
-from homes import DEFAULT, KINDS, empty_database
 import s3 as store
+from homes import DEFAULT, KINDS, empty_database, new_storage
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
@@ -24,6 +24,7 @@ from app.auth import create_key
 from app.db import make_engine
 from app.migrate import upgrade
 from app.storage import Storage
+from app.storage.bucket import Bucket
 
 MAX_UPLOAD = 1 << 30
 IDLE = 3.0  # seconds that a body may pause
@@ -39,6 +40,7 @@ class Api:
     home: Path
     engine: Engine
     keys: dict[str, str]
+    storage: Storage
 
     def client(self, owner: str | None = "alice", **more) -> httpx.Client:
         headers = {"Authorization": f"Bearer {self.keys[owner]}"} if owner else {}
@@ -47,12 +49,10 @@ class Api:
     def session(self) -> Session:
         return Session(self.engine, expire_on_commit=False)
 
-    @property
-    def storage(self) -> Storage:
-        return Storage(f"file://{self.home.resolve() / 'store'}")
-
     def stored(self) -> list[str]:
-        """Every file of the store."""
+        """Every object in storage, and every file that is not whole yet."""
+        if isinstance(self.storage.place, Bucket):
+            return sorted(found.key for found in self.storage.list(""))
         root = self.home / "store"
         return sorted(p.relative_to(root).as_posix() for p in root.rglob("*") if p.is_file())
 
@@ -70,11 +70,11 @@ def start(home: Path, database: str, **settings: str) -> tuple[Api, subprocess.P
     upgrade(engine)
     with Session(engine) as s, s.begin():
         keys = {owner: create_key(s, owner) for owner in ("alice", "bob")}
-    given = {"home": home, "port": port, "database_url": database, "broker_url": "redis://127.0.0.1:1/0", **settings}
+    given = {"home": home, "port": port, "database_url": database, "storage_url": new_storage(home), "broker_url": "redis://127.0.0.1:1/0", **settings}
     mine = {f"MODELPRESS_{name.upper()}": str(value) for name, value in given.items()}
     log = (home / "api.log").open("wb")
     process = subprocess.Popen([sys.executable, "-m", "app.main"], env=os.environ | mine, stdout=log, stderr=log)
-    api = Api(f"http://127.0.0.1:{port}", port, process.pid, home, engine, keys)
+    api = Api(f"http://127.0.0.1:{port}", port, process.pid, home, engine, keys, Storage(given["storage_url"]))
     for _ in range(600):
         try:
             httpx.get(f"{api.url}/healthz")
@@ -105,8 +105,7 @@ def api(request, tmp_path_factory, serve_api):
 @pytest.fixture(scope="session")
 def s3():
     """A store that speaks S3; see tests/s3.py."""
-    with store.running() as running:
-        yield running
+    return store.server()
 
 
 @pytest.fixture(scope="session")

@@ -99,24 +99,24 @@ def test_what_one_request_cannot_copy_is_copied_in_parts(storage, s3, bucket, mo
     data = os.urandom(2 * (5 << 20) + 12345)
     _, sha = storage.put("tmp/uploads/1", [data])
     monkeypatch.setattr("app.storage.bucket.MAX_COPY", 1 << 20)
-    monkeypatch.setattr("app.storage.multipart.COPY_PART", 5 << 20)
+    monkeypatch.setattr("app.storage.s3_client.COPY_PART", 5 << 20)
     storage.promote("tmp/uploads/1", sha)
     assert storage.read(sha) == data and storage.stat(sha).tag.strip('"').endswith("-3")
     assert s3.objects(bucket) == [f"{PREFIX}/{blob_key(sha)}"] and s3.unfinished(bucket) == []
     with pytest.raises(Unavailable):
-        storage.place.multipart.copy("tmp/gone", "tmp/copy", len(data))
+        storage.place.client.copy("tmp/gone", "tmp/copy", len(data))
     with pytest.raises(FileNotFoundError):
         storage.promote("tmp/gone", sha)
     assert s3.unfinished(bucket) == []
 
 
 def test_uploads_that_a_killed_process_began_are_aborted_when_old(storage, s3, bucket):
-    mine = storage.place.multipart.create("tmp/uploads/half")
+    mine = storage.place.client.create("tmp/uploads/half")
     s3.client.create_multipart_upload(Bucket=bucket, Key="others/half")
     storage.put("tmp/uploads/whole", [b"x"])
     assert storage.drop_unfinished(1e9) == 0 and len(s3.unfinished(bucket)) == 2  # moto says that all of them are of 2010
     assert storage.drop_unfinished(3600) == 1 and s3.unfinished(bucket) == ["others/half"]
-    storage.place.multipart.abort("tmp/uploads/half", mine)  # gone already
+    storage.place.client.abort("tmp/uploads/half", mine)  # gone already
     assert storage.read("tmp/uploads/whole") == b"x"
 
 

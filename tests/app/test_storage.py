@@ -33,7 +33,7 @@ def files(storage: Storage) -> list[str]:
     if isinstance(storage.place, Folder):
         root = storage.place.path
         return sorted(p.relative_to(root).as_posix() for p in root.rglob("*") if p.is_file())
-    bucket, client = storage.place.multipart.bucket, storage.place.multipart.client
+    bucket, client = storage.place.client.bucket, storage.place.client.client
     unfinished = [f"{u['Key']}#1" for u in client.list_multipart_uploads(Bucket=bucket).get("Uploads", [])]
     return sorted([f.key for f in storage.list("")] + [u.removeprefix("a prefix/") for u in unfinished])
 

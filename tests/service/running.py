@@ -16,7 +16,7 @@ from pathlib import Path
 import httpx
 import numpy as np
 import psutil
-from homes import DEFAULT, new_database
+from homes import DEFAULT, new_database, new_storage
 
 TERMINAL = ("succeeded", "failed", "cancelled")
 
@@ -32,6 +32,8 @@ class Service:
         self.environment = {**os.environ, "MODELPRESS_HOME": str(home), **environment}
         if DEFAULT == "postgresql" and "MODELPRESS_DATABASE_URL" not in environment:
             self.environment["MODELPRESS_DATABASE_URL"] = new_database(home)
+        storage = environment.get("MODELPRESS_STORAGE_URL") or new_storage(home)
+        self.environment = {**os.environ, **self.environment, "MODELPRESS_STORAGE_URL": storage}  # with AWS_*, if that has started a store
         self.start()
 
     def start(self) -> None:

@@ -1,10 +1,11 @@
 """What obstore does not do with S3: multipart uploads whose parts come from elsewhere, signed URLs with conditions.
 
-The client is botocore's, made when it is first needed; it takes endpoint and region from obstore's configuration, credentials from the same variables.
+The client is botocore's, made when it is first needed. Endpoint, region and credentials come from the variables that obstore reads.
 """
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -20,19 +21,18 @@ COPY_PART = 1 << 30  # bytes; 5 GiB is the most
 COPIES = 8  # parts copied at once
 
 
-class Multipart:
-    """Args: config: of an S3Store. prefix: of every key, without a slash at its end. endpoint: instead of the configured one."""
+class S3Client:
+    """Args: prefix: of every key. endpoint: instead of the configured one."""
 
-    def __init__(self, config: dict, prefix: str, endpoint: str | None = None):
-        self.bucket, self.prefix = config["bucket"], prefix.strip("/")
-        virtual = str(config.get("virtual_hosted_style_request", "")).lower() == "true"
+    def __init__(self, bucket: str, prefix: str, endpoint: str | None = None):
+        self.bucket, self.prefix = bucket, prefix.strip("/")
         self.client = botocore.session.get_session().create_client(
             "s3",
-            region_name=config.get("region") or config.get("default_region") or "us-east-1",
-            endpoint_url=endpoint or config.get("aws_endpoint_url_s3") or config.get("endpoint"),
+            region_name=_variable("AWS_REGION", "AWS_DEFAULT_REGION") or "us-east-1",
+            endpoint_url=endpoint or _variable("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT"),
             config=Config(
                 signature_version="s3v4",
-                s3={"addressing_style": "virtual" if virtual else "path"},
+                s3={"addressing_style": "virtual" if _variable("AWS_VIRTUAL_HOSTED_STYLE_REQUEST") == "true" else "path"},
                 connect_timeout=5,
                 read_timeout=60,
                 retries={"mode": "standard", "total_max_attempts": 4},
@@ -42,6 +42,10 @@ class Multipart:
 
     def where(self, key: str) -> dict[str, str]:
         return {"Bucket": self.bucket, "Key": f"{self.prefix}/{key}".lstrip("/")}
+
+    def url(self, key: str, seconds: float, **response: str) -> str:
+        """Where whoever has it may get an object, for so long. `response`: headers of the answer, as S3 names them (`ResponseContentType`, ...)."""
+        return self.client.generate_presigned_url("get_object", Params=self.where(key) | response, ExpiresIn=int(seconds))
 
     def create(self, key: str) -> str:
         """Begin an upload; returns its id."""
@@ -87,6 +91,11 @@ class Multipart:
         for u in old:
             self.abort(u["Key"].removeprefix(f"{self.prefix}/") if self.prefix else u["Key"], u["UploadId"])
         return len(old)
+
+
+def _variable(*names: str) -> str | None:
+    """The first that is set."""
+    return next((value for name in names if (value := os.environ.get(name))), None)
 
 
 @contextmanager

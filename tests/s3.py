@@ -80,7 +80,8 @@ def server() -> S3:
 
 
 class Proxy(socketserver.ThreadingTCPServer):
-    """Passes connections on to `port`. With `cuts`, as many answers are cut off after `after` bytes; while `silent`, nothing is passed on.
+    """Passes connections on to `port`. With `cuts`, as many answers are cut off after `after` bytes; while `silent`, nothing is passed on; while `down`,
+    requests end the connection.
 
     `sent` counts the bytes of all answers.
     """
@@ -88,7 +89,7 @@ class Proxy(socketserver.ThreadingTCPServer):
     allow_reuse_address = daemon_threads = True
 
     def __init__(self, port: int):
-        self.target, self.cuts, self.after, self.silent, self.sent = port, 0, 0, False, 0
+        self.target, self.cuts, self.after, self.silent, self.down, self.sent = port, 0, 0, False, False, 0
         super().__init__(("127.0.0.1", 0), _Passing)
         self.url = f"http://127.0.0.1:{self.server_address[1]}"
         threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
@@ -100,7 +101,7 @@ class _Passing(socketserver.BaseRequestHandler):
             back = threading.Thread(target=self._answers, args=[other], daemon=True)
             back.start()
             try:
-                while data := self.request.recv(1 << 16):
+                while (data := self.request.recv(1 << 16)) and not self.server.down:
                     while self.server.silent:
                         time.sleep(0.05)
                     other.sendall(data)

@@ -14,7 +14,7 @@ from app import sign, signing
 from app.config import settings
 from app.db import now, session
 from app.models import FAILED, SIGNING, SUCCEEDED, Artifact, ArtifactFile, Blob, Job
-from app.storage import Storage
+from app.storage import Storage, blob_key
 from app.verify import verify_folder
 
 SPEC = {"recipe": {"steps": [{"method": "lossless"}]}, "output": {"format": "packed"}, "gates": {}, "sanitize": "report", "seed": 0, "device": "auto"}
@@ -112,8 +112,7 @@ def test_a_file_that_is_not_what_was_handed_over_fails_the_job(home, storage, na
 
 def test_a_cached_blob_that_has_rotted_is_not_signed(home, storage):
     waiting(storage, cached=True)
-    path = home / "store" / "blobs" / sha(FILES["sub/config.json"])[:2] / sha(FILES["sub/config.json"])
-    path.write_bytes(b"[]")
+    storage.put(blob_key(sha(FILES["sub/config.json"])), [b"[]"])
     sign.wake()
     assert job().state == FAILED and job().error["type"] == "storage-damaged"
 

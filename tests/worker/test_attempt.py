@@ -15,6 +15,7 @@ from app import jobs, meters, sweep
 from app.blobs import hold
 from app.config import settings
 from app.db import now, session
+from app.errors import Unavailable
 from app.models import Artifact, ArtifactFile, Job
 from app.storage import Storage
 from worker import attempt
@@ -93,11 +94,12 @@ def test_what_was_handed_over_stays_whatever_happens_next(storage, zygotes, monk
     assert get(job).state == "signing" and len(left(storage)) == 2
 
 
-def test_an_error_of_the_service_leaves_the_job_to_its_lease(storage, zygotes, monkeypatch):
+@pytest.mark.parametrize("error", [ConnectionError, Unavailable])
+def test_an_error_of_the_service_leaves_the_job_to_its_lease(storage, zygotes, monkeypatch, error):
     """A store that is away for a moment must not use up three attempts in that moment."""
 
     def away(*_):
-        raise ConnectionError("the store is away")
+        raise error("the store is away")
 
     job = claimed(storage)
     with monkeypatch.context() as patch:
@@ -150,8 +152,8 @@ def test_too_little_disk_is_final(storage, zygotes, monkeypatch, where):
 @pytest.mark.parametrize("how", ["changed", "gone"])
 def test_an_input_that_is_no_longer_what_it_was_is_not_read(storage, zygotes, how):
     job = claimed(storage)
-    blob = next((settings().home / "store" / "blobs").rglob("*/*"))
-    blob.write_bytes(b"other") if how == "changed" else blob.unlink()
+    blob = next(storage.list("blobs")).key
+    storage.put(blob, [b"other"]) if how == "changed" else storage.delete(blob)
     Attempt(job, storage, zygotes, lambda: False).run()
     assert (get(job).state, get(job).error["type"]) == ("failed", "storage-damaged") and left(storage) == []
 

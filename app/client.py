@@ -19,8 +19,8 @@ import httpx
 
 from app import flows
 from app.config import settings
-from app.errors import ModelpressError, Unavailable
-from app.flows import CHUNK, Call, Flow, Progress, error_of, silent
+from app.errors import ModelpressError, Unavailable, error_of
+from app.flows import CHUNK, Call, Flow, Progress, silent
 from app.signing import PublicKey
 
 

@@ -29,6 +29,9 @@ class Settings(BaseSettings):
     max_upload_bytes: int = 1 << 40
     max_json_bytes: int = 1 << 20
     upload_idle_timeout: float = 60.0
+    upload_ttl: float = 24 * 3600.0  # how long an upload that is not whole waits for more
+    upload_piece: int = 64 << 20  # of a resumable upload: how much a killed server may lose
+    max_open_uploads: int = 100  # of one owner
 
     lease: float = 30.0
     heartbeat: float = 5.0

@@ -8,7 +8,8 @@
     ├── MethodNotAllowed                 405
     ├── RequestTimeout                   408
     ├── Conflict                         409
-    │   ├── InUse, AlreadyFinished, InputNotUsable
+    │   ├── InUse, AlreadyFinished, InputNotUsable, OffsetMismatch
+    ├── UnsupportedTusVersion            412
     ├── PayloadTooLarge                  413
     ├── UriTooLong                       414
     ├── UnsupportedMediaType             415
@@ -21,7 +22,10 @@
     │   └── InvalidSignature
     ├── JobFailure                       why a job ended `failed` without a refusal
     │   ├── GateFailed, AccountingMismatch, LoadProofFailed, OutOfMemory, NoSpace, DeadlineExceeded, WorkerCrashed
+    ├── Locked                           423
+    ├── QuotaExceeded                    429
     ├── HeadersTooLarge                  431
+    ├── PieceMismatch                    460  tus: a part of an upload is not what its checksum says
     ├── StorageDamaged                   500  stored bytes are no longer what they were
     ├── Unavailable                      503  try again later
     └── StorageFull                      507
@@ -130,6 +134,14 @@ class InputNotUsable(Conflict):
     type, title = "upload-not-usable", "The input cannot be used"
 
 
+class OffsetMismatch(Conflict):
+    type, title = "offset-mismatch", "The upload goes on at another offset"
+
+
+class UnsupportedTusVersion(ModelpressError):
+    status, type, title = 412, "unsupported-tus-version", "The version of tus is not supported"
+
+
 class PayloadTooLarge(ModelpressError):
     status, type, title = 413, "payload-too-large", "The body is too large"
 
@@ -226,6 +238,18 @@ class WorkerCrashed(JobFailure):
     type, title = "worker-crashed", "The worker died on every attempt"
 
 
+class Locked(ModelpressError):
+    status, type, title, retry_after = 423, "locked", "Somebody else is writing to it", 1
+
+
+class QuotaExceeded(ModelpressError):
+    status, type, title, retry_after = 429, "quota-exceeded", "There are too many of them already", 60
+
+
+class PieceMismatch(ModelpressError):
+    status, type, title = 460, "piece-mismatch", "The bytes are not those of Upload-Checksum"
+
+
 class HeadersTooLarge(ModelpressError):
     status, type, title = 431, "headers-too-large", "The headers are too large"
 
@@ -240,3 +264,17 @@ class Unavailable(ModelpressError):
 
 class StorageFull(ModelpressError):
     status, type, title, retry_after = 507, "storage-full", "The storage is full", 60
+
+
+def error_of(problem: dict) -> ModelpressError:
+    """The error that a problem document describes; one of a type unknown here is a plain ModelpressError."""
+    extra = {k: v for k, v in problem.items() if k not in ("type", "title", "status", "detail", "pointer", "instance")}
+    kind, detail = str(problem.get("type")), str(problem.get("detail") or problem.get("title"))
+    if kind in REFUSALS:
+        error = InputRefused(kind, detail, **extra)
+    else:
+        classes = [c for c in globals().values() if isinstance(c, type) and issubclass(c, ModelpressError) and c.type == kind]
+        error = (classes or [ModelpressError])[0](detail, **extra)
+    error.pointer = problem.get("pointer")
+    error.type, error.title, error.status = kind, str(problem.get("title", error.title)), int(problem.get("status", error.status))
+    return error

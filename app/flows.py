@@ -19,8 +19,7 @@ from urllib.parse import quote
 
 import httpx
 
-from app import errors
-from app.errors import ChecksumMismatch, InputRefused, JobFailure, ModelpressError, NotFound, Unavailable
+from app.errors import ChecksumMismatch, InputRefused, JobFailure, ModelpressError, NotFound, Unavailable, error_of
 from app.signing import parse_public
 from app.statement import SIDECARS
 from app.verify import SIDE_FOLDER, safe_path
@@ -63,20 +62,6 @@ class Call:
 
 
 Flow = Generator[Call, httpx.Response, Any]
-
-
-def error_of(problem: dict) -> ModelpressError:
-    """The error that a problem document describes; one of a type unknown here is a plain ModelpressError."""
-    extra = {k: v for k, v in problem.items() if k not in ("type", "title", "status", "detail", "pointer", "instance")}
-    kind, detail = str(problem.get("type")), str(problem.get("detail") or problem.get("title"))
-    if kind in errors.REFUSALS:
-        error = InputRefused(kind, detail, **extra)
-    else:
-        classes = [c for c in vars(errors).values() if isinstance(c, type) and issubclass(c, ModelpressError) and c.type == kind]
-        error = (classes or [ModelpressError])[0](detail, **extra)
-    error.pointer = problem.get("pointer")
-    error.type, error.title, error.status = kind, str(problem.get("title", error.title)), int(problem.get("status", error.status))
-    return error
 
 
 def upload_file(path: Path, name: str, kind: str | None, progress: Progress) -> Flow:

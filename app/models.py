@@ -159,7 +159,8 @@ class Upload(Base):
     name: Mapped[str] = mapped_column(String(512))
     kind: Mapped[str] = mapped_column(String(32))
     length: Mapped[int] = mapped_column(BigInteger)
-    received: Mapped[int] = mapped_column(BigInteger, default=0)
+    received: Mapped[int] = mapped_column(BigInteger, default=0)  # the length only once the artifact is there
+    format: Mapped[str | None] = mapped_column(String(32))  # once the head has been judged
     sha256: Mapped[str | None] = mapped_column(String(64))  # as announced
     details: Mapped[dict[str, Any]] = mapped_column(JSON, default=dict)  # Upload-Metadata as it was sent; parts of a multipart upload
     fence: Mapped[int] = mapped_column(Integer, default=0)  # every writer gets a new one; a write with an old one changes nothing

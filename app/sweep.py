@@ -17,8 +17,9 @@ from app import deliveries, jobs, meters, workers
 from app.config import settings
 from app.db import now, session
 from app.errors import WorkerCrashed
-from app.models import QUEUED, RUNNING, SIGNING, Job, Outbox
+from app.models import QUEUED, RUNNING, SIGNING, Job, Outbox, Upload
 from app.queues import CPU, GPU
+from app.resumable import drop_expired
 from app.storage import Storage
 
 log = logging.getLogger(__name__)
@@ -69,10 +70,11 @@ def rehome(s: Session) -> int:
 
 
 def live_claims() -> set[tuple[str, str]]:
-    """(job, fence) of every job that somebody may be working on or is handing over."""
+    """(job, fence) of every job that somebody may be working on or is handing over, and (`uploads`, id) of every upload that may go on."""
     with session() as s:
+        uploads = s.scalars(select(Upload.id).where(Upload.received < Upload.length)).all()
         rows = s.execute(select(Job.id, Job.fence, Job.handoff, Job.state).where(Job.state.in_([RUNNING, SIGNING]))).all()
-    claims = {(job_id, str(fence)) for job_id, fence, _, _ in rows}
+    claims = {(job_id, str(fence)) for job_id, fence, _, _ in rows} | {("uploads", ident) for ident in uploads}
     for job_id, _, handoff, state in rows:
         if state == SIGNING and (handoff or {}).get("prefix"):
             claims.add((job_id, handoff["prefix"].rsplit("/", 1)[1]))
@@ -81,7 +83,8 @@ def live_claims() -> set[tuple[str, str]]:
 
 def drop_orphans(storage: Storage) -> int:
     """Remove what dead attempts and broken uploads left in `tmp/` and in the scratch folder, once it is a lease old (uploads: `orphan_age`)."""
-    claims, old, dropped = live_claims(), time.time() - settings().lease, 0
+    dropped = drop_expired(storage)
+    claims, old = live_claims(), time.time() - settings().lease
     for found in [*storage.list("tmp")]:
         parts = found.key.split("/")
         age = settings().orphan_age if parts[1] in ("uploads", "check") else settings().lease

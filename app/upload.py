@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 from fastapi.concurrency import run_in_threadpool
+from sqlalchemy.orm import Session
 
 from app.blobs import hold, refer
 from app.config import settings
@@ -46,12 +47,13 @@ async def receive(
         raise
 
 
-def keep(storage: Storage, key: str, sha256: str, size: int, artifact: Artifact) -> Artifact:
+def keep(storage: Storage, key: str, sha256: str, size: int, artifact: Artifact, also: Callable[[Session], None] | None = None) -> Artifact:
     """Staged bytes become the one file of `artifact`, whose name is its path: the one way in.
 
     Args:
         key: where they are; gone afterwards.
         sha256, size: of all of them, computed here and not believed.
+        also: done in the transaction that makes the artifact, which has its id by then; what it raises undoes that.
 
     Raises:
         StorageFull, Unavailable; FileNotFoundError: they are not there.
@@ -68,6 +70,8 @@ def keep(storage: Storage, key: str, sha256: str, size: int, artifact: Artifact)
         s.add(artifact)
         s.flush()
         s.refresh(artifact, ["created_at", "expires_at"])
+        if also is not None:
+            also(s)
     return artifact
 
 

@@ -54,13 +54,13 @@ def announce(request: Request, limit: int) -> int | None:
     return int(length)
 
 
-def announced_sha256(request: Request) -> str | None:
+def announced_sha256(request: Request, headers: tuple[str, ...] = _DIGESTS) -> str | None:
     """SHA-256 (hex) of Repr-Digest or Content-Digest (RFC 9530: `sha-256=:BASE64:`), or of Digest (RFC 3230: `sha-256=BASE64`).
 
     Raises:
         MalformedRequest: the header is there and is not that. Other algorithms are passed over.
     """
-    for header in _DIGESTS:
+    for header in headers:
         if (value := request.headers.get(header)) is None:
             continue
         for part in value.split(","):

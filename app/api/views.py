@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from app.models import QUEUED, RUNNING, SIGNING, TERMINAL, Artifact, Job
+from app.models import QUEUED, RUNNING, SIGNING, TERMINAL, Artifact, Job, Upload
 from app.times import rfc3339
 
 
@@ -35,6 +35,19 @@ class ArtifactView(BaseModel):
 class Artifacts(BaseModel):
     items: list[ArtifactView]
     next: str | None
+
+
+class UploadView(BaseModel):
+    """`artifact` is its id once all `length` bytes are there, `error` the problem once it was refused. `expires_at`: RFC 3339, moved on by every byte."""
+
+    id: str
+    name: str
+    kind: str
+    length: int
+    offset: int
+    artifact: str | None
+    error: dict[str, Any] | None
+    expires_at: str
 
 
 class Progress(BaseModel):
@@ -85,6 +98,11 @@ def artifact_view(a: Artifact) -> ArtifactView:
     told = {name: getattr(a, name) for name in ("id", "digest", "size", "kind", "format", "name")}
     times = {name: rfc3339(getattr(a, name)) for name in ("created_at", "expires_at")}
     return ArtifactView(**told, **times, signed=bool(a.signatures), files=files)
+
+
+def upload_view(u: Upload) -> UploadView:
+    told = {name: getattr(u, name) for name in ("id", "name", "kind", "length", "error")}
+    return UploadView(**told, offset=u.received, artifact=u.artifact_id, expires_at=rfc3339(u.expires_at))
 
 
 def _progress(job: Job) -> Progress:

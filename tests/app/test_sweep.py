@@ -11,10 +11,10 @@ import pytest
 from homes import KINDS, own_home
 from sqlalchemy import select, update
 
-from app import control, jobs, queue, sweep
+from app import control, jobs, queue, resumable, staging, sweep
 from app.config import settings
 from app.db import now, session
-from app.models import Job, Outbox
+from app.models import Job, Outbox, Upload
 from app.storage import Storage
 
 
@@ -165,3 +165,21 @@ def test_the_whole_sweep_is_one_task(monkeypatch):
     job_id = job("running", attempt=1, fence=1, lease_until=now() - 1)
     control.run()
     assert get(job_id).state == "queued"
+
+
+def upload(storage: Storage, **values) -> Upload:
+    made = resumable.create(storage, owner="o", name="a.json", kind="model", length=10, sha256=None, metadata="")
+    with session() as s, s.begin():
+        s.execute(update(Upload).where(Upload.id == made.id).values(**values))
+    return made
+
+
+def test_an_upload_that_may_go_on_is_left_alone_and_an_expired_one_goes(storage):
+    alive, expired = upload(storage, received=3), upload(storage, expires_at=time.time() - 1)
+    for one in (alive, expired):
+        age(settings().home / "store" / staging.key_of(one.id), 10 * settings().orphan_age)
+    left = put(storage, "tmp/uploads/00000000-0000-4000-8000-000000000000", 10 * settings().orphan_age)
+    assert sweep.drop_orphans(storage) == 2 and left
+    assert [found.key for found in storage.list("tmp/uploads")] == [staging.key_of(alive.id)]
+    with session() as s:
+        assert [*s.scalars(select(Upload.id))] == [alive.id]

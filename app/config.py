@@ -49,6 +49,10 @@ class Settings(BaseSettings):
     result_ttl: float | None = None
     job_ttl: float | None = None  # after its end
 
+    log_format: Literal["json", "text"] | None = None  # default: text on a terminal, else json
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    log_file: Path | None = None  # default: stderr
+
     metrics_token: str | None = None  # what `/metrics` asks for; without one it answers this machine alone
     webhook_timeout: float = 10.0  # of one attempt, all in all
     webhook_backoff: float = 1.0  # what the delays between attempts are multiplied by

@@ -33,6 +33,7 @@ from app.parent import tied
 from app.parts import command
 from app.queues import GPU
 
+_OUT_BYTES = 10 << 20  # of what a child says outside its log
 _GRACE = 5.0  # seconds between SIGTERM and SIGKILL
 _BACKOFF = (0.1, 0.5, 1.0, 2.0, 5.0)
 _PRIVATE = "mp-"  # a socket's path has 107 bytes at most
@@ -53,9 +54,12 @@ class Child:
     due: float = field(default=0.0)
 
     def start(self, environment: dict[str, str], logs: Path) -> None:
-        with (logs / f"{self.name}.log").open("ab") as log:
+        """What it logs goes to NAME.log, which it turns over itself; what it says otherwise to NAME.out.log, which begins anew once it is large."""
+        rest = logs / f"{self.name}.out.log"
+        with rest.open("wb" if rest.exists() and rest.stat().st_size > _OUT_BYTES else "ab") as log:
+            to = {"MODELPRESS_LOG_FILE": str(logs / f"{self.name}.log")}
             self.process = subprocess.Popen(
-                self.command, env=environment | self.own, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, preexec_fn=tied()
+                self.command, env=environment | to | self.own, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, preexec_fn=tied()
             )  # fmt: skip
         self.started = time.monotonic()
 

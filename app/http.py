@@ -18,6 +18,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from app.config import settings
 from app.errors import HeadersTooLarge, MalformedRequest, ModelpressError, RequestTimeout, UnsupportedMediaType, UriTooLong
+from app.logs import request_id
 
 HEADER_TIMEOUT = 15.0  # seconds from a request's first byte to the end of its headers
 MAX_HEADERS = 100
@@ -97,7 +98,7 @@ class Gate:
 
 
 async def refuse(error: ModelpressError, send: Send) -> None:
-    body = json.dumps(error.problem()).encode()
+    body = json.dumps(error.problem() | {"request_id": request_id.get()}).encode()
     headers = [(b"content-type", b"application/problem+json"), (b"content-length", b"%d" % len(body))]
     await send({"type": "http.response.start", "status": error.status, "headers": headers})
     await send({"type": "http.response.body", "body": body})

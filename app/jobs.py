@@ -16,6 +16,7 @@ from app.config import settings
 from app.db import now
 from app.errors import AlreadyFinished, Conflict, ModelpressError, WorkerCrashed
 from app.followers import moved
+from app.logs import request_id
 from app.models import CANCELLED, FAILED, QUEUED, RUNNING, SIGNING, SUCCEEDED, TERMINAL, Artifact, ArtifactFile, Job, Outbox, Signature
 from app.queues import GPU
 from app.retention import until
@@ -39,6 +40,7 @@ def submit(
     """Insert a job and the wake-up of its queue. With `handoff` (a cache hit) it goes straight to be signed. `memory`: its child's peak, bytes."""
     state = SIGNING if handoff else QUEUED
     job = Job(owner=owner, input_id=input_id, spec=spec, queue=queue, cache_key=cache_key, state=state, handoff=handoff, cached=handoff is not None)
+    job.request_id = request_id.get()
     job.webhook, job.memory, job.input_bytes = webhook, memory, input_bytes
     job.priority = PRIORITIES[spec.get("priority", "normal")]
     s.add_all([job, Outbox(topic=SIGN_QUEUE if handoff else queue)])

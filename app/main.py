@@ -7,12 +7,13 @@ from importlib.metadata import version
 import uvicorn
 from fastapi import FastAPI
 
-from app import readiness
+from app import logs, readiness
 from app.api import artifacts, catalog, events, files, health, jobs, keys, metrics, problems, schemas, uploads, webhooks
 from app.config import settings
 from app.findings import Watch
 from app.http import MAX_HEADER_BYTES, Gate
 from app.metrics import Service
+from app.request_ids import Identified
 from app.storage import Storage
 from app.traffic import Counted, Traffic
 from app.watch import Watcher
@@ -33,10 +34,12 @@ def create_app() -> FastAPI:
     schemas.install(app)
     app.add_middleware(Gate)
     app.add_middleware(Counted, traffic=app.state.traffic)
+    app.add_middleware(Identified)
     return app
 
 
 def serve() -> None:
+    logs.setup("api")
     uvicorn.run(
         "app.main:create_app",
         factory=True,
@@ -49,6 +52,8 @@ def serve() -> None:
         timeout_graceful_shutdown=3,
         backlog=512,
         server_header=False,
+        log_config=None,
+        access_log=False,
         proxy_headers=False,
     )
 

@@ -115,6 +115,7 @@ class Job(Base):
     worker: Mapped[str | None] = mapped_column(String(100))  # the id of whoever claimed it last
     device: Mapped[str | None] = mapped_column(String(100))  # what computed it: cpu, or cuda and the GPU's name
     timings: Mapped[dict[str, Any]] = mapped_column(JSON, default=dict)  # stage -> seconds
+    request_id: Mapped[str | None] = mapped_column(String(64))  # of the request that made it; stands in the logs
     webhook: Mapped[dict[str, Any] | None] = mapped_column(JSON)  # {url}: who is to be told of its end
     created_at: Mapped[float] = mapped_column(Float, default=now())
     started_at: Mapped[float | None] = mapped_column(Float)

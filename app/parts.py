@@ -15,10 +15,10 @@ from collections.abc import Sequence
 
 from app.queues import served
 
-_APPS = {"worker": "worker.tasks", "sign": "app.sign", "control": "app.control", "webhooks": "app.webhooks"}
+APPS = {"worker": "worker.tasks", "sign": "app.sign", "control": "app.control", "webhooks": "app.webhooks"}
 _OPTIONS = ("--pool", "solo", "--without-gossip", "--without-mingle", "--loglevel", "warning")
 _BEAT = ("-B", "-S", "celery.beat:Scheduler")  # keeps its times in memory, and no file
-PARTS = ("api", *_APPS)
+PARTS = ("api", *APPS)
 
 
 def command(part: str, *, queues: Sequence[str] | None = None, name: str | None = None) -> list[str]:
@@ -27,4 +27,4 @@ def command(part: str, *, queues: Sequence[str] | None = None, name: str | None 
         return [sys.executable, "-m", "app.main"]
     listens = (queues or served()) if part == "worker" else [part]
     listen = ["-Q", ",".join(listens), "-n", f"{name or f'{part}-{os.getpid()}'}@%h"]
-    return [sys.executable, "-m", "celery", "-A", _APPS[part], "worker", *_OPTIONS, *(_BEAT if part == "control" else ()), *listen]
+    return [sys.executable, "-m", "celery", "-A", APPS[part], "worker", *_OPTIONS, *(_BEAT if part == "control" else ()), *listen]

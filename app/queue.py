@@ -7,17 +7,21 @@ job, and one that arrives twice does nothing. Messages are acknowledged before t
 from __future__ import annotations
 
 import logging
+import sys
 import threading
 from collections import Counter
 
-from celery import Celery
+from celery import Celery, signals
+from celery.worker import state
 from kombu.exceptions import KombuError
 from redis.exceptions import RedisError
 from sqlalchemy import delete, select
 
+from app import logs
 from app.config import settings
 from app.db import session
 from app.models import Outbox
+from app.parts import APPS
 
 log = logging.getLogger(__name__)
 _wanted, _sending = threading.Event(), threading.Lock()
@@ -40,6 +44,17 @@ app.conf.update(
     broker_transport_options=_SOCKET,
     beat_schedule={"sweep": {"task": "control.sweep", "schedule": settings().sweep, "options": {"queue": "control", "expires": settings().sweep}}},
 )
+
+
+@signals.setup_logging.connect
+def _log(**_) -> None:
+    """Of a Celery process; its own set-up is left out then."""
+    logs.setup(next((part for part, target in APPS.items() if target in sys.argv), "celery"))
+
+
+def stopping() -> bool:
+    """Whether this Celery process has been asked to stop (SIGTERM): it ends what it does and begins nothing new."""
+    return state.should_stop is not None or state.should_terminate is not None
 
 
 def wake(topic: str) -> None:

@@ -23,10 +23,11 @@ from app.blobs import hold, keep, refer
 from app.config import settings
 from app.db import session
 from app.errors import GateFailed, ModelpressError, StorageDamaged, StorageFull, Unavailable
+from app.logs import about
 from app.models import SIGNING, Artifact, ArtifactFile, Job, Signature
 from app.public_keys import keep_published, publish
 from app.queue import app as celery
-from app.queue import flush_outbox
+from app.queue import flush_outbox, stopping
 from app.retention import until
 from app.strict import parse_json
 from app.signing import PrivateKey, key_id, open_key
@@ -63,12 +64,13 @@ def wake() -> None:
         return
     publish(settings().keys)  # no signature becomes visible before its key
     storage = Storage()
-    while True:
+    while not stopping():
         with session() as s, s.begin():
             job = jobs.claim_signing(s)
         if job is None:
             return
-        sign(job, key, storage)
+        with about(request=job.request_id, job_id=job.id, attempt=job.sign_attempt):
+            sign(job, key, storage)
         flush_outbox()
 
 
@@ -86,6 +88,7 @@ def sign(job: Job, key: PrivateKey, storage: Storage) -> None:
             _finish(storage, job, key, list(files.values()), report, started)
         if prefix := job.handoff.get("prefix"):
             storage.delete_all(prefix)
+        log.info("job %s is signed", job.id)
     except LeaseLost:
         log.warning("job %s: the lease is lost; nothing was made visible", job.id)
     except (StorageFull, Unavailable) as e:

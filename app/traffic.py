@@ -1,15 +1,19 @@
-"""What this process itself has done over HTTP: ASGI middleware around everything else, and the registry that `/metrics` shows beside `app.metrics`.
+"""What this process itself has done over HTTP: a line in the log for each request, and the registry that `/metrics` shows beside `app.metrics`. ASGI
+middleware.
 
 Labels are route templates and methods that we know: what a stranger typed is in none of them.
 """
 
 from __future__ import annotations
 
+import logging
 import time
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+log = logging.getLogger(__name__)
+POLLED = ("/healthz", "/readyz", "/metrics")  # asked every few seconds: their lines are told at DEBUG
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 
@@ -42,10 +46,11 @@ class Counted:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
         status, answered, start = 499, None, time.perf_counter()
+        moved = {"in": 0, "out": 0}
 
         async def received() -> Message:
             message = await receive()
-            self.traffic.bytes.labels("in").inc(len(message.get("body", b"")))
+            moved["in"] += len(message.get("body", b""))
             return message
 
         async def sent(message: Message) -> None:
@@ -54,7 +59,7 @@ class Counted:
             if message["type"] == "http.response.start":
                 status, answered = message["status"], time.perf_counter() - start
             else:
-                self.traffic.bytes.labels("out").inc(len(message.get("body", b"")))
+                moved["out"] += len(message.get("body", b""))
 
         self.traffic.open.inc()
         try:
@@ -65,3 +70,8 @@ class Counted:
             self.traffic.requests.labels(route(scope), method, str(status)).inc()
             if answered is not None:
                 self.traffic.seconds.labels(route(scope), method).observe(answered)
+            for direction, nbytes in moved.items():
+                self.traffic.bytes.labels(direction).inc(nbytes)
+            told = {"method": method, "route": route(scope), "status": status, "ms": round(1000 * (time.perf_counter() - start), 1)}
+            told |= {"bytes_in": moved["in"], "bytes_out": moved["out"]}
+            log.log(logging.DEBUG if told["route"] in POLLED else logging.INFO, " ".join(map(str, told.values())), extra=told)

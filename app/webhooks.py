@@ -13,13 +13,12 @@ import time
 from collections import Counter
 from importlib.metadata import version
 
-from celery.worker import state
-
 from app import deliveries
 from app.courier import Courier, NotPublic, Undelivered
 from app.db import session
 from app.models import Delivery
 from app.queue import app as celery
+from app.queue import stopping
 from app.webhook_secrets import current, headers
 
 log = logging.getLogger(__name__)
@@ -39,17 +38,13 @@ async def deliver(courier: Courier | None = None) -> None:
     under_way: dict[asyncio.Task, Delivery] = {}
     async with courier or Courier() as courier, asyncio.TaskGroup() as group:
         while True:
-            while len(under_way) < AT_ONCE and not _stopping() and (taken := await asyncio.to_thread(_claim, [*under_way.values()])):
+            while len(under_way) < AT_ONCE and not stopping() and (taken := await asyncio.to_thread(_claim, [*under_way.values()])):
                 under_way[group.create_task(_attempt(courier, taken))] = taken
             if not under_way:
                 return
             done, _ = await asyncio.wait(under_way, timeout=_LOOK, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
                 del under_way[task]
-
-
-def _stopping() -> bool:
-    return state.should_stop is not None or state.should_terminate is not None
 
 
 def _claim(under_way: list[Delivery]) -> Delivery | None:

@@ -24,6 +24,7 @@ from app.config import settings
 from app.db import session
 from app.errors import DeadlineExceeded, ModelpressError, NoSpace, StorageDamaged, Unavailable
 from app.memory import proof_wanted
+from app.logs import about
 from app.models import Artifact, Job
 from app.queue import flush_outbox
 from app.storage import Storage
@@ -55,6 +56,12 @@ class Attempt:
         self.deadline = time.monotonic() + settings().job_timeout
 
     def run(self) -> None:
+        """See `_run`; what is logged meanwhile says which job it is about."""
+        with about(request=self.job.request_id, job_id=self.job.id, attempt=self.job.attempt):
+            log.info("job %s begins", self.job.id)
+            self._run()
+
+    def _run(self) -> None:
         """To its end: handed over, failed, given back, or dropped because the claim is void. An error of the service leaves the job to its lease,
         which puts some time between the attempts."""
         try:
@@ -191,6 +198,7 @@ class Attempt:
             if not jobs.handoff(s, self.job.id, self.job.fence, document):
                 raise Lost
             self.stages.record(s, self.job)
+        log.info("job %s is handed over to be signed", self.job.id)
         flush_outbox()
 
     def _kept_report(self, out: Path) -> str | None:
@@ -207,6 +215,7 @@ class Attempt:
                 refer(s, self.storage, {report: self.storage.stat(report).size})
             if jobs.fail(s, self.job.id, self.job.fence, problem, report_sha256=report):
                 self.stages.record(s, self.job)
+        log.info("job %s failed: %s", self.job.id, problem["type"])
         flush_outbox()
 
     def _requeue(self, why: str, costs_attempt: bool = True) -> None:

@@ -9,12 +9,12 @@ from __future__ import annotations
 import logging
 
 from celery import signals
-from celery.worker import state
 
 from app import jobs, queues
 from app.config import settings
 from app.db import session
 from app.queue import app as celery
+from app.queue import stopping
 from app.storage import Storage
 from worker.attempt import Attempt
 from worker.jailed import exposed, probe
@@ -26,21 +26,16 @@ _zygotes: dict[str, Zygote] = {}
 _presence: list[Presence] = []  # this process's one, once it has started
 
 
-def draining() -> bool:
-    """Celery has been asked to stop (SIGTERM)."""
-    return state.should_stop is not None or state.should_terminate is not None
-
-
 @celery.task(name="compress.wake")
 def wake() -> None:
     """Claim and run jobs of this worker's queues until there is none."""
     storage = Storage()
-    while not draining():
+    while not stopping():
         with session() as s, s.begin():
             job = jobs.claim(s, *_presence[0].queues, worker=_presence[0])
         if job is None:
             return
-        Attempt(job, storage, _zygotes, draining).run()
+        Attempt(job, storage, _zygotes, stopping).run()
 
 
 @signals.worker_init.connect

@@ -11,10 +11,11 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from app.errors import MalformedRequest, MethodNotAllowed, ModelpressError, NotFound, RangeNotSatisfiable, Unauthorized
+from app.logs import request_id
 
 log = logging.getLogger(__name__)
 
-_TYPES = {"type": "string", "title": "string", "status": "integer", "detail": "string", "pointer": "string"}
+_TYPES = {"type": "string", "title": "string", "status": "integer", "detail": "string", "pointer": "string", "request_id": "string"}
 _SCHEMA = {"type": "object", "required": ["type", "title", "status", "detail"], "properties": {name: {"type": kind} for name, kind in _TYPES.items()}}
 DOCUMENTED = {
     "default": {
@@ -33,7 +34,7 @@ def answer(error: ModelpressError, headers: dict[str, str] | None = None) -> Res
         headers["WWW-Authenticate"] = 'Bearer realm="modelpress"'
     if isinstance(error, RangeNotSatisfiable):
         headers["Content-Range"] = f"bytes */{error.extra['size']}"
-    return JSONResponse(error.problem(), error.status, headers, media_type="application/problem+json")
+    return JSONResponse(error.problem() | {"request_id": request_id.get()}, error.status, headers, media_type="application/problem+json")
 
 
 async def ours(request: Request, error: ModelpressError) -> Response:

@@ -11,7 +11,7 @@ from homes import own_home
 from safetensors.numpy import save
 from sqlalchemy import update
 
-from app import jobs, meters, sweep
+from app import jobs, logs, meters, sweep
 from app.blobs import hold
 from app.config import settings
 from app.db import now, session
@@ -229,6 +229,17 @@ def test_a_large_input_tells_the_rate(storage, zygotes, monkeypatch):
     Attempt(claimed(storage), storage, zygotes, lambda: False).run()
     with session() as s:
         assert meters.rate(s, "lossless", "cpu") > 0
+
+
+def test_its_lines_in_the_log_name_the_job_and_the_request_that_made_it(storage, zygotes, caplog):
+    caplog.set_level("INFO")
+    caplog.handler.addFilter(about_filter := logs.About())
+    with logs.about(request="made-by"):
+        job = claimed(storage)
+    Attempt(job, storage, zygotes, lambda: False).run()
+    caplog.handler.removeFilter(about_filter)
+    told = [(r.request_id, r.job_id, r.attempt, r.getMessage()) for r in caplog.records if r.name == "worker.attempt"]
+    assert [t[:3] for t in told] == [("made-by", job.id, 1)] * 2 and "begins" in told[0][3] and "handed over" in told[1][3]
 
 
 def test_an_attempt_that_was_given_back_is_not_measured(storage, zygotes):

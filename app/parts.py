@@ -17,7 +17,7 @@ from app.queues import served
 
 APPS = {"worker": "worker.tasks", "sign": "app.sign", "control": "app.control", "webhooks": "app.webhooks"}
 _OPTIONS = ("--pool", "solo", "--without-gossip", "--without-mingle", "--loglevel", "warning")
-_BEAT = ("-B", "-S", "celery.beat:Scheduler")  # keeps its times in memory, and no file
+_BEAT = ("-B", "--scheduler", "celery.beat:Scheduler")  # keeps its times in memory, and no file
 PARTS = ("api", *APPS)
 
 

@@ -21,10 +21,15 @@ def cache_key(owner: str, input_digest: str, spec: dict, backend: str) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
+def found(s: Session, owner: str, key: str) -> Job | None:
+    """The latest job whose result is there."""
+    jobs = select(Job).join(Artifact, Job.output_id == Artifact.id).where(Job.owner == owner, Job.cache_key == key, Job.state == SUCCEEDED)
+    return s.scalars(jobs.order_by(Job.finished_at.desc()).limit(1)).first()
+
+
 def earlier(s: Session, owner: str, key: str) -> dict | None:
     """The handoff to sign for a result that is there, its blobs held; None when it has to be computed."""
-    found = select(Job).join(Artifact, Job.output_id == Artifact.id).where(Job.owner == owner, Job.cache_key == key, Job.state == SUCCEEDED)
-    job = s.scalars(found.order_by(Job.finished_at.desc()).limit(1)).first()
+    job = found(s, owner, key)
     if job is None or not job.handoff:
         return None
     for file in [*job.handoff["files"], job.handoff["report"]]:

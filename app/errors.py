@@ -16,7 +16,7 @@
     ├── RangeNotSatisfiable              416
     ├── Unprocessable                    422
     │   ├── InvalidJobSpec               ├── ConflictingSteps, InvalidPattern, WebhookNotAllowed
-    │   ├── NoTensorMatched
+    │   ├── NoTensorMatched, NotEstimable
     │   ├── ChecksumMismatch, InvalidPath, IdempotencyKeyReused
     │   ├── InputRefused                 the file itself; `type` is one of REFUSALS
     │   └── InvalidSignature
@@ -180,6 +180,10 @@ class WebhookNotAllowed(InvalidJobSpec):
 
 class NoTensorMatched(Unprocessable):
     type, title = "no-tensor-matched", "The recipe matches no tensor"
+
+
+class NotEstimable(Unprocessable):
+    type, title = "not-estimable", "It cannot be told beforehand"
 
 
 class ChecksumMismatch(Unprocessable):

@@ -79,9 +79,7 @@ def _submit(body: Any, owner: str, request: Request, asked: idempotency.Request 
     with session() as s:
         source = find_input(s, body, owner)
     spec = parse_job(body, has_config(source))
-    gpu = _gpu()
-    if spec.device == "cuda" and not gpu:
-        raise InvalidJobSpec("no worker of this service has a GPU; choose auto or cpu", pointer="/device")
+    gpu = check_device(spec)
     treatments = check_input(source, spec, storage_of(request))
     memory = expected_peak(source, spec, treatments)
     document = spec.model_dump(mode="json", exclude={"webhook"})
@@ -99,9 +97,17 @@ def _submit(body: Any, owner: str, request: Request, asked: idempotency.Request 
     return job
 
 
-def _gpu() -> bool:
+def check_device(spec: JobSpec) -> bool:
+    """Whether a worker has a GPU.
+
+    Raises:
+        InvalidJobSpec: the job needs one and there is none.
+    """
     with session() as s:
-        return bool(workers.serving(s, GPU))
+        gpu = bool(workers.serving(s, GPU))
+    if spec.device == "cuda" and not gpu:
+        raise InvalidJobSpec("no worker of this service has a GPU; choose auto or cpu", pointer="/device")
+    return gpu
 
 
 @router.get("")

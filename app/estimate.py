@@ -1,0 +1,212 @@
+"""What a job will cost and give, before it runs: bytes, memory, scratch disk, seconds. From headers alone, and better where values can be looked at.
+
+Which tensors are worked on and how a folder lies on disk is decided by the code that the work itself uses, so what has a fixed rate is exact.
+Entropy-coded bytes depend on the values: of those that can be read a sample is looked at, else weights are taken to be as training leaves them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from itertools import islice
+
+from app import compressed, packed_size
+from app.changed import shared_threshold
+from app.formats import FORMATS
+from app.job_spec import JobSpec
+from app.layout import Folder, dense_parts, header
+from app.memory import peak_memory, proof_wanted
+from app.outline import Outline, TensorSpec
+from app.packed_size import Look, Size, Text, container_size, exact, tensor_size
+from app.recipe import Lossless, Prune, Quantize, matcher
+from app.sensitive import strips
+from app.targets import Treatment, treat
+from app.values import WIDTH, Values, drawn, from_bytes
+
+SAMPLED, DRAWN = 0.02, 0.08
+"""How far entropy-coded bytes may be off: told from a sample, and from headers alone."""
+_PIECES = 4
+_BUDGET = 1 << 19  # values read of a whole model
+_TEXT = 1 << 20
+_NOTES = 50
+_RATES = {"lossless": 60e6, "prune": 25e6, "quantize": 20e6, "search": 2e6, "restore": 100e6}
+_START = 2.0  # seconds
+"""Bytes of input a second on one common core, where no worker has measured its own; the slowest step counts."""
+
+Read = Callable[[str, int, int], bytes]  # (path, begin, end)
+
+
+@dataclass
+class Estimate:
+    """`files` by path; `rows` one for each tensor; `sampled` whether values were looked at."""
+
+    files: dict[str, Size] = field(default_factory=dict)
+    rows: list[dict] = field(default_factory=list)
+    sampled: bool = False
+
+    @property
+    def total(self) -> Size:
+        return sum(self.files.values(), exact(0))
+
+
+def estimate(model: Outline, spec: JobSpec, read: Read | None, rate: float | None = None) -> dict:
+    """The answer of `POST /v1/estimates`, without what only the service knows.
+
+    Args:
+        read: bytes of a file; None where there are only headers.
+        rate: bytes of input a second, as workers have measured it.
+
+    Raises: what `treat` raises.
+    """
+    output, recipe = spec.output.format, spec.recipe
+    if spec.sanitize == "strip":
+        model = replace(model, files={p: n for p, n in model.files.items() if p in model.weight_files or not strips(p)})
+    treatments = treat(model.tensors, model.config, recipe, output)
+    made = Estimate(sampled=read is not None)
+    if output == "packed":
+        _packed(made, model, spec, treatments, looker(model, read), texter(model, read))
+    else:
+        _folder(made, model, treatments, output, texter(model, read))
+    before, total = sum(model.files.values()), made.total
+    margin = total.coded * (SAMPLED if made.sampled else DRAWN)
+    seconds = _START + before / (rate or _default_rate(treatments))
+    return {
+        "output_format": output,
+        "bytes_before": before,
+        "bytes_after": round(total.total),
+        "bytes_least": math.floor(total.total - margin),
+        "bytes_most": math.ceil(total.total + margin),
+        "exact": not total.coded,
+        "basis": "layout" if not total.coded else "sample" if made.sampled else "headers",
+        "ratio": round(before / max(1, total.total), 4),
+        "files": [{"path": p, "bytes": round(s.total), "exact": not s.coded} for p, s in sorted(made.files.items())],
+        "actions": _actions(made.rows),
+        "tensors": made.rows,
+        "peak_memory": peak_memory(treatments.values(), proof=proof_wanted(output, model.files)),
+        "scratch_bytes": before + math.ceil(total.total + margin),
+        "seconds": round(seconds, 1),
+        "seconds_basis": "measured" if rate else "default",
+        "loaders": list(next(f.loaders for f in FORMATS if f.name == output)),
+        "notes": list(islice(_notes(treatments, made), _NOTES)),
+    }
+
+
+def looker(model: Outline, read: Read | None) -> Look:
+    """What is known of a tensor's values: a sample of its floats, bytes of its integers, drawn weights without `read`."""
+    share = _share([math.prod(t.shape) for t in model.tensors.values()])
+    seen: dict[str, Values | bytes | None] = {}
+
+    def look(spec: TensorSpec) -> Values | bytes | None:
+        if spec.name not in seen:
+            seen[spec.name] = _values(spec, model.offsets[spec.name], read, share)
+        return seen[spec.name]
+
+    return look
+
+
+def _share(counts: list[int]) -> int:
+    """The most values of one tensor that can be read so that all together keep to the budget; the least is a few hundred."""
+    left = _BUDGET
+    for i, count in enumerate(counts := sorted(counts)):
+        if count * (len(counts) - i) > left:
+            return max(256, left // (len(counts) - i))
+        left -= count
+    return _BUDGET
+
+
+def _values(spec: TensorSpec, at: int, read: Read | None, share: int) -> Values | bytes | None:
+    if read is None or not spec.nbytes:
+        return drawn(spec.dtype) if spec.dtype in WIDTH else None
+    width = spec.nbytes // math.prod(spec.shape)
+    count, piece = spec.nbytes // width, share // _PIECES
+    if count <= share:
+        raw = read(spec.file, at, at + spec.nbytes)
+    else:
+        starts = [i * (count - piece) // (_PIECES - 1) // 64 * 64 for i in range(_PIECES)]
+        raw = b"".join(read(spec.file, at + s * width, at + (s + piece) * width) for s in starts)
+    return from_bytes(spec.dtype, raw) if spec.dtype in WIDTH else raw
+
+
+def texter(model: Outline, read: Read | None) -> Text:
+    """The first part of a file beside the weights."""
+    return lambda path: read(path, 0, min(_TEXT, model.files[path])) if read else None
+
+
+def _packed(made: Estimate, model: Outline, spec: JobSpec, treatments: dict[str, Treatment], look: Look, text: Text) -> None:
+    whole, recipe = spec.recipe.kind == "lossless", spec.recipe
+    thresholds = {id(s): _threshold(s, treatments, look) for s in recipe.step(Prune) if s.scope == "global"}
+    wanted = [matcher(s) for s in recipe.steps]
+    sizes, described = {}, []
+    for name, t in treatments.items():
+        if whole:
+            size = packed_size.dense_size(t.spec, look(t.spec)) if any(w(name) for w in wanted) else packed_size.raw_size(t.spec)
+        else:
+            size = tensor_size(t, look, thresholds.get(id(t.step(Prune))))
+        if t.spec.nbytes or not whole:
+            sizes[name] = size
+            described.append(packed_size.described(t, model.offsets[name], whole))
+        made.rows.append(_row(t, size))
+    kept = packed_size.beside(model, whole)
+    rest = packed_size.rest_size(model, kept, headers=whole, text=text)
+    if rest.total:
+        sizes[packed_size.REST] = rest
+    made.files[packed_size.NAME] = container_size(sizes, packed_size.index_of(model, kept, described, whole, recipe))
+
+
+def _threshold(step: Prune, treatments: dict[str, Treatment], look: Look) -> int:
+    chosen = [t for t in treatments.values() if step in t.steps]
+    return shared_threshold([(look(t.spec), math.prod(t.spec.shape)) for t in chosen], step.sparsity)
+
+
+def _folder(made: Estimate, model: Outline, treatments: dict[str, Treatment], output: str, text: Text) -> None:
+    parts = compressed.parts(model, treatments) if output == "compressed-tensors" else dense_parts(model)
+    layout = Folder(model, parts)
+    for name, t in treatments.items():
+        made.rows.append(_row(t, exact(sum(e.nbytes for e in parts[name]))))
+    for path, entries in layout.entries.items():
+        made.files[layout.paths[path]] = exact(len(header(entries)) + sum(e.nbytes for e in entries))
+    if index := layout.weight_map():
+        made.files[index[0]] = exact(len(index[1]))
+    if output == "compressed-tensors":
+        made.files[compressed.config_path(model)] = exact(len(compressed.config_text(model, treatments)))
+    for path in layout.beside():
+        made.files.setdefault(path, exact(model.files[path]))
+
+
+def _row(t: Treatment, size: Size) -> dict:
+    action = "quantized" if t.quantize else "pruned" if t.step(Prune) else "encoded" if t.step(Lossless) else "copied"
+    row = {"name": t.spec.name, "action": action, "bytes_before": t.spec.nbytes, "bytes_after": round(size.total), "exact": not size.coded}
+    return row | ({"reason": t.reason} if action == "copied" and t.reason else {}) | ({"notes": list(t.notes)} if t.notes else {})
+
+
+def _actions(rows: list[dict]) -> dict[str, dict]:
+    out: dict[str, dict] = {}
+    for r in rows:
+        told = out.setdefault(r["action"], {"tensors": 0, "bytes_before": 0, "bytes_after": 0})
+        for key, n in (("tensors", 1), ("bytes_before", r["bytes_before"]), ("bytes_after", r["bytes_after"])):
+            told[key] += n
+    return out
+
+
+def _default_rate(treatments: dict[str, Treatment]) -> float:
+    steps = [s for t in treatments.values() for s in t.steps]
+    slow = {"search" if isinstance(s, Quantize) and s.scale_search == "mse" else s.method for s in steps}
+    return min((_RATES[s] for s in slow), default=_RATES["lossless"])
+
+
+def _notes(treatments: dict[str, Treatment], made: Estimate):
+    for t in treatments.values():
+        yield from t.notes
+    reasons: dict[str, list[str]] = {}
+    for t in treatments.values():
+        if not t.steps and t.reason:
+            reasons.setdefault(t.reason, []).append(t.spec.name)
+    for reason, names in sorted(reasons.items(), key=lambda item: -len(item[1])):
+        yield f"{len(names)} left alone ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''}): {reason}"
+    if made.total.coded:
+        yield "entropy-coded bytes depend on the values: " + (
+            "told from a sample of them" if made.sampled else "told for weights as training leaves them; an estimate of an uploaded model looks at its values"
+        )
+    if any(t.quantize or t.step(Prune) for t in treatments.values()):
+        yield "a tensor with NaN or infinite values is copied, which only the work itself finds out"

@@ -1,0 +1,152 @@
+"""How large a `packed` result will be: its payloads one by one, the index, the header. Fixed-rate codes are exact; what is entropy-coded is told from samples."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+from app.changed import codes, half_scales, pruned
+from app.coded import codes_payload, float_payload, payload_head, plane, raw_payload, text_bytes
+from app.layout import INDEXES
+from app.outline import Outline, TensorSpec
+from app.recipe import Lossless, Prune, Quantize, Recipe
+from app.targets import Treatment
+from app.values import WIDTH, Values, tops_of
+
+NAME, REST, INDEX = "model.packed.safetensors", "modelpress.rest", "modelpress.index"
+Look = Callable[[TensorSpec], Values | bytes | None]
+Text = Callable[[str], bytes | None]
+_SMALL = 8 << 20  # below it the container leaves no room behind its header
+_TEXT_RATIO = 0.25  # of text that is not at hand
+_INTEGERS = 0.2  # of integers that are not at hand: positions, counters
+
+
+class Size(NamedTuple):
+    """Bytes, and how many of them are entropy-coded, so that they are known by and by only."""
+
+    total: float
+    coded: float
+
+    def __add__(self, other: Size) -> Size:
+        return Size(self.total + other.total, self.coded + other.coded)
+
+
+def exact(total: float) -> Size:
+    return Size(total, 0)
+
+
+def coded(total: float) -> Size:
+    return Size(total, total)
+
+
+def tensor_size(t: Treatment, look: Look, threshold: int | None = None) -> Size:
+    """The payload of one tensor of a lossy result."""
+    spec, values = t.spec, look(t.spec)
+    if isinstance(values, Values) and (step := t.step(Prune)):
+        values = pruned(values, step, t.matrix_shape[1], threshold)
+    if t.quantize is None:
+        return dense_size(spec, values)
+    return _quantized(t, t.quantize, values, entropy=t.step(Prune) is not None or t.step(Lossless) is not None)
+
+
+def dense_size(spec: TensorSpec, values: Values | bytes | None) -> Size:
+    """An entropy-coded tensor as it is."""
+    width = max(1, spec.nbytes // max(1, math.prod(spec.shape)))
+    if not spec.nbytes:
+        return exact(raw_payload("int", 1, 0))
+    if isinstance(values, Values):
+        return coded(float_payload(values, spec.nbytes // WIDTH[spec.dtype]))
+    if values is None:
+        return coded(payload_head(1) + 12 + spec.nbytes * (_INTEGERS if width > 1 else 0.9))
+    planes = [values[i::width] for i in range(width)]
+    count = spec.nbytes // width
+    return coded(min(payload_head(1) + 12 + 5 * width + sum(plane(p, count, level=True) for p in planes), raw_payload("int", width, count)))
+
+
+def raw_size(spec: TensorSpec) -> Size:
+    """A tensor that no lossless step targets, in whole files: stored raw."""
+    width = max(1, spec.nbytes // max(1, math.prod(spec.shape)))
+    kind = "int" if spec.dtype[0] in "IUB" and spec.dtype != "BF16" else "float"
+    return exact(raw_payload(kind, width, spec.nbytes // width))
+
+
+def _quantized(t: Treatment, q: Quantize, values: Values | None, entropy: bool) -> Size:
+    rows, columns = t.matrix_shape
+    group = q.group_size if q.strategy == "group" else columns
+    count, scales = rows * columns, 1 if q.strategy == "tensor" else rows * max(1, -(-columns // group))
+    floats = values.floats()
+    kind, width = ("float", 1) if q.type == "float" else ("codes", q.num_bits)
+    scale_width = 2 if half_scales(floats, q, min(group, columns)) else 4
+    zeros = 0 if q.symmetric else raw_payload("int", 1, scales)
+    if not entropy:
+        return exact(raw_payload(kind, width, count) + raw_payload("float", scale_width, scales) + zeros)
+    found, sizes = codes(floats, q, group)
+    dtype = "F16" if scale_width == 2 else "F32"
+    return coded(codes_payload(found, q.num_bits, count) + float_payload(Values(dtype, tops_of(dtype, sizes)), scales) + zeros)
+
+
+def rest_size(model: Outline, beside: list[str], headers: bool, text: Text) -> Size:
+    """The bytes that are no tensor: files beside the weights and, with `headers`, what stands before the tensors in the weight files."""
+    total = raw = 0
+    for path in beside:
+        size, body = model.files[path], text(path)
+        raw += size
+        total += text_bytes(body, size) if body else size * _TEXT_RATIO
+    for path in model.weight_files if headers else ():
+        inside = {n: s for n, s in model.tensors.items() if s.file == path}
+        size = model.files[path] - sum(s.nbytes for s in inside.values())
+        described = {n: {"dtype": s.dtype, "shape": list(s.shape), "data_offsets": [model.offsets[n], model.offsets[n] + s.nbytes]} for n, s in inside.items()}
+        raw += size
+        total += min(size, text_bytes(head := json.dumps(described, separators=(",", ":")).encode(), len(head)))
+    return coded(payload_head(max(1, -(-raw // (1 << 20)))) + 17 + total) if raw else exact(0)
+
+
+def container_size(payloads: dict[str, Size], index: dict) -> Size:
+    """The whole file: header, payloads, index."""
+    body = json.dumps(index, separators=(",", ":"), ensure_ascii=False).encode()
+    last = coded(payload_head(1) + 17 + text_bytes(body, len(body)))
+    sizes = payloads | {INDEX: last}
+    fields, at = {"__metadata__": {"format": "modelpress.packed", "version": "1", "index": INDEX}}, 0
+    for name, size in sizes.items():
+        n = round(size.total)
+        fields[name] = {"dtype": "U8", "shape": [n], "data_offsets": [at, at := at + n]}
+    text = len(json.dumps(fields, separators=(",", ":"), ensure_ascii=False).encode())
+    total = sum(sizes.values(), exact(0))
+    if total.total > _SMALL:
+        text = 1000 + sum(len(json.dumps(n, ensure_ascii=False).encode()) + 100 for n in payloads if n != REST)
+    return total + exact(8 + text + -text % 8)
+
+
+def beside(model: Outline, whole: bool) -> list[str]:
+    """Files that are kept as bytes: of whole files all but the weights, of tensors not the index either."""
+    return [f for f in model.files if f not in model.weight_files and (whole or not f.endswith(INDEXES))]
+
+
+def described(t: Treatment, offset: int, whole: bool) -> dict:
+    """A tensor's entry in the index."""
+    spec, name = t.spec, t.spec.name
+    if whole:
+        return {"payload": name, "name": name, "offset": offset, "nbytes": spec.nbytes, "dtype": spec.dtype, "shape": list(spec.shape)}
+    entry = {"name": name, "payload": name, "shard": 0, "dtype": spec.dtype, "shape": list(spec.shape)}
+    if q := t.quantize:
+        rows, columns = t.matrix_shape
+        size = q.group_size if q.strategy == "group" else columns
+        entry["quantized"] = {
+            "type": q.type, "num_bits": q.num_bits, "rows": rows, "columns": columns, "group_size": size, "scale_dtype": "F16",
+            "scale_shape": [rows, -(-columns // max(1, size))], "sections": [rows * columns * q.num_bits // 8 + 36, rows * 2 + 36], "step": 0,
+        }  # fmt: skip
+    return entry
+
+
+def index_of(model: Outline, kept: list[str], tensors: list[dict], whole: bool, recipe: Recipe) -> dict:
+    """The index as it will be, but for digests, which no compressor shortens: any will do."""
+    files = [{"path": p, "size": model.files[p], "sha256": hashlib.sha256(p.encode()).hexdigest()} for p in kept]
+    if whole:
+        files += [{"path": p, "size": model.files[p], "sha256": hashlib.sha256(p.encode()).hexdigest(), "segments": tensors} for p in model.weight_files[:1]]
+        return {"kind": "files", "files": files, "rest": REST}
+    shards = [{"path": p, "metadata": model.metadata.get(p, {})} for p in model.weight_files]
+    steps = [s.model_dump(mode="json") for s in recipe.step(Quantize)]
+    return {"kind": "tensors", "files": files, "rest": REST, "shards": shards, "tensors": tensors, "steps": steps}

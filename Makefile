@@ -29,5 +29,6 @@ up: install
 bench: install
 	$(BIN)/python -m benchmarks.lossless
 	$(BIN)/python -m benchmarks.quality
+	$(BIN)/python -m benchmarks.estimates
 	$(BIN)/python -m benchmarks.child_memory
 	$(BIN)/python -m benchmarks.http_memory

@@ -12,6 +12,7 @@ import typer
 
 from app.commands.compress import compress
 from app.commands.doctor import doctor
+from app.commands.estimate import estimate
 from app.commands.jobs import jobs
 from app.commands.keys import keys, verify
 from app.commands.parts import api, control, sign, webhooks, worker
@@ -20,7 +21,7 @@ from app.commands.up import up
 from app.errors import ModelpressError, Unavailable
 
 app = typer.Typer(name="modelpress", help=__doc__.splitlines()[0], no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
-for command in (up, compress, verify, restore, keys, doctor, api, worker, sign, control, webhooks):
+for command in (up, compress, estimate, verify, restore, keys, doctor, api, worker, sign, control, webhooks):
     app.command()(command)
 app.add_typer(jobs, name="jobs")
 

@@ -7,7 +7,7 @@ Entropy-coded bytes depend on the values: of those that can be read a sample is 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import islice
 
@@ -18,16 +18,14 @@ from app.job_spec import JobSpec
 from app.layout import Folder, dense_parts, header
 from app.memory import peak_memory, proof_wanted
 from app.outline import Outline, TensorSpec
-from app.packed_size import Look, Size, Text, container_size, exact, tensor_size
+from app.packed_size import Look, Size, Text, container_size, tensor_size
 from app.recipe import Lossless, Prune, Quantize, matcher
 from app.sensitive import strips
 from app.targets import Treatment, treat
 from app.values import WIDTH, Values, drawn, from_bytes
 
-SAMPLED, DRAWN = 0.02, 0.08
-"""How far entropy-coded bytes may be off: told from a sample, and from headers alone."""
 _PIECES = 4
-_BUDGET = 1 << 19  # values read of a whole model
+_BUDGET = 3 << 17  # values read of a whole model
 _TEXT = 1 << 20
 _NOTES = 50
 _RATES = {"lossless": 60e6, "prune": 25e6, "quantize": 20e6, "search": 2e6, "restore": 100e6}
@@ -39,7 +37,7 @@ Read = Callable[[str, int, int], bytes]  # (path, begin, end)
 
 @dataclass
 class Estimate:
-    """`files` by path; `rows` one for each tensor; `sampled` whether values were looked at."""
+    """What is made: `files` by path; `rows` one for each tensor; `sampled` whether values were looked at."""
 
     files: dict[str, Size] = field(default_factory=dict)
     rows: list[dict] = field(default_factory=list)
@@ -47,7 +45,7 @@ class Estimate:
 
     @property
     def total(self) -> Size:
-        return sum(self.files.values(), exact(0))
+        return sum(self.files.values(), Size(0))
 
 
 def estimate(model: Outline, spec: JobSpec, read: Read | None, rate: float | None = None) -> dict:
@@ -69,22 +67,21 @@ def estimate(model: Outline, spec: JobSpec, read: Read | None, rate: float | Non
     else:
         _folder(made, model, treatments, output, texter(model, read))
     before, total = sum(model.files.values()), made.total
-    margin = total.coded * (SAMPLED if made.sampled else DRAWN)
     seconds = _START + before / (rate or _default_rate(treatments))
     return {
         "output_format": output,
         "bytes_before": before,
         "bytes_after": round(total.total),
-        "bytes_least": math.floor(total.total - margin),
-        "bytes_most": math.ceil(total.total + margin),
-        "exact": not total.coded,
-        "basis": "layout" if not total.coded else "sample" if made.sampled else "headers",
+        "bytes_least": math.floor(total.total - total.margin),
+        "bytes_most": math.ceil(total.total + total.margin),
+        "exact": not total.margin,
+        "basis": "layout" if not total.margin else "sample" if made.sampled else "headers",
         "ratio": round(before / max(1, total.total), 4),
-        "files": [{"path": p, "bytes": round(s.total), "exact": not s.coded} for p, s in sorted(made.files.items())],
+        "files": [{"path": p, "bytes": round(s.total), "exact": not s.margin} for p, s in sorted(made.files.items())],
         "actions": _actions(made.rows),
         "tensors": made.rows,
         "peak_memory": peak_memory(treatments.values(), proof=proof_wanted(output, model.files)),
-        "scratch_bytes": before + math.ceil(total.total + margin),
+        "scratch_bytes": before + math.ceil(total.total + total.margin),
         "seconds": round(seconds, 1),
         "seconds_basis": "measured" if rate else "default",
         "loaders": list(next(f.loaders for f in FORMATS if f.name == output)),
@@ -163,20 +160,20 @@ def _folder(made: Estimate, model: Outline, treatments: dict[str, Treatment], ou
     parts = compressed.parts(model, treatments) if output == "compressed-tensors" else dense_parts(model)
     layout = Folder(model, parts)
     for name, t in treatments.items():
-        made.rows.append(_row(t, exact(sum(e.nbytes for e in parts[name]))))
+        made.rows.append(_row(t, Size(sum(e.nbytes for e in parts[name]))))
     for path, entries in layout.entries.items():
-        made.files[layout.paths[path]] = exact(len(header(entries)) + sum(e.nbytes for e in entries))
+        made.files[layout.paths[path]] = Size(len(header(entries)) + sum(e.nbytes for e in entries))
     if index := layout.weight_map():
-        made.files[index[0]] = exact(len(index[1]))
+        made.files[index[0]] = Size(len(index[1]))
     if output == "compressed-tensors":
-        made.files[compressed.config_path(model)] = exact(len(compressed.config_text(model, treatments)))
+        made.files[compressed.config_path(model)] = Size(len(compressed.config_text(model, treatments)))
     for path in layout.beside():
-        made.files.setdefault(path, exact(model.files[path]))
+        made.files.setdefault(path, Size(model.files[path]))
 
 
 def _row(t: Treatment, size: Size) -> dict:
     action = "quantized" if t.quantize else "pruned" if t.step(Prune) else "encoded" if t.step(Lossless) else "copied"
-    row = {"name": t.spec.name, "action": action, "bytes_before": t.spec.nbytes, "bytes_after": round(size.total), "exact": not size.coded}
+    row = {"name": t.spec.name, "action": action, "bytes_before": t.spec.nbytes, "bytes_after": round(size.total), "exact": not size.margin}
     return row | ({"reason": t.reason} if action == "copied" and t.reason else {}) | ({"notes": list(t.notes)} if t.notes else {})
 
 
@@ -195,16 +192,16 @@ def _default_rate(treatments: dict[str, Treatment]) -> float:
     return min((_RATES[s] for s in slow), default=_RATES["lossless"])
 
 
-def _notes(treatments: dict[str, Treatment], made: Estimate):
-    for t in treatments.values():
-        yield from t.notes
-    reasons: dict[str, list[str]] = {}
-    for t in treatments.values():
+def _notes(treatments: dict[str, Treatment], made: Estimate) -> Iterator[str]:
+    alike: dict[str, list[str]] = {}
+    for name, t in treatments.items():
+        for note in t.notes:
+            alike.setdefault(note.replace(f" of {name}", ""), []).append(name)
         if not t.steps and t.reason:
-            reasons.setdefault(t.reason, []).append(t.spec.name)
-    for reason, names in sorted(reasons.items(), key=lambda item: -len(item[1])):
-        yield f"{len(names)} left alone ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''}): {reason}"
-    if made.total.coded:
+            alike.setdefault(f"left alone: {t.reason}", []).append(name)
+    for what, names in alike.items():
+        yield f"{len(names)} tensor{'s' * (len(names) > 1)} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''}): {what}"
+    if made.total.margin:
         yield "entropy-coded bytes depend on the values: " + (
             "told from a sample of them" if made.sampled else "told for weights as training leaves them; an estimate of an uploaded model looks at its values"
         )

@@ -11,6 +11,8 @@ import struct
 from dataclasses import dataclass, field
 from functools import cache
 
+SAMPLED, DRAWN, DRAWN_CHANGED = 0.02, 0.08, 0.2
+"""How far entropy-coded bytes may be off: told from a sample; from headers alone; of pruned or quantized weights from headers alone."""
 _DRAWN = 1 << 15
 _SPREAD = 0.35  # of the logarithm of a row's scale
 _ROW = 512
@@ -20,11 +22,13 @@ WIDTH = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 
 @dataclass(frozen=True)
 class Values:
-    """Args: dtype: one of WIDTH. tops: in order. low: the planes of the bytes below, the most significant first; empty when they are taken for noise."""
+    """Args: dtype: one of WIDTH. tops: in order. low: the planes of the bytes below, the most significant first; empty when they are taken for noise.
+    doubt: how far bytes told from them may be off, as a share."""
 
     dtype: str
     tops: list[int]
     low: list[bytes] = field(default_factory=list)
+    doubt: float = SAMPLED
 
     def floats(self) -> list[float]:
         """The values, as far as their top bits tell."""
@@ -61,4 +65,4 @@ def drawn(dtype: str) -> Values:
     for _ in range(_DRAWN // _ROW):
         scale = _SIGMA * 2 ** r.gauss(0, _SPREAD)
         values += [r.gauss(0, scale) for _ in range(_ROW)]
-    return Values(dtype, tops_of(dtype, values))
+    return Values(dtype, tops_of(dtype, values), doubt=DRAWN)

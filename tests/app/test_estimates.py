@@ -1,0 +1,112 @@
+"""`POST /v1/estimates`: from headers alone, from an artifact, and refused for what a job would be refused for."""
+
+from __future__ import annotations
+
+import json
+import uuid
+
+import pytest
+from typer.testing import CliRunner
+
+from app.cli import app
+from app.safetensors_header import parse_safetensors_header
+
+TENSORS = {"fc.weight": ("F32", [64, 96]), "fc.bias": ("F32", [64]), "embed.weight": ("F32", [50, 96])}
+CONFIG = {"model_type": "x", "hidden_size": 96}
+
+
+@pytest.fixture(scope="module")
+def data(model) -> bytes:
+    return model(TENSORS)
+
+
+@pytest.fixture(scope="module")
+def artifact(alice, data) -> str:
+    return alice.post("/v1/artifacts", params={"name": "m.safetensors"}, content=data).json()["id"]
+
+
+def described(data: bytes, path: str = "model.safetensors") -> dict:
+    length = int.from_bytes(data[:8], "little")
+    return {"path": path, "size": len(data), "header": json.loads(data[8 : 8 + length])}
+
+
+def ask(client, files: list[dict], **body):
+    return client.post("/v1/estimates", params={"tensors": "true"}, json={"files": files} | (body or {"preset": "w8a16"}))
+
+
+def test_headers_alone_are_enough(alice, data):
+    files = [described(data), {"path": "config.json", "size": len(json.dumps(CONFIG))}, {"path": "tokenizer.json", "size": 1000}]
+    r = ask(alice, files, preset="int8", config=CONFIG)
+    said = r.json()
+    assert r.status_code == 200 and said["exact"] and said["output_format"] == "compressed-tensors" and not said["cache_hit"], r.text
+    assert {f["path"] for f in said["files"]} == {"model.safetensors", "config.json", "tokenizer.json"}
+    assert said["actions"]["quantized"] == {"tensors": 1, "bytes_before": 4 * 64 * 96, "bytes_after": 64 * 96 + 4 * 64}
+    assert said["loaders"] == ["transformers", "vLLM"] and any("embedding" in n for n in said["notes"])
+    assert {t["name"]: t["action"] for t in said["tensors"]} == {"fc.weight": "quantized", "fc.bias": "copied", "embed.weight": "copied"}
+
+
+def test_shards_need_no_index_text(alice, model):
+    a, b = model({"a.weight": ("F32", [8, 8])}), model({"b.weight": ("F32", [8, 8])})
+    files = [described(a, "model-1.safetensors"), described(b, "model-2.safetensors"), {"path": "model.safetensors.index.json", "size": 120}]
+    said = ask(alice, files, preset="prune-50", output={"format": "safetensors"}).json()
+    assert said["exact"] and [f["path"] for f in said["files"]] == ["model-1.safetensors", "model-2.safetensors", "model.safetensors.index.json"]
+
+
+def test_an_artifact_is_looked_into(alice, artifact):
+    r = alice.post("/v1/estimates", json={"input": artifact, "preset": "lossless"})
+    said = r.json()
+    assert r.status_code == 200 and said["basis"] == "sample" and "tensors" not in said and said["seconds_basis"] == "default"
+    assert said["bytes_least"] <= said["bytes_after"] <= said["bytes_most"] and said["ratio"] > 5  # the tensors are one byte over and over
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"preset": "w5"},
+        {"preset": "lossless", "output": {"format": "safetensors"}},
+        {"preset": "w4a16", "output": {"format": "compressed-tensors"}},
+        {"preset": "lossless", "seed": -1},
+        {"preset": "lossless", "device": "cuda"},
+        {"recipe": {"steps": [{"method": "prune", "targets": ["nope.*"]}]}},
+        {"recipe": {"steps": [{"method": "prune", "targets": ["*.bias"]}]}},
+        {"recipe": {"steps": [{"method": "prune", "targets": ["re:("]}]}},
+    ],
+)
+def test_what_a_job_is_refused_for_is_refused_here(alice, artifact, data, body):
+    job = alice.post("/v1/jobs", json={"input": artifact} | body)
+    for said in (alice.post("/v1/estimates", json={"input": artifact} | body), ask(alice, [described(data)], **body)):
+        assert (said.status_code, said.json()) == (job.status_code, job.json()) and job.status_code == 422
+
+
+def test_headers_that_do_not_hold(alice, data, problem):
+    good = described(data)
+    problem(ask(alice, [good | {"size": 100}]), 422, "invalid-job-spec", "/files/0/size")
+    for change in ({"dtype": "F99"}, {"shape": [64, 95]}, {"data_offsets": [0, 1]}, {"data_offsets": "x"}, {"more": 1}):
+        header = good["header"] | {"fc.weight": good["header"]["fc.weight"] | change}
+        problem(ask(alice, [good | {"header": header}]), 422, "invalid-safetensors", "/files/0/header")
+    problem(ask(alice, [good | {"header": {"../x": good["header"]["fc.bias"] | {"data_offsets": [0, 256]}}, "size": 400}]), 422, "bad-tensor-name", "/files/0/header")
+    problem(ask(alice, [good | {"path": "../m.safetensors"}]), 422, "invalid-path", "/files/0/path")
+    problem(ask(alice, [{"path": "m.pt", "size": 10}]), 422, "not-estimable", "/files")
+    problem(ask(alice, []), 422, "invalid-job-spec", "/files")
+    problem(ask(alice, [good | {"header": 3}]), 422, "invalid-job-spec", "/files/0/header")
+    problem(ask(alice, [good], input=str(uuid.uuid4()), preset="lossless"), 422, "invalid-job-spec", "/files")
+    problem(alice.post("/v1/estimates", content=b"[" * 5000, headers={"Content-Type": "application/json"}), 400, "malformed-json")
+    problem(alice.post("/v1/estimates", json=[]), 422, "invalid-job-spec")
+
+
+def test_whose_it_is(alice, bob, nobody, artifact, problem):
+    problem(bob.post("/v1/estimates", json={"input": artifact, "preset": "lossless"}), 404, "not-found")
+    assert nobody.post("/v1/estimates", json={"input": artifact, "preset": "lossless"}).status_code == 401
+
+
+def test_the_command_needs_no_service(data, tmp_path):
+    path = tmp_path / "m.safetensors"
+    path.write_bytes(data)
+    run = CliRunner().invoke(app, ["estimate", str(path), "--preset", "w8a16", "--format", "safetensors", "--json"])
+    said = json.loads(run.output)
+    header = parse_safetensors_header(data, len(data))
+    assert run.exit_code == 0 and said["exact"] and said["bytes_after"] >= len(data) - header.data_start
+    table = CliRunner().invoke(app, ["estimate", str(path), "--preset", "lossless"])
+    assert table.exit_code == 0 and "packed" in table.output
+    (tmp_path / "m.pt").write_bytes(b"x")
+    assert CliRunner().invoke(app, ["estimate", str(tmp_path / "m.pt"), "--preset", "lossless"]).exit_code != 0

@@ -1,0 +1,112 @@
+"""What was said of a result beforehand, held against the result: to the byte for fixed-rate formats, within bounds where values decide."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from app.coded import raw_payload
+from app.estimate import estimate
+from app.job_spec import PRESETS, parse_job
+from app.local import open_local
+from app.values import DRAWN
+from worker import pipeline
+from worker.kernels.chunks import Layout
+from worker.kernels.payload import chunk_log2
+
+ID = "00000000-0000-0000-0000-000000000000"
+FIXED = {
+    "w4": {"num_bits": 4, "group_size": 32},
+    "w4 asymmetric": {"num_bits": 4, "group_size": 32, "symmetric": False},
+    "w3 that does not divide": {"num_bits": 3, "group_size": 48},
+    "w8 tensor": {"num_bits": 8, "strategy": "tensor"},
+    "int8": {"num_bits": 8, "activations": "dynamic"},
+    "fp8": {"num_bits": 8, "type": "float"},
+}
+CODED = {
+    "lossless": [{"method": "lossless"}],
+    "half pruned": [{"method": "prune"}],
+    "nine tenths pruned": [{"method": "prune", "sparsity": 0.9, "scope": "global"}],
+    "2:4": [{"method": "prune", "mask_structure": "2:4"}],
+    "int4": [{"method": "quantize", "num_bits": 4, "group_size": 32}],
+    "int4, coded": [{"method": "quantize", "num_bits": 4, "group_size": 32, "scale_search": "mse"}, {"method": "lossless"}],
+    "fp8, coded": [{"method": "quantize", "num_bits": 8, "type": "float"}, {"method": "lossless"}],
+    "all": [{"method": "prune", "sparsity": 0.7}, {"method": "quantize", "num_bits": 3}, {"method": "lossless"}],
+}
+
+
+def weights(shape: tuple[int, ...], dtype: torch.dtype, seed: int) -> torch.Tensor:
+    """Heavy-tailed, with rows of different scales."""
+    g = torch.Generator().manual_seed(seed)
+    return (torch.randn(shape, generator=g) * torch.rand(shape[0], 1, generator=g).add(0.2) * 0.05).to(dtype)
+
+
+@pytest.fixture(scope="module", params=[torch.float32, torch.bfloat16, torch.float16], ids=["F32", "BF16", "F16"])
+def folder(request, tmp_path_factory) -> Path:
+    """A folder of two shards and what lies beside them; a file that is stripped."""
+    out = tmp_path_factory.mktemp("model")
+    dtype = request.param
+    first = {"embed_tokens.weight": weights((500, 96), dtype, 0), "layers.0.fc.weight": weights((256, 384), dtype, 1), "layers.0.norm.weight": torch.ones(384, dtype=dtype)}
+    second = {"layers.1.fc.weight": weights((200, 256), dtype, 2), "layers.1.fc.bias": weights((200, 1), dtype, 3)[:, 0].clone(), "steps": torch.arange(40)}
+    for i, shard in enumerate((first, second), 1):
+        save_file(shard, out / f"model-0000{i}-of-00002.safetensors", {"format": "pt"})
+    names = {n: f"model-0000{i}-of-00002.safetensors" for i, shard in enumerate((first, second), 1) for n in shard}
+    (out / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": names}))
+    (out / "config.json").write_text(json.dumps({"model_type": "x", "hidden_size": 96, "note": "caf\u00e9"}))
+    (out / "tokenizer.json").write_text(json.dumps({f"token{i}": i for i in range(2000)}))
+    (out / "optimizer.pt").write_bytes(b"not a model")
+    return out
+
+
+def both(folder: Path, out: Path, output: str, steps: list, sampled: bool = True) -> tuple[dict, dict]:
+    """The estimate, and the report of the work."""
+    spec = parse_job({"input": ID, "recipe": {"steps": steps}, "output": {"format": output}}, has_config=True)
+    model, read = open_local(folder)
+    pipeline.run(folder, out, spec.model_dump(mode="json"), lambda event: None)
+    return estimate(model, spec, read if sampled else None), json.loads((out / "report.json").read_text())
+
+
+@pytest.mark.parametrize("case, output", [*((case, "compressed-tensors") for case in FIXED), ("w4", "safetensors")])
+def test_fixed_rates_are_exact_to_the_byte_of_every_file(folder, tmp_path, case, output):
+    said, report = both(folder, tmp_path, output, [{"method": "quantize"} | FIXED[case]], sampled=False)
+    assert said["exact"] and {f["path"]: f["bytes"] for f in said["files"]} == report["totals"]["files"]
+    assert said["bytes_after"] == said["bytes_least"] == said["bytes_most"] == report["totals"]["bytes_after"]
+    rows = {r["name"]: r for r in report["tensors"]}
+    assert all((r["action"], r["bytes_after"]) == (rows[r["name"]]["action"], rows[r["name"]]["bytes_after"]) for r in said["tensors"])
+
+
+@pytest.mark.parametrize("case", CODED)
+def test_entropy_coded_bytes_are_within_two_percent_of_a_sample(folder, tmp_path, case):
+    said, report = both(folder, tmp_path, "packed", CODED[case])
+    real = report["totals"]["bytes_after"]
+    assert abs(said["bytes_after"] / real - 1) < 0.02 and said["bytes_least"] <= real <= said["bytes_most"], (said["bytes_after"], real)
+    assert {n: a["tensors"] for n, a in said["actions"].items()} == report["totals"]["actions"] and said["basis"] == "sample"
+
+
+@pytest.mark.parametrize("case", ["lossless", "half pruned", "int4"])
+def test_headers_alone_give_an_interval_that_holds(folder, tmp_path, case):
+    said, report = both(folder, tmp_path, "packed", CODED[case], sampled=False)
+    assert said["basis"] == "headers" and said["bytes_least"] <= report["totals"]["bytes_after"] <= said["bytes_most"]
+    assert said["bytes_most"] - said["bytes_least"] <= 3 * DRAWN * said["bytes_after"]
+
+
+@pytest.mark.parametrize("kind, width", [("float", 1), ("float", 2), ("float", 8), ("int", 4), ("codes", 3), ("codes", 8)])
+@pytest.mark.parametrize("count", [0, 1, 7, 1 << 17, (1 << 20) + 1, 3 << 20])
+def test_raw_payloads_are_as_the_kernel_writes_them(kind, width, count):
+    layout = Layout(kind, width)
+    step = 1 << chunk_log2(layout)
+    parts = [min(step, count - i) for i in range(0, count, step)]
+    assert raw_payload(kind, width, count) == 16 + 8 * (math.ceil(count / step) + 1) + sum(12 + layout.raw_bytes(n) for n in parts)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_has_an_estimate(folder, preset):
+    model, read = open_local(folder)
+    said = estimate(model, parse_job({"input": ID, "preset": preset}, True), read)
+    assert 0 < said["bytes_least"] <= said["bytes_after"] <= said["bytes_most"] < said["bytes_before"]
+    assert said["peak_memory"] > 100 << 20 and said["scratch_bytes"] > said["bytes_before"] and said["seconds"] > 0 and said["loaders"]

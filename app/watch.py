@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from fastapi.concurrency import run_in_threadpool
 from sqlalchemy import select
+from sse_starlette.sse import AppStatus
 
 from app import events
 from app.db import session
@@ -43,10 +44,10 @@ class Watcher:
         self._reading: dict[tuple[str, int], asyncio.Task] = {}
 
     async def wait(self, job_id: str, seconds: float) -> None:
-        """Returns once the job has ended or the time is up."""
+        """Returns once the job has ended, the time is up, or the server stops."""
         try:
             async with asyncio.timeout(seconds):
-                await self._until(job_id, lambda state, _: state in TERMINAL)
+                await self._until(job_id, lambda state, _: state in TERMINAL or AppStatus.should_exit)
         except TimeoutError:
             pass
 

@@ -7,6 +7,7 @@ import hashlib
 import json
 
 import pytest
+from celery.worker import state
 from homes import own_home
 from sqlalchemy import select
 
@@ -137,6 +138,24 @@ def test_without_a_key_jobs_wait_and_are_never_unsigned(home, storage):
     aside.rename(pem)
     sign.wake()
     assert job().state == SUCCEEDED
+
+
+def test_a_process_that_is_to_stop_signs_to_the_end_and_takes_no_other(home, storage, monkeypatch):
+    waiting(storage)
+    with session() as s, s.begin():
+        first = s.get_one(Job, "job")
+        s.add(Job(id="next", owner="o", input_id="in", spec=SPEC, state=SIGNING, handoff=first.handoff, fence=1, created_at=now() + 60))
+    stream = Storage.stream
+    monkeypatch.setattr(state, "should_stop", None)
+
+    def told_to_stop(self, name, *args):
+        state.should_stop = 0  # as Celery does on SIGTERM
+        return stream(self, name, *args)
+
+    monkeypatch.setattr(Storage, "stream", told_to_stop)
+    sign.wake()
+    with session() as s:
+        assert [s.get_one(Job, i).state for i in ("job", "next")] == [SUCCEEDED, SIGNING] and s.get_one(Job, "next").sign_attempt == 0
 
 
 def test_another_attempt_goes_on_from_a_half_promoted_result(home, storage, tmp_path):

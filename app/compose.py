@@ -17,6 +17,7 @@ from app.retention import until
 from app.strict import Id, Strict
 from app.statement import artifact_digest
 
+Kind = Literal["model", "gradients", "calibration", "images", "dataset"]
 _WEIGHTS = ("safetensors", "packed", "torch")
 
 
@@ -30,7 +31,7 @@ class Composition(Strict):
 
     files: Annotated[list[Part], Field(min_length=1, max_length=10_000)]
     name: Annotated[str, StringConstraints(min_length=1, max_length=255)] = "model"
-    kind: Literal["model", "gradients", "calibration", "images", "dataset"] = "model"
+    kind: Kind = "model"
 
 
 def check_paths(paths: list[str]) -> None:

@@ -37,7 +37,7 @@ from app.errors import (
 from app.formats import header_bytes_needed, sniff
 from app.models import ApiKey, Artifact, Upload
 from app.owned import owned
-from app.staging import Place, Staging, staging
+from app.staging import Place, Staging, direct_key, staging
 from app.storage import BATCH, Storage
 from app.tus import Checksum
 from app.upload import keep
@@ -137,8 +137,10 @@ def write(s: Session, ident: str, fence: int, **values) -> None:
 def forget(storage: Storage, *conditions) -> int:
     """Delete the uploads that meet the conditions, rows first. What became of them stays. Returns how many."""
     with session() as s, s.begin():
-        found = s.scalars(delete(Upload).where(*conditions).returning(Upload.id), execution_options=_APART).all()
-    for ident in found:
+        found = s.execute(delete(Upload).where(*conditions).returning(Upload.id, Upload.details), execution_options=_APART).all()
+    for ident, details in found:
+        if "multipart" in details:
+            storage.place.client.abort(direct_key(ident), details["multipart"])
         staging(storage).drop(ident)
     return len(found)
 
@@ -159,24 +161,24 @@ async def append(storage: Storage, upload: Upload, offset: int, body: AsyncItera
     try:
         with ExitStack() as stack:
             place = await asyncio.to_thread(stack.enter_context, places.open(upload.id))
-            fence = await _in_session(claim, upload.id, offset, place.exclusive)
-            async with _alive(upload.id, fence):
-                await _to_its_end(places, upload.id, fence, _Writing(storage, places, place, upload, fence, offset).run(body, checksum))
+            fence = await in_session(claim, upload.id, offset, place.exclusive)
+            async with alive(upload.id, fence):
+                await to_its_end(places, upload.id, fence, _Writing(storage, places, place, upload, fence, offset).run(body, checksum))
     except FileNotFoundError:
-        await _in_session(_miss, upload.id, offset)
+        await in_session(_miss, upload.id, offset)
 
 
-async def _to_its_end(places: Staging, ident: str, fence: int, writing: Awaitable[None]) -> None:
+async def to_its_end(places: Staging, ident: str, fence: int, writing: Awaitable[None]) -> None:
     """However it ends, the upload is let go of; and when the file is refused, that stays."""
     try:
         await writing
     except (InputRefused, ChecksumMismatch) as e:
-        await _in_session(write, ident, fence, error=e.problem(), lease_until=None)
+        await in_session(write, ident, fence, error=e.problem(), lease_until=None)
         await asyncio.to_thread(places.drop, ident)
         raise
     except BaseException:
         with suppress(ModelpressError):  # it may be no longer ours
-            await _in_session(write, ident, fence, lease_until=None)
+            await in_session(write, ident, fence, lease_until=None)
         raise
 
 
@@ -201,7 +203,7 @@ class _Writing:
                 raise incoming.broken or PieceMismatch(f"{at - self._at} bytes arrived, and their {checksum.algorithm} is another one")
             await self._judge(at)
             if at < length:
-                await _in_session(write, self._upload.id, self._fence, received=at, format=self._format, lease_until=_lease(incoming.ended))
+                await in_session(write, self._upload.id, self._fence, received=at, format=self._format, lease_until=_lease(incoming.ended))
             self._at = at
         self._remember()
         if incoming.broken and self._at < length:
@@ -297,7 +299,7 @@ def _lease(ended: bool):
     return None if ended else now() + settings().lease
 
 
-async def _in_session(call: Callable, *args, **values):
+async def in_session(call: Callable, *args, **values):
     def run():
         with session() as s, s.begin():
             return call(s, *args, **values)
@@ -306,7 +308,7 @@ async def _in_session(call: Callable, *args, **values):
 
 
 @asynccontextmanager
-async def _alive(ident: str, fence: int) -> AsyncIterator[None]:
+async def alive(ident: str, fence: int) -> AsyncIterator[None]:
     """While this is open, the lease does not run out."""
 
     held = (Upload.id == ident, Upload.fence == fence, Upload.lease_until.is_not(None))
@@ -317,7 +319,7 @@ async def _alive(ident: str, fence: int) -> AsyncIterator[None]:
     async def beat() -> None:
         while True:
             await asyncio.sleep(settings().heartbeat)
-            await _in_session(extend)
+            await in_session(extend)
 
     beating = asyncio.create_task(beat())
     try:

@@ -18,16 +18,20 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
-from obstore.store import LocalStore
-
 from app.errors import Locked, StorageDamaged, StorageFull
 from app.storage import Storage
+from app.storage.folder import Folder
 
 _FULL = (errno.EFBIG, errno.ENOSPC, errno.EDQUOT)
 
 
 def key_of(ident: str) -> str:
     return f"tmp/uploads/{ident}"
+
+
+def direct_key(ident: str) -> str:
+    """Where the bytes are that a client sends straight to S3 (`app.direct`)."""
+    return f"{key_of(ident)}/whole"
 
 
 class Hash(Protocol):
@@ -62,14 +66,14 @@ class Staging(Protocol):
 
 
 def staging(storage: Storage) -> Staging:
-    return Files(storage) if isinstance(storage.store, LocalStore) else Pieces(storage)
+    return Files(storage) if isinstance(storage.place, Folder) else Pieces(storage)
 
 
 class Files:
     """In a folder: a file for each upload."""
 
     def __init__(self, storage: Storage):
-        self._storage, self._root = storage, Path(storage.store.prefix)
+        self._storage, self._root = storage, storage.place.path
 
     def _path(self, ident: str) -> Path:
         return self._root / key_of(ident)
@@ -182,7 +186,7 @@ class Pieces:
         if len(pieces) == 1 and pieces[0][2] == length:
             return pieces[0][1]
         key = f"{key_of(ident)}/whole"
-        size, _ = self._storage.put(key, self._stream(ident, 0, length))
+        size, _ = self._storage.put(key, self._stream(ident, 0, length), length)
         if size != length:
             raise StorageDamaged(f"upload {ident} has {size} bytes in storage, and {length} were committed")
         return key

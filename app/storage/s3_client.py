@@ -52,6 +52,20 @@ class S3Client:
         with _errors():
             return self.client.create_multipart_upload(**self.where(key))["UploadId"]
 
+    def part_url(self, key: str, upload: str, number: int, length: int, seconds: float) -> str:
+        """Where whoever has it may PUT one part of exactly `length` bytes, for so long, until the upload is complete."""
+        asked = self.where(key) | {"UploadId": upload, "PartNumber": number, "ContentLength": length}
+        return self.client.generate_presigned_url("upload_part", Params=asked, ExpiresIn=int(seconds))
+
+    def parts(self, key: str, upload: str) -> list[dict]:
+        """Those that are there: PartNumber, Size, ETag. Raises FileNotFoundError: the upload is not, any more."""
+        with _errors():
+            try:
+                pages = self.client.get_paginator("list_parts").paginate(**self.where(key), UploadId=upload)
+                return [part for page in pages for part in page.get("Parts", [])]
+            except self.client.exceptions.NoSuchUpload as e:
+                raise FileNotFoundError(str(e)) from e
+
     def complete(self, key: str, upload: str, parts: list[dict]) -> None:
         with _errors():
             self.client.complete_multipart_upload(**self.where(key), UploadId=upload, MultipartUpload={"Parts": parts})

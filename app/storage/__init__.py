@@ -122,8 +122,8 @@ class Storage:
         return in_order(partial(self.read, name), start, end, BATCH, self.place.ahead)
 
     def stream_async(self, name: str, start: int, end: int) -> AsyncIterator[bytes]:
-        """`stream` for a download, of which there are many: one batch ahead."""
-        return in_order_async(partial(self.read_async, name), start, end, BATCH, 1)
+        """`stream` for a download, of which there are many: in smaller pieces, one of them ahead."""
+        return in_order_async(partial(self.read_async, name), start, end, self.place.download, 1)
 
     def get_file(self, sha256: str, path: Path, advance: Callable[[int], None] = lambda _: None) -> int:
         """Copy a blob to `path`, hashing what is written; returns the size. `path` must be new, and stays only when the digest is right.

@@ -36,6 +36,7 @@ class Bucket:
     """Args: url: `s3://bucket/prefix`."""
 
     ahead = 7
+    download = 4 << 20
 
     def __init__(self, url: str):
         self.store = S3Store.from_url(url, client_options=_CLIENT, retry_config=_RETRY)

@@ -22,6 +22,7 @@ class Folder:
     """Args: url: `file:///folder`; it is made when it is not there."""
 
     ahead = 1  # ranges read before they are asked for
+    download = 1 << 20  # bytes of each range of a download
 
     def __init__(self, url: str):
         self.path = Path(url.removeprefix("file://"))

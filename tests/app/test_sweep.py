@@ -20,7 +20,7 @@ from app.storage import Storage
 
 @pytest.fixture(autouse=True, params=KINDS)
 def home(request, tmp_path):
-    with own_home(tmp_path, request.param):
+    with own_home(tmp_path, request.param, storage_url=f"file://{tmp_path / 'store'}"):  # a bucket's objects cannot be made older
         yield tmp_path
 
 

@@ -31,21 +31,19 @@ def served() -> tuple[str, ...]:
 
 
 def choose(device: str, recipe: Recipe, memory: int, gpu: bool) -> str:
-    """The queue of a job.
+    """The queue of a job. Entropy coding alone, and restoring, are computed on a CPU whatever is asked for: there is no other way to do them.
 
     Args:
         device: auto, cpu or cuda, as it was asked for.
         memory: estimated peak of the child, bytes.
         gpu: whether a worker with a GPU is there.
     """
-    on_gpu = device == "cuda" or (device == "auto" and gpu and gains(recipe))
+    on_gpu = recipe.kind == "lossy" and (device == "cuda" or (device == "auto" and gpu and gains(recipe)))
     large, small = GPU if on_gpu else CPU
     return large if memory > settings().large_memory else small
 
 
 def gains(recipe: Recipe) -> bool:
-    """Whether a GPU does more for this recipe than carrying bytes to it and back costs: where scales are searched, or units are compared and summed.
-
-    Entropy coding and restoring are the CPU's work everywhere; rounding to the nearest level is done as soon as the bytes are there.
-    """
+    """Whether a GPU may do more for this recipe than carrying bytes to it and back costs: where scales are searched, or units are compared and summed.
+    Rounding to the nearest level is done as soon as the bytes are there."""
     return any(q.scale_search == "mse" for q in recipe.step(Quantize)) or bool(recipe.step(Prune))

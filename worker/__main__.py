@@ -14,6 +14,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
+
 from app.errors import JobFailure, ModelpressError, NoSpace, OutOfMemory
 from app.job_spec import PRESETS, parse_job
 from app.strict import parse_json
@@ -43,6 +45,8 @@ def run(inp: Path, out: Path, spec: dict, emit: Callable[[dict], None], work: Ca
 def exhausted(error: Exception) -> JobFailure | None:
     """The failure that `error` means when memory (torch says so in a RuntimeError) or the disk has run out, else None."""
     code = getattr(error, "errno", None)
+    if isinstance(error, torch.OutOfMemoryError):
+        return OutOfMemory("the job ran out of the GPU's memory")
     if isinstance(error, MemoryError) or code == errno.ENOMEM or (type(error) is RuntimeError and _NO_MEMORY.search(str(error))):
         return OutOfMemory("the job ran into the memory limit of its process")
     if code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):

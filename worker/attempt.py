@@ -27,6 +27,7 @@ from app.memory import proof_wanted
 from app.logs import about
 from app.models import Artifact, Job
 from app.queue import flush_outbox
+from app.queues import GPU
 from app.storage import Storage
 from worker import child, proof, result
 from worker.claim import Claim, Lost
@@ -158,8 +159,9 @@ class Attempt:
     def _child(self, entry: str, inp: Path, out: Path, claim: Claim) -> dict | None:
         """Run a child; its problem, or None when it is done."""
         spec = self.scratch / "spec.json"
-        spec.write_text(json.dumps(self.job.spec))
-        limits = Limits(settings().child_memory, settings().scratch_bytes, settings().threads or os.cpu_count() or 1)
+        gpu = self.job.queue in GPU and entry == "worker.__main__:run"  # the proof is read, not computed
+        spec.write_text(json.dumps(self.job.spec | {"device": "cuda" if gpu else "cpu"}))
+        limits = Limits(settings().child_memory, settings().scratch_bytes, settings().threads or os.cpu_count() or 1, gpu)
 
         def progress(p: dict) -> None:
             self.stages.told(p["stage"])

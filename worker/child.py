@@ -112,7 +112,7 @@ def run(
         return Ended("crashed", why=f"its process could not be started: {e}")
     told, ended, status = Told(progress), None, None
     try:
-        ended = _follow(zygote, child, told, stop, deadline)
+        ended = _follow(zygote, child, told, limits, stop, deadline)
     except (ArithmeticError, AttributeError, KeyError, RecursionError, TypeError, ValueError) as e:
         ended = Ended("crashed", why=f"what it told was not understood: {_text(f'{type(e).__name__}: {e}', 200)}")
     finally:
@@ -122,7 +122,7 @@ def run(
     return ended or _judge(told, status, _oom_kills() > before)
 
 
-def _follow(zygote: Zygote, child: Spawned, told: Told, stop: Callable[[], bool], deadline: float) -> Ended | None:
+def _follow(zygote: Zygote, child: Spawned, told: Told, limits: Limits, stop: Callable[[], bool], deadline: float) -> Ended | None:
     """Read what it tells until its pipe is closed *and* the zygote has news of its end: one that closes the pipe and goes on is still followed."""
     watched = {child.pipe, zygote.socket.fileno()}
     while watched:
@@ -130,12 +130,23 @@ def _follow(zygote: Zygote, child: Spawned, told: Told, stop: Callable[[], bool]
             return Ended("stopped")
         if time.monotonic() > deadline:
             return Ended("deadline")
+        if limits.gpu and _anonymous(child.pid) > limits.memory:
+            return Ended("failed", OutOfMemory(f"the job took more than {limits.memory} bytes of memory").problem())
         for fd in select.select(watched, [], [], _POLL)[0]:
             if fd == child.pipe and (data := os.read(fd, 1 << 16)):
                 told.feed(data)
             else:
                 watched.remove(fd)
     return None
+
+
+def _anonymous(pid: int) -> int:
+    """Bytes of memory of its own that a process has; 0 once it has ended."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) << 10 for line in lines if line.startswith("RssAnon:")), 0)
 
 
 def _oom_kills() -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -31,6 +31,10 @@ class Quantized:
     params: Quantize
     transposed: bool = False
 
+    def to(self, device: torch.device) -> Quantized:
+        zero_point = None if self.zero_point is None else self.zero_point.to(device)
+        return replace(self, codes=self.codes.to(device), scale=self.scale.to(device), zero_point=zero_point)
+
 
 @dataclass(frozen=True)
 class Encoded:
@@ -54,3 +58,8 @@ class Encoded:
     quantized: Quantized | None = None
     lossless: bool = False  # a lossless step targets it (packed then entropy-codes its planes)
     notes: tuple[str, ...] = ()
+
+    def to(self, device: torch.device) -> Encoded:
+        """The same with all tensors on `device`."""
+        mask, quantized = (None if part is None else part.to(device) for part in (self.mask, self.quantized))
+        return replace(self, dense=self.dense.to(device), mask=mask, quantized=quantized)

@@ -29,6 +29,7 @@ _CLONE_NEWIPC, _CLONE_NEWUSER, _CLONE_NEWNET, _CLONE_THREAD = 0x08000000, 0x1000
 _LANDLOCK = {"create": 444, "add": 445, "restrict": 446}  # the same numbers on every architecture
 _READ, _READDIR = 1 << 2, 1 << 3
 _WRITE, _REMOVE_DIR, _REMOVE_FILE, _MAKE_DIR, _MAKE_REG, _REFER, _TRUNCATE = 1 << 1, 1 << 4, 1 << 5, 1 << 7, 1 << 8, 1 << 13, 1 << 14
+_IOCTL = 1 << 15  # of devices
 _HANDLED = {1: (1 << 13) - 1, 2: (1 << 14) - 1, 3: (1 << 15) - 1, 4: (1 << 15) - 1}  # file rights by ABI; later: one more (device ioctls)
 
 
@@ -53,13 +54,16 @@ class Jail:
         return asdict(self) | {"holds": self.holds}
 
 
-def apply(read: Iterable[Path], write: Iterable[Path], memory: int | None, file_bytes: int | None, open_files: int = 256) -> Jail:
+def apply(
+    read: Iterable[Path], write: Iterable[Path], memory: int | None, file_bytes: int | None, devices: Iterable[Path] = (), open_files: int = 256
+) -> Jail:  # fmt: skip
     """Lock this process in, for good.
 
     Args:
         read, write: files and folders; what does not exist is skipped.
         memory: bytes that the address space may grow by.
         file_bytes: the largest file that may be written.
+        devices: files that may be read, written and spoken to (ioctl).
 
     Raises:
         JailError: a part that the kernel offers could not be put in place.
@@ -69,7 +73,7 @@ def apply(read: Iterable[Path], write: Iterable[Path], memory: int | None, file_
     namespaces = _libc.unshare(_CLONE_NEWUSER | _CLONE_NEWNET | _CLONE_NEWIPC) == 0
     _limit(memory, file_bytes, open_files)
     _check(_libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "no_new_privs")
-    return Jail(namespaces, _landlock(list(read), list(write)), _seccomp())
+    return Jail(namespaces, _landlock(list(read), list(write), list(devices)), _seccomp())
 
 
 def _limit(memory: int | None, file_bytes: int | None, open_files: int) -> None:
@@ -92,21 +96,21 @@ def landlock_abi() -> int:
     return max(0, _libc.syscall(_LANDLOCK["create"], None, 0, 1))
 
 
-def _landlock(read: list[Path], write: list[Path]) -> int:
-    """Allow `read` and `write`, and nothing else of the file system; no TCP (ABI 4), no signals or abstract sockets outwards (ABI 6)."""
+def _landlock(read: list[Path], write: list[Path], devices: list[Path]) -> int:
+    """Allow `read`, `write` and `devices`, and nothing else of the file system; no TCP (ABI 4), no signals or abstract sockets outwards (ABI 6)."""
     if (abi := landlock_abi()) < 1:
         return 0
     handled = _HANDLED.get(abi, (1 << 16) - 1)
     attributes = struct.pack("<QQQ", handled, 3 if abi >= 4 else 0, 3 if abi >= 6 else 0)[: 8 if abi < 4 else 16 if abi < 6 else 24]
     rules = _check(_libc.syscall(_LANDLOCK["create"], attributes, len(attributes), 0), "landlock_create_ruleset")
     changes = _WRITE | _REMOVE_DIR | _REMOVE_FILE | _MAKE_DIR | _MAKE_REG | _REFER | _TRUNCATE
-    for paths, rights in ((read, _READ | _READDIR), (write, _READ | _READDIR | changes)):
+    for paths, rights in ((read, _READ | _READDIR), (write, _READ | _READDIR | changes), (devices, _READ | _WRITE | _IOCTL)):
         for path in paths:
             try:
                 fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
             except FileNotFoundError:
                 continue
-            allowed = rights & handled if path.is_dir() else rights & handled & (_READ | _WRITE | _TRUNCATE)
+            allowed = rights & handled if path.is_dir() else rights & handled & (_READ | _WRITE | _TRUNCATE | _IOCTL)
             _check(_libc.syscall(_LANDLOCK["add"], rules, 1, struct.pack("<Qi", allowed, fd), 0), f"landlock_add_rule {path}")
             os.close(fd)
     _check(_libc.syscall(_LANDLOCK["restrict"], rules, 0), "landlock_restrict_self")

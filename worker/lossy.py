@@ -16,20 +16,20 @@ from worker.output import open_writer, reopen
 from worker.progress import Emit, Progress
 
 
-def compress(checkpoint: Checkpoint, recipe: Recipe, output: str, files: Path, emit: Emit) -> tuple[list[dict], dict]:
+def compress(checkpoint: Checkpoint, recipe: Recipe, output: str, files: Path, emit: Emit, device: torch.device) -> tuple[list[dict], dict]:
     """The input is mapped and the output written as it is made, so that memory holds one tensor, not the model.
 
     Returns:
         the rows of the report, and its load proof.
     """
     plans = plan(checkpoint, recipe, output)
-    prepare(checkpoint, recipe, plans)
+    prepare(checkpoint, recipe, plans, device)
     progress = Progress(emit, "compress", sum(s.nbytes for s in checkpoint.tensors.values()))
     writer = open_writer(output, files, checkpoint, plans)
     rows, sums = [], {}
     for name, tensor_plan in plans.items():
         original = checkpoint.read(name)
-        encoded = apply(tensor_plan, original)
+        encoded = apply(tensor_plan, original, device)
         rows.append(report.encoded_row(original, encoded, writer.write(encoded)))
         sums[name] = checksum(encoded.dense)
         progress.add(encoded.spec.nbytes)

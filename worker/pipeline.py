@@ -9,11 +9,15 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
+
+import torch
 
 from app import gates
 from app.recipe import parse_recipe
 from worker import lossless, lossy, report
+from worker.devices import CPU, device_of
 from worker.formats import open_checkpoint
 from worker.formats.sensitive import findings
 from worker.progress import Emit, Progress
@@ -22,7 +26,7 @@ from worker.sanitize import sanitized
 
 
 def run(inp: Path, out: Path, spec: dict, emit: Emit) -> None:
-    """Carry out `spec` (`recipe`, `output`, `gates`, `sanitize`) on the files in `inp`.
+    """Carry out `spec` (`recipe`, `output`, `gates`, `sanitize`, `device`) on the files in `inp`.
 
     Raises:
         ModelpressError: a refusal, a failed gate (its report is written first), a mismatch in the accounting.
@@ -31,21 +35,22 @@ def run(inp: Path, out: Path, spec: dict, emit: Emit) -> None:
     files.mkdir(parents=True, exist_ok=True)
     scratch.mkdir(exist_ok=True)
     kind = parse_recipe(spec["recipe"]).kind
-    result = _restored(inp, scratch, files, emit) if kind == "restore" else _compressed(inp, scratch, files, spec, emit)
+    device = device_of(spec) if kind == "lossy" else CPU
+    result = _restored(inp, scratch, files, emit) if kind == "restore" else _compressed(inp, scratch, files, spec, emit, device)
     judged = gates.judge(spec.get("gates") or {}, result["tensors"], result["totals"])
-    document = {"version": 1, "recipe": spec["recipe"], "output": spec["output"], "gates": judged, "environment": report.environment()} | result
+    document = {"version": 1, "recipe": spec["recipe"], "output": spec["output"], "gates": judged, "environment": report.environment(device)} | result
     (out / "report.json").write_text(json.dumps(document, allow_nan=False))
     gates.enforce(judged)
 
 
-def _compressed(inp: Path, scratch: Path, files: Path, spec: dict, emit: Emit) -> dict:
+def _compressed(inp: Path, scratch: Path, files: Path, spec: dict, emit: Emit, device: torch.device) -> dict:
     recipe = parse_recipe(spec["recipe"])
     whole = recipe.kind == "lossless"
     opened = open_checkpoint(inp, scratch)
     found = findings(opened)
     checkpoint = sanitized(opened, scratch, strip=spec["sanitize"] == "strip", whole_files=whole)
     try:
-        compress = lossless.compress if whole else lossy.compress
+        compress = lossless.compress if whole else partial(lossy.compress, device=device)
         rows, proof = compress(checkpoint, recipe, spec["output"]["format"], files, emit)
         report.account(checkpoint, rows)
         before = sum(p.stat().st_size for p in checkpoint.files.values())

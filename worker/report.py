@@ -11,6 +11,7 @@ import torch
 
 from app.errors import AccountingMismatch
 from worker.checkpoint import Checkpoint, TensorSpec
+from worker.devices import describe
 from worker.encoded import Encoded
 
 ACTIONS = ("quantized", "pruned", "encoded", "copied", "dropped")
@@ -123,7 +124,8 @@ def totals(rows: list[dict], files: dict[str, int], bytes_before: int) -> dict:
     }
 
 
-def environment() -> dict:
-    """The versions that a result depends on."""
+def environment(device: torch.device) -> dict:
+    """The versions that a result depends on, and what computed it with how many threads."""
     packages = ("modelpress", "torch", "numpy", "safetensors", "zstandard")
-    return {"python": platform.python_version(), "machine": platform.machine()} | {p: importlib.metadata.version(p) for p in packages}
+    machine = {"machine": platform.machine(), "device": describe(device), "threads": torch.get_num_threads()}
+    return {"python": platform.python_version()} | machine | {p: importlib.metadata.version(p) for p in packages}

@@ -16,6 +16,7 @@ from app.db import session
 from app.queue import app as celery
 from app.queue import stopping
 from app.storage import Storage
+from worker import gpu_probe
 from worker.attempt import Attempt
 from worker.jailed import exposed, probe
 from worker.presence import Presence
@@ -40,14 +41,18 @@ def wake() -> None:
 
 @signals.worker_init.connect
 def prepare(**_) -> None:
-    """Prove the jail before the first job, and start the zygote. Without a jail that holds, this worker takes no job."""
+    """Prove the jail, and a GPU inside it, before the first job, and start the zygote. Without a jail that holds, this worker takes no job."""
     report = probe()
     if folder := exposed(settings().home):
         report |= {"holds": False, "error": f"{settings().home} lies in {folder}, which children may read; choose another home"}
-    _presence[:] = [Presence(queues.served() if report["holds"] else (), "cpu", report)]
+    taken, device = queues.served(), "cpu"
+    if report["holds"] and set(taken) & set(queues.GPU):
+        device, why = gpu_probe.probe()
+        report |= {"gpu": why or device, "holds": not why}
+    _presence[:] = [Presence(taken if report["holds"] else (), device, report)]
     _presence[0].start()
     if not report["holds"]:
-        raise SystemExit(f"the jail does not hold here: {report}; a worker needs Landlock (Linux 6.2 or later) and seccomp, on x86_64 or aarch64")
+        raise SystemExit(f"no job can be run here: {report}; a worker needs Landlock (Linux 6.2 or later) and seccomp, on x86_64 or aarch64")
     _zygotes.setdefault("worker.__main__:run", Zygote("worker.__main__:run")).start()
 
 

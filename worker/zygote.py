@@ -25,6 +25,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from app.parent import die_with_parent, tied
+from worker import gpu
 
 MESSAGE = 1 << 16
 _PATIENCE = 120.0  # seconds; importing torch from a cold disk takes a while
@@ -32,17 +33,21 @@ _ONE_THREAD = dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM
 _ENVIRONMENT = {"LANG": "C.UTF-8", "HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1"} | _ONE_THREAD
 """One thread while importing; the child then asks torch for as many as it may use."""
 
-PRELOAD = {"worker.__main__:run": ("torch", "worker.__main__"), "worker.proof:prove": ("torch", "worker.proof", "transformers", "compressed_tensors")}
+PRELOAD = {"worker.__main__:run": ("torch", "worker.__main__"), "worker.gpu_probe:tell": ("torch", "worker.gpu_probe"), "worker.proof:prove": ("torch", "worker.proof", "transformers", "compressed_tensors")}
 """What a zygote for this entry imports before the first fork, as far as it is installed."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Of a child: bytes that its memory may grow by, bytes of its largest file, threads."""
+    """Of a child: bytes that its memory may grow by, bytes of its largest file, threads, and whether it may use the GPU.
+
+    CUDA maps more addresses than a machine has memory, so a child with a GPU has no bound on those: `worker.child` looks at what it really takes.
+    """
 
     memory: int
     file_bytes: int
     threads: int
+    gpu: bool = False
 
 
 @dataclass(frozen=True)
@@ -80,7 +85,7 @@ class Zygote:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             command = [sys.executable, "-I", *self.program, str(theirs.fileno()), str(os.getpid()), *PRELOAD[self.entry]]
-            options = {"env": _ENVIRONMENT, "cwd": "/", "stdin": subprocess.DEVNULL, "pass_fds": [theirs.fileno()]}
+            options = {"env": _ENVIRONMENT | gpu.environment(), "cwd": "/", "stdin": subprocess.DEVNULL, "pass_fds": [theirs.fileno()]}
             self.process = subprocess.Popen(command, preexec_fn=tied(), **options)
         self.socket = ours
         self.socket.settimeout(_PATIENCE)
@@ -183,7 +188,8 @@ def _work(request: dict, emit) -> None:
     spec = json.loads(Path(request["spec"]).read_text())
     module, function = request["entry"].split(":")
     run = getattr(importlib.import_module(module), function)
-    got = jail.apply([*installation(), inp], [out], limits.memory, limits.file_bytes)
+    read, devices = ([*installation(), inp, *gpu.READ], gpu.devices()) if limits.gpu else ([*installation(), inp], [])
+    got = jail.apply(read, [out], None if limits.gpu else limits.memory, limits.file_bytes, devices)
     if not got.holds:
         raise jail.JailError(f"the jail does not hold: {got}")
     torch.set_num_threads(limits.threads)

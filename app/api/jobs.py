@@ -83,13 +83,15 @@ def _submit(body: Any, owner: str, request: Request, asked: idempotency.Request 
     treatments = check_input(source, spec, storage_of(request))
     memory = expected_peak(source, spec, treatments)
     document = spec.model_dump(mode="json", exclude={"webhook"})
-    key = cache_key(owner, source.digest, document, "cpu")
+    queue = choose(spec.device, spec.recipe, memory, gpu)
+    # all methods so far are to give the same bits on any device, but no test has shown it on a GPU: until then neither answers for the other
+    key = cache_key(owner, source.digest, document, "cuda" if queue in GPU else "cpu")
     with session() as s, s.begin():
         find_input(s, body, owner, lock=True)  # it may have been deleted meanwhile
         handoff = earlier(s, owner, key)
         handoff = handoff and handoff | {"name": source.name}
         job = jobs.submit(
-            s, owner=owner, input_id=source.id, spec=document, queue=choose(spec.device, spec.recipe, memory, gpu), cache_key=key, handoff=handoff,
+            s, owner=owner, input_id=source.id, spec=document, queue=queue, cache_key=key, handoff=handoff,
             webhook=spec.webhook and spec.webhook.model_dump(), memory=memory, input_bytes=source.size,
         )  # fmt: skip
         idempotency.remember(s, asked, job)

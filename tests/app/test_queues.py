@@ -28,7 +28,7 @@ def home(tmp_path):
 @pytest.mark.parametrize(
     "device, recipe, gpu, queue",
     [
-        ("cpu", SEARCH, True, "compress.cpu"), ("cuda", LOSSLESS, True, "compress.gpu"), ("auto", SEARCH, True, "compress.gpu"), ("auto", PRUNE, True, "compress.gpu"),
+        ("cpu", SEARCH, True, "compress.cpu"), ("cuda", ROUND, True, "compress.gpu"), ("cuda", LOSSLESS, True, "compress.cpu"), ("auto", SEARCH, True, "compress.gpu"), ("auto", PRUNE, True, "compress.gpu"),
         ("auto", SEARCH, False, "compress.cpu"), ("auto", ROUND, True, "compress.cpu"), ("auto", LOSSLESS, True, "compress.cpu"),
     ],
 )  # fmt: skip

@@ -111,6 +111,13 @@ def python_memory(inp, out, spec, emit):
     run(inp, out, spec, emit, work=lambda *_: bytearray(spec["bytes"]))
 
 
+def touched_memory(inp, out, spec, emit):
+    held = b"x" * spec["bytes"]
+    if spec["stay"]:
+        time.sleep(60)
+    emit({"event": "done", "bytes": len(held)})
+
+
 def large_file(inp, out, spec, emit):
     from worker.__main__ import run
 

@@ -31,7 +31,7 @@ def blocks(w: torch.Tensor, rows: int, columns: int, norm: str) -> torch.Tensor:
         part = torch.nn.functional.pad(part, (0, -w.shape[1] % columns))
         grouped = part.unflatten(1, (-1, columns)).transpose(0, 1).flatten(1)
         out.append(ordered_sum(grouped))
-    return torch.stack(out) if out else torch.zeros(0, -(-w.shape[1] // columns), dtype=torch.float64)
+    return torch.stack(out) if out else w.new_zeros(0, -(-w.shape[1] // columns), dtype=torch.float64)
 
 
 def spread(dropped: torch.Tensor, rows: int, columns: int, shape: tuple[int, int]) -> torch.Tensor:

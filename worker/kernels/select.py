@@ -28,12 +28,12 @@ def threshold(scores: Callable[[], Iterable[torch.Tensor]], k: int, bits: int) -
     """
     prefix, left = 0, k
     for shift in range(bits - _DIGIT, -1, -_DIGIT):
-        counts = torch.zeros(1 << _DIGIT, dtype=torch.int64)
+        counts = torch.zeros(1 << _DIGIT, dtype=torch.int64, device="cpu")
         for piece in scores():
             found = keys(piece.reshape(-1))
             if shift + _DIGIT < bits:
                 found = found[found >> (shift + _DIGIT) == prefix]
-            counts += torch.bincount((found >> shift) & ((1 << _DIGIT) - 1), minlength=1 << _DIGIT)
+            counts += torch.bincount((found >> shift) & ((1 << _DIGIT) - 1), minlength=1 << _DIGIT).cpu()
         reached = counts.cumsum(0)
         digit = int(torch.searchsorted(reached, left))
         left -= int(reached[digit - 1]) if digit else 0
@@ -56,4 +56,4 @@ def lowest(scores: Iterable[torch.Tensor], key: int, ties: int) -> Iterator[torc
 def lowest_per_row(scores: torch.Tensor, k: int) -> torch.Tensor:
     """The k lowest of each row of [R, C], ties by lowest index: bool [R, C]."""
     order = torch.sort(scores, dim=1, stable=True).indices[:, :k]
-    return torch.zeros(scores.shape, dtype=torch.bool).scatter_(1, order, True)
+    return torch.zeros(scores.shape, dtype=torch.bool, device=scores.device).scatter_(1, order, True)

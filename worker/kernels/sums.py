@@ -18,8 +18,8 @@ def ordered_sum(x: torch.Tensor) -> torch.Tensor:
     if n <= _BLOCK:
         return _block_sum(x)
     blocks = _block_sum(_padded(x, _BLOCK).unflatten(-1, (-1, _BLOCK)))
-    # numpy's accumulate is sequential in the dtype itself; torch's cumsum is neither promised to be
-    return torch.from_numpy(np.add.accumulate(blocks.numpy(), axis=-1)[..., -1].copy())
+    # numpy's accumulate is sequential in the dtype itself; torch's cumsum is neither promised to be, nor the same on every device
+    return torch.from_numpy(np.add.accumulate(blocks.cpu().numpy(), axis=-1)[..., -1].copy()).to(x.device)
 
 
 def _block_sum(x: torch.Tensor) -> torch.Tensor:

@@ -8,6 +8,7 @@ codes are computed against the scale as it is stored.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 
@@ -59,9 +60,20 @@ def divide(x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     return torch.div(x, scale).nan_to_num_(nan=0.0, posinf=torch.finfo(torch.float32).max, neginf=torch.finfo(torch.float32).min)
 
 
+def over(x: torch.Tensor, number: float) -> torch.Tensor:
+    """x / number by IEEE division on every device: CUDA multiplies by the reciprocal of a plain number, which rounds otherwise."""
+    return x / torch.full((), number, dtype=x.dtype, device=x.device)
+
+
+@cache
+def candidates(first: float, last: float) -> tuple[float, ...]:
+    """The factors that a search tries."""
+    return tuple(torch.linspace(first, last, CANDIDATES, device="cpu").tolist())
+
+
 def absmax_scale(x: torch.Tensor, levels: Levels) -> torch.Tensor:
     """[N, 1]; 0 for groups of zeros."""
-    return x.abs().amax(-1, keepdim=True) / levels.half_range if x.shape[-1] else x.new_zeros(x.shape[0], 1)
+    return over(x.abs().amax(-1, keepdim=True), levels.half_range) if x.shape[-1] else x.new_zeros(x.shape[0], 1)
 
 
 def asymmetric(x: torch.Tensor, levels: Levels, dtype: torch.dtype, shrink: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -69,7 +81,7 @@ def asymmetric(x: torch.Tensor, levels: Levels, dtype: torch.dtype, shrink: floa
     low, high = x.amin(-1, keepdim=True).clamp(max=0) * shrink, x.amax(-1, keepdim=True).clamp(min=0) * shrink
     steps = levels.high - levels.low
     width = high - low
-    scale = stored(torch.where(width.isinf(), high / steps - low / steps, width / steps), dtype)
+    scale = stored(torch.where(width.isinf(), over(high, steps) - over(low, steps), over(width, steps)), dtype)
     return scale, (levels.low - divide(low, scale)).round_().clamp_(levels.low, levels.high)
 
 
@@ -106,8 +118,8 @@ def search(x: torch.Tensor, levels: Levels, dtype: torch.dtype) -> torch.Tensor:
     unit = x / safe
     best_error, best = None, None
     for sign in (1.0, -1.0) if not levels.floating else (1.0,):
-        for c in torch.linspace(0.4, 1.15, CANDIDATES).tolist():
-            codes = levels.round(unit / (sign * c / levels.half_range))
+        for c in candidates(0.4, 1.15):
+            codes = levels.round(over(unit, sign * c / levels.half_range))
             energy = ordered_sum(codes.square())[:, None]
             fit = ordered_sum(codes.mul_(unit))[:, None] / torch.where(energy == 0, torch.ones_like(energy), energy)
             scale = stored(fit * safe, dtype)
@@ -127,7 +139,7 @@ def search_asymmetric(x: torch.Tensor, levels: Levels, dtype: torch.dtype) -> tu
     best_error = best_scale = best_zero = None
     size = x.abs().amax(-1, keepdim=True) if x.shape[-1] else x.new_zeros(x.shape[0], 1)
     safe = torch.where(size == 0, torch.ones_like(size), size)
-    for c in torch.linspace(1.0, 0.4, CANDIDATES).tolist():
+    for c in candidates(1.0, 0.4):
         scale, zero = asymmetric(x, levels, dtype, c)
         error = squared_error(x / safe, decode(encode(x, scale, zero, levels), scale, zero) / safe)
         if best_error is None:

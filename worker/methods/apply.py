@@ -1,4 +1,4 @@
-"""One tensor through the steps of its plan. Pure: the input is never written to."""
+"""One tensor through the steps of its plan, on the device of the job. Pure: the input is never written to."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import torch
 from app.errors import InputRefused
 from app.recipe import Lossless, Prune, Recipe
 from worker.checkpoint import Checkpoint
+from worker.devices import CPU
 from worker.encoded import Encoded
 from worker.methods import lossless, prune, quantize  # noqa: F401 - registered by import
 from worker.methods.registry import METHODS
@@ -15,7 +16,7 @@ from worker.plan import TensorPlan
 _PART = 1 << 20
 
 
-def prepare(checkpoint: Checkpoint, recipe: Recipe, plans: dict[str, TensorPlan]) -> None:
+def prepare(checkpoint: Checkpoint, recipe: Recipe, plans: dict[str, TensorPlan], device: torch.device = CPU) -> None:
     """What must be known of the whole model before the first tensor: which tensors are finite, and the thresholds of a global scope.
 
     Raises:
@@ -29,16 +30,17 @@ def prepare(checkpoint: Checkpoint, recipe: Recipe, plans: dict[str, TensorPlan]
             plan.steps = [s for s in plan.steps if s not in changing]
             plan.reason, plan.notes = "it holds NaN or infinite values", ()
     for step in recipe.step(Prune):
-        prune.find_threshold(checkpoint, step, plans)
+        prune.find_threshold(checkpoint, step, plans, device)
 
 
 def finite(t: torch.Tensor) -> bool:
     return all(bool(torch.isfinite(part).all()) for part in t.reshape(-1).split(_PART))
 
 
-def apply(plan: TensorPlan, tensor: torch.Tensor) -> Encoded:
-    """The tensor after its steps."""
-    encoded = Encoded(plan.spec, "copied", tensor, plan.reason, notes=plan.notes)
+def apply(plan: TensorPlan, tensor: torch.Tensor, device: torch.device = CPU) -> Encoded:
+    """The tensor after its steps: taken to `device` where one of them changes it, computed there, and brought back."""
+    changing = any(not isinstance(s, Lossless) for s in plan.steps)
+    encoded = Encoded(plan.spec, "copied", tensor.to(device) if changing else tensor, plan.reason, notes=plan.notes)
     for step in plan.steps:
         encoded = METHODS[type(step)](plan, step, encoded)
-    return encoded
+    return encoded.to(tensor.device)

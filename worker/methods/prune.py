@@ -28,7 +28,7 @@ def prune(plan: TensorPlan, step: Prune, encoded: Encoded) -> Encoded:
     """Zero what the mask drops; the mask is kept for what comes after."""
     matrix = plan.matrix(encoded.dense)
     kept = keep_mask(matrix, step, plan.threshold)
-    pruned = torch.where(kept, matrix, torch.zeros((), dtype=matrix.dtype))
+    pruned = torch.where(kept, matrix, matrix.new_zeros(()))
     return replace(encoded, action="pruned", reason=None, dense=plan.shaped(pruned), mask=plan.shaped(kept), notes=(*encoded.notes, *_notes(step, matrix)))
 
 
@@ -51,7 +51,7 @@ def keep_mask(matrix: torch.Tensor, step: Prune, threshold: Threshold | None = N
     if step.scope == "row":
         dropped = torch.cat([select.lowest_per_row(s, math.floor(step.sparsity * s.shape[1])) for s in units(matrix, step)])
     else:
-        threshold = threshold or _threshold([matrix], step)
+        threshold = threshold or _threshold([matrix], step, matrix.device)
         dropped = torch.cat(list(select.lowest((s.to(threshold.dtype) for s in units(matrix, step)), threshold.key, threshold.ties)))
     if kind == "channel":
         return ~dropped.reshape(-1, 1).expand(matrix.shape)
@@ -73,13 +73,13 @@ def units(matrix: torch.Tensor, step: Prune) -> Iterator[torch.Tensor]:
         yield from map(saliency.weights, _parts(matrix))
 
 
-def _threshold(matrices: list[torch.Tensor], step: Prune) -> Threshold:
-    """The one threshold for the units of all matrices together; `ties` are those of all."""
+def _threshold(matrices: list[torch.Tensor], step: Prune, device: torch.device) -> Threshold:
+    """The one threshold for the units of all matrices together, each brought to `device` when its turn comes; `ties` are those of all."""
     single = step.structure[0] == "unstructured" and all(m.dtype != torch.float64 for m in matrices)
     dtype = torch.float32 if single else torch.float64
 
     def scores() -> Iterator[torch.Tensor]:
-        return (s.to(dtype) for m in matrices for s in units(m, step))
+        return (s.to(dtype) for m in matrices for s in units(m.to(device), step))
 
     k = math.floor(step.sparsity * sum(_unit_count(m.shape, step) for m in matrices))
     return Threshold(*(select.threshold(scores, k, 8 * dtype.itemsize) if k else (0, 0)), dtype)
@@ -96,18 +96,18 @@ def _keep_n_of_m(part: torch.Tensor, n: int, m: int) -> torch.Tensor:
     whole = part.shape[1] - part.shape[1] % m
     scores = saliency.weights(part[:, :whole]).reshape(-1, m)
     kept = ~select.lowest_per_row(scores, m - n)
-    return torch.cat([kept.reshape(part.shape[0], whole), torch.ones(part.shape[0], part.shape[1] - whole, dtype=torch.bool)], dim=1)
+    return torch.cat([kept.reshape(part.shape[0], whole), part.new_ones(part.shape[0], part.shape[1] - whole, dtype=torch.bool)], dim=1)
 
 
-def find_threshold(checkpoint: Checkpoint, step: Prune, plans: dict[str, TensorPlan]) -> None:
+def find_threshold(checkpoint: Checkpoint, step: Prune, plans: dict[str, TensorPlan], device: torch.device) -> None:
     """Find the threshold of a global scope in passes over the mapped tensors, and share its ties out by tensor name."""
     if step.scope != "global" or step.structure[0] == "n:m":
         return
     chosen = [plans[name] for name in sorted(plans) if step in plans[name].steps]
     matrices = {p.spec.name: p.matrix(checkpoint.read(p.spec.name)) for p in chosen}
-    found = _threshold(list(matrices.values()), step)
+    found = _threshold(list(matrices.values()), step, device)
     left = found.ties
     for name, matrix in matrices.items():
-        here = min(left, sum(int((select.keys(s.to(found.dtype)) == found.key).sum()) for s in units(matrix, step))) if left else 0
+        here = min(left, sum(int((select.keys(s.to(found.dtype)) == found.key).sum()) for s in units(matrix.to(device), step))) if left else 0
         left -= here
         plans[name].threshold = found._replace(ties=here)

@@ -25,7 +25,7 @@ def quantize(plan: TensorPlan, step: Quantize, encoded: Encoded) -> Encoded:
     """Codes and scales, and the values that they decode to."""
     matrix = plan.matrix(encoded.dense)
     quantized = quantize_matrix(matrix, step, plan.scale_dtype, plan.transposed)
-    dense = torch.empty(matrix.shape, dtype=matrix.dtype)
+    dense = torch.empty(matrix.shape, dtype=matrix.dtype, device=matrix.device)
     for rows, scale, zero in _row_parts(quantized):
         dense[rows] = uniform.dequantize(quantized.codes[rows], scale, zero, quantized.group_size).clamp_(*_bounds(matrix.dtype)).to(matrix.dtype)
     return replace(encoded, action="quantized", reason=None, dense=plan.shaped(dense), quantized=quantized)

@@ -1,0 +1,62 @@
+"""Children with a GPU: what bounds their memory, what they may open, which GPU they see. CUDA itself is tried where there is one."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+from devices import DEVICES
+
+from worker import gpu, gpu_probe
+from worker.zygote import Limits
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_memory_that_is_taken_is_bounded_though_addresses_are_not(follow):
+    limits = Limits(400 << 20, 1 << 20, 1, gpu=True)
+    assert follow("mapped_memory", bytes=64 << 30, limits=limits)[0].how == "done"
+    assert follow("touched_memory", bytes=1 << 20, stay=False, limits=limits)[0].how == "done"
+    ended, _ = follow("touched_memory", bytes=600 << 20, stay=True, limits=limits)
+    assert ended.how == "failed" and ended.problem["type"] == "out-of-memory"
+
+
+def test_the_jail_lets_a_device_be_spoken_to_and_no_other(tmp_path):
+    """/dev/null stands for a GPU: ENOTTY is its own answer, EACCES would be the jail's."""
+    code = """
+        import errno, fcntl, os, sys
+        from pathlib import Path
+        from worker import jail
+        got = jail.apply([Path("/usr/lib")], [Path(sys.argv[1])], None, 1 << 20, [Path("/dev/null")])
+        assert got.holds
+        fd = os.open("/dev/null", os.O_RDWR)
+        try:
+            fcntl.ioctl(fd, 0x5401)
+        except OSError as e:
+            assert e.errno == errno.ENOTTY, e
+        try:
+            os.open("/dev/zero", os.O_RDWR)
+        except PermissionError:
+            print("refused")
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code), tmp_path], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.stdout == "refused\n", done.stderr
+
+
+@pytest.mark.parametrize("chosen", [None, "", "3", "GPU-0af"])
+def test_a_zygote_is_told_which_gpu_its_worker_has(monkeypatch, chosen):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if chosen is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", chosen)
+    assert gpu.environment().get("CUDA_VISIBLE_DEVICES") == chosen
+
+
+def test_the_probe_computes_in_the_jail_or_says_why_not():
+    device, why = gpu_probe.probe()
+    if len(DEVICES) > 1:
+        assert device.startswith("cuda ") and not why
+    else:
+        assert device == "cpu" and "70" in why

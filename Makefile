@@ -32,3 +32,4 @@ bench: install
 	$(BIN)/python -m benchmarks.estimates
 	$(BIN)/python -m benchmarks.child_memory
 	$(BIN)/python -m benchmarks.http_memory
+	$(BIN)/python -m benchmarks.claims

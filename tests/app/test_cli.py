@@ -92,5 +92,5 @@ def test_keys_rotate_keeps_the_old_public_key(modelpress, result, home):
 
 
 def test_every_command_helps(modelpress):
-    for command in ("up", "compress", "jobs", "verify", "restore", "keys"):
+    for command in ("up", "compress", "jobs", "verify", "restore", "keys", "api", "worker", "sign", "control", "webhooks"):
         assert (done := modelpress(command, "--help")).returncode == 0 and "Usage" in done.stdout

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from itertools import count
 
 import httpx
 import pytest
@@ -19,10 +20,14 @@ from sqlalchemy.orm import Session
 from app.auth import create_key
 from app.db import make_engine
 from app.models import Job
-from app.workers import live
 
 LARGE = 220 << 20
 """MODELPRESS_LARGE_MEMORY: between what lossless takes and what a step that changes values takes, on small inputs."""
+
+
+SETTINGS = QUICK | {
+    "MODELPRESS_LARGE_MEMORY": str(LARGE), "MODELPRESS_THREADS": "1", "MODELPRESS_QUEUES": "compress.cpu", "MODELPRESS_LEASE": "10", "MODELPRESS_HEARTBEAT": "1",
+}  # fmt: skip
 
 
 @dataclass
@@ -77,7 +82,7 @@ def until(condition, seconds: float = 120) -> None:
 
 @pytest.fixture(scope="module")
 def several(tmp_path_factory) -> Iterator[Several]:
-    service = Service(tmp_path_factory.mktemp("several"), **QUICK, MODELPRESS_LARGE_MEMORY=str(LARGE), MODELPRESS_THREADS="1", MODELPRESS_QUEUES="compress.cpu")
+    service = Service(tmp_path_factory.mktemp("several"), **SETTINGS)
     with ExitStack() as stack:
         stack.callback(service.stop)
         port = service.port + 1
@@ -87,13 +92,20 @@ def several(tmp_path_factory) -> Iterator[Several]:
         stack.callback(engine.dispose)
         several = Several(service, f"http://127.0.0.1:{port}", workers, engine)
         until(lambda: answers(several.second))
-        until(lambda: registered(engine) == 3)
+        warm(several)
         yield several
 
 
-def registered(engine: Engine) -> int:
-    with Session(engine) as s:
-        return len(live(s))
+def warm(several: Several) -> None:
+    """Jobs until every worker has done one: the first waits until torch is imported."""
+    with client(several, several.first.url, "warm") as c:
+        artifact, seeds = send(c, 1), count()
+
+        def all_have_worked() -> bool:
+            ended(several, c, [submit(c, artifact, next(seeds)) for _ in range(3)])
+            return len({r.worker for r in several.rows("warm")}) == 3
+
+        until(all_have_worked)
 
 
 def client(several: Several, url: str, owner: str) -> httpx.Client:

@@ -18,9 +18,9 @@ ROOT = Path(__file__).parents[2]
 
 def test_memory_that_is_taken_is_bounded_though_addresses_are_not(follow):
     limits = Limits(400 << 20, 1 << 20, 1, gpu=True)
-    assert follow("mapped_memory", bytes=8 << 30, limits=limits)[0].how == "done"
-    assert follow("touched_memory", bytes=1 << 20, stay=False, limits=limits)[0].how == "done"
-    ended, _ = follow("touched_memory", bytes=600 << 20, stay=True, limits=limits)
+    assert follow("mapped_memory", bytes=8 << 30, limits=limits, seconds=120)[0].how == "done"
+    assert follow("touched_memory", bytes=1 << 20, stay=False, limits=limits, seconds=120)[0].how == "done"
+    ended, _ = follow("touched_memory", bytes=600 << 20, stay=True, limits=limits, seconds=120)
     assert ended.how == "failed" and ended.problem["type"] == "out-of-memory"
 
 

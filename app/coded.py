@@ -53,6 +53,8 @@ def plane(sample: bytes, size: float, level: bool = False) -> float:
     if level:
         found = min(found, len(zstandard.ZstdCompressor(level=9).compress(sample)))
     if seen < size:
+        if found >= 0.98 * seen:
+            return size
         found = max(0, found - _FRAME) / seen * size + _FRAME * math.ceil(size / _BLOCK)
     return found if found < (0.98 if size >= 1 << 15 else 1) * size else size
 

@@ -100,6 +100,6 @@ def _ignored(model: Model, treatments: dict[str, Treatment]) -> list[str]:
 
 
 def _scheme(step: Quantize) -> dict:
-    weights = {"num_bits": step.num_bits, "type": step.type, "symmetric": step.symmetric, "group_size": step.group_size, "strategy": step.strategy, "dynamic": False}
+    weights = {k: getattr(step, k) for k in ("num_bits", "type", "symmetric", "group_size", "strategy")} | {"dynamic": False}
     dynamic = {"num_bits": 8, "type": step.type, "symmetric": True, "group_size": None, "strategy": "token", "dynamic": True}
     return {"format": format_of(step), "weights": weights, "input_activations": dynamic if step.activations == "dynamic" else None, "output_activations": None}

@@ -1,4 +1,4 @@
-"""How large a `packed` result will be: its payloads one by one, the index, the header. Fixed-rate codes are exact; what is entropy-coded is told from samples."""
+"""How large a `packed` result will be: its payloads one by one, the index, the header. What is entropy-coded is told from samples."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ import struct
 from dataclasses import dataclass, field
 from functools import cache
 
-SAMPLED, DRAWN, DRAWN_CHANGED = 0.02, 0.08, 0.2
+SAMPLED, DRAWN, DRAWN_CHANGED = 0.02, 0.08, 0.3
 """How far entropy-coded bytes may be off: told from a sample; from headers alone; of pruned or quantized weights from headers alone."""
 _DRAWN = 1 << 15
 _SPREAD = 0.35  # of the logarithm of a row's scale

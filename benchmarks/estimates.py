@@ -44,6 +44,12 @@ def made(source: Path, spec: dict) -> int:
         return json.loads(Path(d, "out", "report.json").read_text())["totals"]["bytes_after"]
 
 
+def _off(said: dict, real: int) -> str:
+    if said["exact"]:
+        return "exact" if said["bytes_after"] == real else "WRONG"
+    return f"{said['bytes_after'] / real - 1:+8.2%}"
+
+
 def main() -> None:
     with tempfile.TemporaryDirectory(prefix="modelpress-bench-") as d:
         sources = [Path(a) for a in sys.argv[1:]] or [model_folder(), cast(model_folder(), Path(d, "MiniLM-bf16"))]
@@ -58,7 +64,7 @@ def main() -> None:
                     except ModelpressError:
                         continue  # what this format cannot carry
                     real = made(source, spec.model_dump(mode="json"))
-                    off = [f"{e['bytes_after'] / real - 1:+8.2%}" if not e["exact"] else "exact" if e["bytes_after"] == real else "WRONG" for e in (said, alone)]
+                    off = [_off(e, real) for e in (said, alone)]
                     holds = all(e["bytes_least"] <= real <= e["bytes_most"] for e in (said, alone))
                     print(f"{source.name[:25]:26}{name:20}{output:20}{real:12,}{off[0]:>9}{off[1]:>9}  {'yes' if holds else 'NO'}", flush=True)
 

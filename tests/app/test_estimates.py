@@ -84,7 +84,8 @@ def test_headers_that_do_not_hold(alice, data, problem):
     for change in ({"dtype": "F99"}, {"shape": [64, 95]}, {"data_offsets": [0, 1]}, {"data_offsets": "x"}, {"more": 1}):
         header = good["header"] | {"fc.weight": good["header"]["fc.weight"] | change}
         problem(ask(alice, [good | {"header": header}]), 422, "invalid-safetensors", "/files/0/header")
-    problem(ask(alice, [good | {"header": {"../x": good["header"]["fc.bias"] | {"data_offsets": [0, 256]}}, "size": 400}]), 422, "bad-tensor-name", "/files/0/header")
+    outside = {"../x": good["header"]["fc.bias"] | {"data_offsets": [0, 256]}}
+    problem(ask(alice, [good | {"header": outside, "size": 400}]), 422, "bad-tensor-name", "/files/0/header")
     problem(ask(alice, [good | {"path": "../m.safetensors"}]), 422, "invalid-path", "/files/0/path")
     problem(ask(alice, [{"path": "m.pt", "size": 10}]), 422, "not-estimable", "/files")
     problem(ask(alice, []), 422, "invalid-job-spec", "/files")

@@ -54,7 +54,8 @@ class About(logging.Filter):
 
 class Json(JsonFormatter):
     def __init__(self):
-        super().__init__("%(levelname)s %(name)s %(message)s %(part)s %(process)d", rename_fields={"levelname": "level", "name": "logger", "process": "pid"}, json_ensure_ascii=True)
+        names = {"levelname": "level", "name": "logger", "process": "pid"}
+        super().__init__("%(levelname)s %(name)s %(message)s %(part)s %(process)d", rename_fields=names, json_ensure_ascii=True)
 
     def add_fields(self, log_data, record, message_dict) -> None:
         log_data["time"] = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -31,7 +31,8 @@ def checks(storage: Storage) -> dict[str, Check]:
         storage.check()
         return "it can be written to and read from"
 
-    return {"database": database, "broker": broker, "storage": stored, "key": key, "jail": jail, "queues": queues, "signing": signing, "disk": lambda: disk(settings().home)}
+    needed = {"database": database, "broker": broker, "storage": stored, "key": key, "jail": jail}
+    return needed | {"queues": queues, "signing": signing, "disk": lambda: disk(settings().home)}
 
 
 @cache

@@ -9,13 +9,15 @@ from pathlib import Path
 from typing import Annotated
 
 from fastapi import Depends, Header
-from sqlalchemy import select
+from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
 from app import db
 from app.config import settings
-from app.errors import Unauthorized
+from app.db import now
+from app.errors import NotFound, Unauthorized
 from app.models import ApiKey
+from app.settled import settled
 
 FIRST_OWNER = "default"
 
@@ -24,20 +26,45 @@ def digest(key: str) -> str:
     return hashlib.sha256(key.encode(errors="replace")).hexdigest()
 
 
-def create_key(s: Session, owner: str, name: str = "") -> str:
-    """A new key of `owner`; this is the only time that it can be seen."""
-    key = "mp_" + secrets.token_urlsafe(32)
+def new_key() -> str:
+    return "mp_" + secrets.token_urlsafe(32)
+
+
+def create_key(s: Session, owner: str, name: str = "", key: str | None = None) -> str:
+    """A key of `owner`, a new one by default; this is the only time that it can be seen."""
+    key = key or new_key()
     s.add(ApiKey(owner=owner, name=name, digest=digest(key)))
     return key
+
+
+def issue_key(owner: str, name: str = "") -> str:
+    """The same, in a transaction of its own."""
+    key = new_key()
+    return settled(lambda s: create_key(s, owner, name, key), lambda s: key if owner_of(s, key) else None)
+
+
+def all_keys() -> list[ApiKey]:
+    """The newest first, revoked ones too."""
+    with db.session() as s:
+        return list(s.scalars(select(ApiKey).order_by(ApiKey.created_at.desc(), ApiKey.id)))
+
+
+def revoke_key(ident: str) -> None:
+    """Raises:
+    NotFound: no key has this id.
+    """
+    still = update(ApiKey).where(ApiKey.id == ident).values(revoked_at=func.coalesce(ApiKey.revoked_at, now()))
+    if not settled(lambda s: s.execute(still).rowcount):
+        raise NotFound(f"no API key has the id {ident[:100]!r}; `modelpress db list-keys` tells them")
 
 
 def ensure_first_key() -> Path:
     """The first key, in `home/api-key` (0600): made at the first start, and again when the file is gone."""
     path = settings().home / "api-key"
-    with db.session() as s, s.begin():
-        if path.exists() and _find(s, path.read_text().strip()):
+    with db.session() as s:
+        if path.exists() and owner_of(s, path.read_text().strip()):
             return path
-        key = create_key(s, FIRST_OWNER, "first")
+    key = issue_key(FIRST_OWNER, "first")
     temporary = path.with_name(f".api-key-{os.getpid()}")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(descriptor, "w") as f:
@@ -46,7 +73,7 @@ def ensure_first_key() -> Path:
     return path
 
 
-def _find(s: Session, key: str) -> str | None:
+def owner_of(s: Session, key: str) -> str | None:
     """The owner of a key that counts. The look-up is by digest, so its timing tells nothing about the key."""
     return s.scalar(select(ApiKey.owner).where(ApiKey.digest == digest(key), ApiKey.revoked_at.is_(None)))
 
@@ -61,7 +88,7 @@ def owner(authorization: Annotated[str | None, Header(include_in_schema=False)] 
     if scheme.lower() != "bearer" or not key.strip():
         raise Unauthorized("send an API key: `Authorization: Bearer mp_...`")
     with db.session() as s:
-        found = _find(s, key.strip())
+        found = owner_of(s, key.strip())
     if found is None:
         raise Unauthorized("this API key is not known, or was revoked")
     return found

@@ -10,9 +10,10 @@ import hashlib
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
-from app.db import now, session
+from app.db import now
 from app.errors import Unavailable
 from app.models import Blob
+from app.settled import settled
 from app.storage import Storage, blob_key
 
 
@@ -25,8 +26,7 @@ def hold(s: Session, sha256: str, size: int) -> None:
 def keep(storage: Storage, data: bytes) -> str:
     """What is in memory as a blob, row and bytes; returns its SHA-256. Whatever is to refer to it does so within `orphan_age`."""
     sha256 = hashlib.sha256(data).hexdigest()
-    with session() as s, s.begin():
-        hold(s, sha256, len(data))
+    settled(lambda s: hold(s, sha256, len(data)))
     storage.put(blob_key(sha256), [data], len(data))
     return sha256
 

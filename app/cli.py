@@ -11,6 +11,7 @@ import sys
 import typer
 
 from app.commands.compress import compress
+from app.commands.db import db
 from app.commands.doctor import doctor
 from app.commands.estimate import estimate
 from app.commands.jobs import jobs
@@ -24,6 +25,7 @@ app = typer.Typer(name="modelpress", help=__doc__.splitlines()[0], no_args_is_he
 for command in (up, compress, estimate, verify, restore, keys, doctor, api, worker, sign, control, webhooks):
     app.command()(command)
 app.add_typer(jobs, name="jobs")
+app.add_typer(db, name="db")
 
 
 def main() -> None:

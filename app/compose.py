@@ -61,8 +61,8 @@ def _folded(path: str) -> str:
     return unicodedata.normalize("NFC", path).casefold()
 
 
-def compose(s: Session, owner: str, asked: Composition) -> Artifact:
-    """The folder as a new artifact, in the caller's transaction.
+def compose(s: Session, owner: str, asked: Composition, ident: str) -> Artifact:
+    """The folder as a new artifact with the id `ident`, in the caller's transaction.
 
     Raises:
         InvalidPath; NotFound: no such artifact of this owner; InputRefused: a part that is not one file, an archive, or no weights at all.
@@ -80,7 +80,7 @@ def compose(s: Session, owner: str, asked: Composition) -> Artifact:
     chosen = next((f for f in _WEIGHTS if f in formats), None)
     if chosen is None:
         raise InputRefused("no-tensors", "none of the files holds weights: a safetensors or PyTorch file is needed among them", pointer="/files")
-    artifact = Artifact(owner=owner, kind=asked.kind, format=chosen, name=asked.name, digest=artifact_digest(files), size=sum(f["size"] for f in files))
+    artifact = Artifact(id=ident, owner=owner, kind=asked.kind, format=chosen, name=asked.name, digest=artifact_digest(files), size=sum(f["size"] for f in files))
     artifact.files, artifact.signatures = [ArtifactFile(**f) for f in sorted(files, key=lambda f: f["path"])], []
     artifact.expires_at = until(settings().upload_artifact_ttl)
     s.add(artifact)

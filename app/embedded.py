@@ -109,7 +109,7 @@ def up() -> int:
     """Run until SIGINT or SIGTERM. Returns the exit code.
 
     Raises:
-        SystemExit: the home folder or the port is in use, or there is no Redis.
+        SystemExit: the home folder or the port is in use, or there is no Redis. Unavailable: the database does not answer.
     """
     stopping: list[int] = []
     for sig in (signal.SIGINT, signal.SIGTERM):
@@ -168,9 +168,11 @@ def _prepare() -> None:
     """The database at its newest revision, and a first API key."""
     from app.auth import ensure_first_key
     from app.migrate import upgrade
+    from app.settled import reachable
 
-    upgrade()
-    ensure_first_key()
+    with reachable():
+        upgrade()
+        ensure_first_key()
 
 
 class Told:

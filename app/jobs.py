@@ -17,7 +17,7 @@ from app.db import now
 from app.errors import AlreadyFinished, Conflict, ModelpressError, WorkerCrashed
 from app.followers import moved
 from app.logs import request_id
-from app.models import CANCELLED, FAILED, QUEUED, RUNNING, SIGNING, SUCCEEDED, TERMINAL, Artifact, ArtifactFile, Job, Outbox, Signature
+from app.models import CANCELLED, FAILED, QUEUED, RUNNING, SIGNING, SUCCEEDED, TERMINAL, Artifact, ArtifactFile, Job, Outbox, Signature, new_id
 from app.queues import GPU
 from app.retention import until
 from app.turns import turns
@@ -35,11 +35,16 @@ class Claimant(Protocol):
 
 def submit(
     s: Session, *, owner: str, input_id: str, spec: dict, queue: str, cache_key: str, handoff: dict | None = None, webhook: dict | None = None,
-    memory: int = 0, input_bytes: int = 0,
+    memory: int = 0, input_bytes: int = 0, ident: str | None = None,
 ) -> Job:  # fmt: skip
-    """Insert a job and the wake-up of its queue. With `handoff` (a cache hit) it goes straight to be signed. `memory`: its child's peak, bytes."""
+    """Insert a job and the wake-up of its queue. With `handoff` (a cache hit) it goes straight to be signed.
+
+    Args:
+        memory: its child's peak, bytes. ident: its id, for whoever must find it again.
+    """
     state = SIGNING if handoff else QUEUED
-    job = Job(owner=owner, input_id=input_id, spec=spec, queue=queue, cache_key=cache_key, state=state, handoff=handoff, cached=handoff is not None)
+    job = Job(id=ident or new_id(), owner=owner, input_id=input_id, spec=spec, queue=queue, state=state)
+    job.cache_key, job.handoff, job.cached = cache_key, handoff, handoff is not None
     job.request_id = request_id.get()
     job.webhook, job.memory, job.input_bytes = webhook, memory, input_bytes
     job.priority = PRIORITIES[spec.get("priority", "normal")]
@@ -77,6 +82,11 @@ def claim(s: Session, *queues: str, worker: Claimant | None = None) -> Job | Non
             moved(s, job.id, RUNNING)
             return job
     return None
+
+
+def claimed(s: Session, worker: str) -> Job | None:
+    """The job that a worker has, for one that has not heard whether its claim took effect: it has one at a time."""
+    return s.scalars(select(Job).where(Job.worker == worker, Job.state == RUNNING).order_by(Job.started_at.desc()).limit(1)).first()
 
 
 def _by(worker: Claimant | None, queue: str) -> dict:
@@ -131,6 +141,12 @@ def timed(s: Session, job_id: str, timings: dict[str, float]) -> None:
     job.timings = (job.timings or {}) | timings
 
 
+def handed_over(s: Session, job_id: str, prefix: str) -> bool | None:
+    """True: the files under `prefix` are what the job was handed over with, whatever has become of it since."""
+    job = s.get(Job, job_id)
+    return True if job and (job.handoff or {}).get("prefix") == prefix else None
+
+
 def handoff(s: Session, job_id: str, fence: int, document: dict) -> bool:
     """running -> signing."""
     done = _move(s, _held(job_id, fence, RUNNING), job_id, SIGNING, handoff=document, lease_until=None, sign_attempt=0)
@@ -177,6 +193,12 @@ def cancel(s: Session, job_id: str) -> None:
         raise AlreadyFinished(f"the job has already {state}")
     if state == SIGNING:
         raise Conflict("the job is being signed; it can no longer be cancelled")
+
+
+def finished(s: Session, job_id: str, artifact_id: str) -> bool | None:
+    """True: this artifact is what the job has ended with."""
+    job = s.get(Job, job_id)
+    return True if job and job.output_id == artifact_id else None
 
 
 def finish(s: Session, job: Job, fence: int, artifact: Artifact, files: list[ArtifactFile], signatures: list[Signature], report_sha256: str) -> bool:

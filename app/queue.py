@@ -26,6 +26,7 @@ from app.parts import APPS
 log = logging.getLogger(__name__)
 _wanted, _sending = threading.Event(), threading.Lock()
 _MOST = 32  # wake-ups of one queue at once; workers go on by themselves
+_CHUNK = 1000  # rows in one statement
 _SOCKET = {"socket_timeout": 5, "socket_connect_timeout": 2, "retry_on_timeout": False}
 
 app = Celery("modelpress", broker=settings().broker_url)
@@ -91,6 +92,6 @@ def _send() -> None:
     except (KombuError, RedisError, OSError) as e:
         log.warning("the broker does not answer, the sweep will send again: %s", e)
         return
-    if waiting:
+    for at in range(0, len(waiting), _CHUNK):
         with session() as s, s.begin():
-            s.execute(delete(Outbox).where(Outbox.id.in_([ident for ident, _ in waiting])))
+            s.execute(delete(Outbox).where(Outbox.id.in_([ident for ident, _ in waiting[at : at + _CHUNK]])))

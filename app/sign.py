@@ -17,6 +17,7 @@ from collections.abc import Callable
 from contextlib import contextmanager
 
 from celery.signals import worker_init
+from sqlalchemy.orm import Session
 
 from app import gates, jobs, meters
 from app.blobs import hold, keep, refer
@@ -24,12 +25,13 @@ from app.config import settings
 from app.db import session
 from app.errors import GateFailed, ModelpressError, StorageDamaged, StorageFull, Unavailable
 from app.logs import about
-from app.models import SIGNING, Artifact, ArtifactFile, Job, Signature
+from app.models import SIGNING, Artifact, ArtifactFile, Job, Signature, new_id
 from app.public_keys import keep_published, publish
 from app.queue import app as celery
 from app.queue import flush_outbox, stopping
 from app.retention import until
 from app.strict import parse_json
+from app.settled import settled
 from app.signing import PrivateKey, key_id, open_key
 from app.statement import artifact_digest, canonical, provenance, sign_artifact
 from app.storage import Storage
@@ -65,8 +67,7 @@ def wake() -> None:
     publish(settings().keys)  # no signature becomes visible before its key
     storage = Storage()
     while not stopping():
-        with session() as s, s.begin():
-            job = jobs.claim_signing(s)
+        job = settled(jobs.claim_signing)  # one whose answer is lost waits for its lease to end, as if this process had died
         if job is None:
             return
         with about(request=job.request_id, job_id=job.id, attempt=job.sign_attempt):
@@ -95,8 +96,8 @@ def sign(job: Job, key: PrivateKey, storage: Storage) -> None:
         log.error("job %s will be tried again: %s", job.id, e)
     except ModelpressError as e:
         log.error("job %s failed while it was signed: %s", job.id, e)
-        with session() as s, s.begin():
-            jobs.fail(s, job.id, job.fence, e, SIGNING, report_sha256=e.extra.pop("report_sha256", None))
+        report_sha256 = e.extra.pop("report_sha256", None)
+        settled(lambda s: jobs.fail(s, job.id, job.fence, e, SIGNING, report_sha256=report_sha256), seconds=settings().lease)
     except Exception:
         log.exception("job %s will be tried again", job.id)
 
@@ -120,8 +121,7 @@ def _take(storage: Storage, job: Job, name: str, file: dict, advance: Callable[[
     if (size, digest.hexdigest()) != (file["size"], file["sha256"]):
         found = f"{size} bytes with SHA-256 {digest.hexdigest()}"
         raise StorageDamaged(f"{name} of the result is {found}; handed over were {file['size']} with {file['sha256']}")
-    with session() as s, s.begin():
-        hold(s, file["sha256"], size)
+    settled(lambda s: hold(s, file["sha256"], size))
     if pending:
         storage.promote(key, file["sha256"])
     elif not storage.exists(file["sha256"]):
@@ -177,6 +177,7 @@ def _finish(storage: Storage, job: Job, key: PrivateKey, files: list[dict], repo
     sidecars = [_put(storage, name, data) for name, data in sign_artifact(key, digests, job.handoff["name"], made).items()]
     ident = key_id(key.public_key())
     artifact = Artifact(
+        id=new_id(),
         owner=job.owner,
         kind=source.kind,
         format=job.handoff["format"],
@@ -190,20 +191,26 @@ def _finish(storage: Storage, job: Job, key: PrivateKey, files: list[dict], repo
         for f in [*sidecars, report | {"path": "report.json"}]
     ]
     rows = [ArtifactFile(path=f["path"], size=f["size"], sha256=f["sha256"]) for f in files]
-    with session() as s, s.begin():
+
+    def end(s: Session) -> bool | None:
         refer(s, storage, {row.sha256: row.size for row in (*rows, *signatures)})
         if not jobs.finish(s, job, job.fence, artifact, rows, signatures, report["sha256"]):
-            raise LeaseLost
+            return None
         seconds = time.monotonic() - started
         of = {"stage": "sign", "method": meters.method(job.spec["recipe"]), "device": job.device or "cpu"}
         jobs.timed(s, job.id, {"sign": round(seconds, 3)})
         meters.add(s, "stage_seconds", total=seconds, **of)
         meters.add(s, "stage_bytes", count=artifact.size, **of)
+        return True
+
+    if not settled(end, lambda s: jobs.finished(s, job.id, artifact.id), settings().lease):
+        raise LeaseLost
 
 
 @contextmanager
 def _lease(job: Job):
-    """Renews the lease while the body works. Yields what the body calls with the bytes it has hashed: it raises LeaseLost once the lease is gone."""
+    """Renews the lease while the body works. Yields what the body calls with the bytes it has hashed: it raises LeaseLost once the lease is gone, and
+    counts it as gone when the database has not answered for a whole one."""
     ended, lost = threading.Event(), threading.Event()
     total, done = sum(f["size"] for f in [*job.handoff["files"], job.handoff["report"]]), 0
 
@@ -214,12 +221,18 @@ def _lease(job: Job):
             raise LeaseLost
 
     def renew() -> None:
-        while not ended.wait(settings().heartbeat):
+        answered = time.monotonic()
+        while not ended.wait(settings().heartbeat) and not lost.is_set():
             progress = {"stage": "sign", "fraction": min(1.0, done / max(total, 1)), "bytes_done": done, "bytes_total": total}
-            with session() as s, s.begin():
-                if not jobs.heartbeat(s, job.id, job.fence, SIGNING, progress):
-                    lost.set()
-                    return
+            try:
+                with session() as s, s.begin():
+                    good = jobs.heartbeat(s, job.id, job.fence, SIGNING, progress)
+                answered = time.monotonic()
+            except Exception as e:  # whatever the database raises: what counts is for how long
+                log.warning("job %s: no heartbeat: %s", job.id, e)
+                good = time.monotonic() - answered < settings().lease
+            if not good:
+                lost.set()
 
     thread = threading.Thread(target=renew, daemon=True)
     thread.start()

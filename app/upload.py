@@ -9,11 +9,11 @@ from sqlalchemy.orm import Session
 
 from app.blobs import hold, refer
 from app.config import settings
-from app.db import session
 from app.errors import ChecksumMismatch, PayloadTooLarge
 from app.formats import header_bytes_needed, sniff
 from app.models import Artifact, ArtifactFile, new_id
 from app.retention import until
+from app.settled import settled
 from app.statement import artifact_digest
 from app.storage import Storage
 
@@ -58,21 +58,23 @@ def keep(storage: Storage, key: str, sha256: str, size: int, artifact: Artifact,
     Raises:
         StorageFull, Unavailable; FileNotFoundError: they are not there.
     """
-    with session() as s, s.begin():
-        hold(s, sha256, size)
+    settled(lambda s: hold(s, sha256, size))
     storage.promote(key, sha256)
     file = ArtifactFile(path=artifact.name, size=size, sha256=sha256)
-    artifact.files, artifact.signatures, artifact.size = [file], [], size
+    artifact.id, artifact.files, artifact.signatures, artifact.size = new_id(), [file], [], size
     artifact.digest = artifact_digest([{"path": file.path, "size": size, "sha256": sha256}])
     artifact.expires_at = until(settings().upload_artifact_ttl)
-    with session() as s, s.begin():
+
+    def insert(s: Session) -> Artifact:
         refer(s, storage, {sha256: size})
         s.add(artifact)
         s.flush()
         s.refresh(artifact, ["created_at", "expires_at"])
         if also is not None:
             also(s)
-    return artifact
+        return artifact
+
+    return settled(insert, lambda s: s.get(Artifact, artifact.id))
 
 
 class _Incoming:

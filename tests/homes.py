@@ -33,20 +33,20 @@ def new_storage(folder: Path) -> str:
 
 
 @contextmanager
-def empty_database(folder: Path, kind: str = DEFAULT) -> Iterator[str]:
-    """The same, dropped at the end."""
+def empty_database(folder: Path, kind: str = DEFAULT, via: int | None = None) -> Iterator[str]:
+    """The same, dropped at the end. `via`: the port of a proxy before PostgreSQL."""
     url = new_database(folder, kind)
     try:
-        yield url
+        yield url.replace(f":{server().port}/", f":{via}/") if via else url
     finally:
         if kind == "postgresql":
             server().drop(url.rpartition("/")[2])
 
 
 @contextmanager
-def own_home(folder: Path, kind: str = DEFAULT, **values: str) -> Iterator[Path]:
-    """This process runs in `folder`, on an empty database with all tables. `values` are further settings."""
-    with empty_database(folder, kind) as url, pytest.MonkeyPatch.context() as patch:
+def own_home(folder: Path, kind: str = DEFAULT, via: int | None = None, **values: str) -> Iterator[Path]:
+    """This process runs in `folder`, on an empty database with all tables, reached through the port `via`. `values` are further settings."""
+    with empty_database(folder, kind, via) as url, pytest.MonkeyPatch.context() as patch:
         for name, value in {"home": str(folder), "database_url": url, "storage_url": new_storage(folder), **values}.items():
             patch.setenv(f"MODELPRESS_{name.upper()}", value)
         settings.cache_clear()

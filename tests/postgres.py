@@ -97,8 +97,8 @@ class Postgres:
         self.ask(f"drop database {name} with (force)")
 
     def terminate(self, database: str) -> int:
-        """Kill every connection to a database; returns how many there were."""
-        return len(self.ask(f"select pg_terminate_backend(pid) from pg_stat_activity where datname = '{database}'"))
+        """Kill every connection to a database, and wait for their ends; returns how many there were."""
+        return len(self.ask(f"select pg_terminate_backend(pid, 10000) from pg_stat_activity where datname = '{database}'"))
 
 
 @contextmanager

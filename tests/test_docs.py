@@ -52,7 +52,8 @@ def test_every_preset_and_format_has_a_line(name):
 def test_every_command_has_a_line():
     commands = typer.main.get_command(app).commands
     assert [c for c in commands if not row(0, f"modelpress {c}")] == []
-    assert [s for s in commands["jobs"].commands if not any(s in line for line in ROWS if "`modelpress jobs`" in line)] == []
+    for group in ("jobs", "db"):
+        assert [s for s in commands[group].commands if not any(s in line for line in ROWS if f"`modelpress {group}`" in line)] == []
 
 
 def test_every_option_of_compress_and_keys_is_told():

@@ -18,6 +18,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from sqlalchemy.orm import Session
+
 from app import jobs, meters
 from app.blobs import keep, refer
 from app.config import settings
@@ -28,6 +30,7 @@ from app.logs import about
 from app.models import Artifact, Job
 from app.queue import flush_outbox
 from app.queues import GPU
+from app.settled import settled
 from app.storage import Storage
 from worker import child, proof, result
 from worker.claim import Claim, Lost
@@ -126,8 +129,7 @@ class Attempt:
         Raises:
             StorageDamaged: a blob is not what it was.
         """
-        with session() as s:
-            source = s.get(Artifact, self.job.input_id) if self.job.input_id else None
+        source = settled(lambda s: s.get(Artifact, self.job.input_id) if self.job.input_id else None, seconds=settings().lease)
         if source is None:
             raise StorageDamaged("the job's input is gone")
         self.stages.input_bytes = source.size
@@ -196,10 +198,15 @@ class Attempt:
             "started": self.started,
             "ended": time.time(),
         }
-        with session() as s, s.begin():
+
+        def handoff(s: Session) -> bool | None:
             if not jobs.handoff(s, self.job.id, self.job.fence, document):
-                raise Lost
+                return None
             self.stages.record(s, self.job)
+            return True
+
+        if not settled(handoff, lambda s: jobs.handed_over(s, self.job.id, self.prefix), settings().lease):
+            raise Lost
         log.info("job %s is handed over to be signed", self.job.id)
         flush_outbox()
 
@@ -212,16 +219,17 @@ class Attempt:
         return keep(self.storage, data)
 
     def _fail(self, problem: dict, report: str | None = None) -> None:
-        with session() as s, s.begin():
+        def fail(s: Session) -> None:
             if report is not None:
                 refer(s, self.storage, {report: self.storage.stat(report).size})
             if jobs.fail(s, self.job.id, self.job.fence, problem, report_sha256=report):
                 self.stages.record(s, self.job)
+
+        settled(fail, seconds=settings().lease)
         log.info("job %s failed: %s", self.job.id, problem["type"])
         flush_outbox()
 
     def _requeue(self, why: str, costs_attempt: bool = True) -> None:
         log.warning("job %s, attempt %s: %s", self.job.id, self.job.attempt, why)
-        with session() as s, s.begin():
-            jobs.requeue(s, self.job.id, self.job.fence, why=why, costs_attempt=costs_attempt)
+        settled(lambda s: jobs.requeue(s, self.job.id, self.job.fence, why=why, costs_attempt=costs_attempt), seconds=settings().lease)
         flush_outbox()

@@ -12,9 +12,9 @@ from celery import signals
 
 from app import jobs, queues
 from app.config import settings
-from app.db import session
 from app.queue import app as celery
 from app.queue import stopping
+from app.settled import settled
 from app.storage import Storage
 from worker import gpu_probe
 from worker.attempt import Attempt
@@ -32,8 +32,8 @@ def wake() -> None:
     """Claim and run jobs of this worker's queues until there is none."""
     storage = Storage()
     while not stopping():
-        with session() as s, s.begin():
-            job = jobs.claim(s, *_presence[0].queues, worker=_presence[0])
+        me = _presence[0]
+        job = settled(lambda s: jobs.claim(s, *me.queues, worker=me), lambda s: jobs.claimed(s, me.id), settings().lease)
         if job is None:
             return
         Attempt(job, storage, _zygotes, stopping).run()

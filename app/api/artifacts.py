@@ -7,6 +7,7 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from sqlalchemy import select
+from sqlalchemy.orm import Session
 
 from app.api.paging import Cursor, Limit, page
 from app.api.requests import announce, announced_sha256, clean_name, media_type, read_json
@@ -17,9 +18,10 @@ from app.compose import Composition, compose
 from app.config import settings
 from app.db import now, session
 from app.errors import MalformedRequest, NotFound, Unprocessable, UnsupportedMediaType
-from app.models import KINDS, Artifact
+from app.models import KINDS, Artifact, new_id
 from app.owned import owned
 from app.retention import remove
+from app.settled import settled
 from app.strict import Strict, validate
 from app.storage import Storage
 from app.times import parse_rfc3339
@@ -53,8 +55,8 @@ async def create(
 
 
 def _compose(owner: str, asked: Composition) -> Artifact:
-    with session() as s, s.begin():
-        return compose(s, owner, asked)
+    ident = new_id()
+    return settled(lambda s: compose(s, owner, asked, ident), lambda s: s.get(Artifact, ident))
 
 
 async def _upload(request: Request, owner: str, name: str | None, kind: str) -> Artifact:
@@ -112,7 +114,7 @@ def _change(ident: str, owner: str, asked: Lifetime) -> ArtifactView:
 @router.delete("/{ident}", status_code=204)
 def delete_artifact(ident: str, owner: Owner) -> None:
     """Its jobs stay. While one of them is under way it cannot be deleted."""
-    with session() as s, s.begin():
+    with session() as s:
         owned(s, Artifact, ident, owner)
-        if not remove(s, ident):
-            raise NotFound("there is no such artifact")
+    if not settled(lambda s: remove(s, ident), lambda s: None if s.get(Artifact, ident) else True):
+        raise NotFound("there is no such artifact")

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, BackgroundTasks, Header, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.orm import defer
+from sqlalchemy.orm import Session, defer
 
 from app import idempotency, jobs, workers
 from app.api.artifacts import storage_of
@@ -22,12 +22,13 @@ from app.config import settings
 from app.db import session
 from app.errors import InvalidJobSpec, NotFound
 from app.inputs import check_input, expected_peak, find_input, has_config
-from app.models import STATES, TERMINAL, Blob, Job
+from app.models import STATES, TERMINAL, Blob, Job, new_id
 from app.owned import owned
 from app.queue import flush_outbox
 from app.queues import GPU, choose
 from app.job_spec import PRESETS, JobSpec, Output, parse_job
 from app.recipe import Recipe
+from app.settled import settled
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 
@@ -86,17 +87,21 @@ def _submit(body: Any, owner: str, request: Request, asked: idempotency.Request 
     queue = choose(spec.device, spec.recipe, memory, gpu)
     # all methods so far are to give the same bits on any device, but no test has shown it on a GPU: until then neither answers for the other
     key = cache_key(owner, source.digest, document, "cuda" if queue in GPU else "cpu")
-    with session() as s, s.begin():
+    ident = new_id()
+
+    def insert(s: Session) -> Job:
         find_input(s, body, owner, lock=True)  # it may have been deleted meanwhile
         handoff = earlier(s, owner, key)
         handoff = handoff and handoff | {"name": source.name}
         job = jobs.submit(
             s, owner=owner, input_id=source.id, spec=document, queue=queue, cache_key=key, handoff=handoff,
-            webhook=spec.webhook and spec.webhook.model_dump(), memory=memory, input_bytes=source.size,
+            webhook=spec.webhook and spec.webhook.model_dump(), memory=memory, input_bytes=source.size, ident=ident,
         )  # fmt: skip
         idempotency.remember(s, asked, job)
         s.refresh(job)
-    return job
+        return job
+
+    return settled(insert, lambda s: s.get(Job, ident))
 
 
 def check_device(spec: JobSpec) -> bool:
@@ -145,12 +150,16 @@ async def get_job(
 @router.post("/{ident}/cancel")
 def cancel(ident: str, owner: Owner, after: BackgroundTasks) -> JobView:
     """Stop it, unless it has ended or is being signed (409). Twice is as good as once."""
-    with session() as s, s.begin():
+
+    def end(s: Session) -> JobView:
         job = owned(s, Job, ident, owner)
         jobs.cancel(s, ident)
         s.refresh(job)
+        return job_view(job)
+
+    view = settled(end)
     after.add_task(flush_outbox)
-    return job_view(job)
+    return view
 
 
 @router.get("/{ident}/report", response_class=Response)

@@ -7,11 +7,14 @@ import logging
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from app.errors import MalformedRequest, MethodNotAllowed, ModelpressError, NotFound, RangeNotSatisfiable, Unauthorized
+from app.errors import MalformedRequest, MethodNotAllowed, ModelpressError, NotFound, RangeNotSatisfiable, Unauthorized, Unavailable
 from app.logs import request_id
+from app.settled import away
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +62,13 @@ async def of_parameters(request: Request, error: RequestValidationError) -> Resp
     return answer(MalformedRequest(f"{first['loc'][0]} parameter {name}: {first['msg']}"))
 
 
+async def of_the_database(request: Request, error: Exception) -> Response:
+    if not away(error):
+        raise error
+    log.error("%s %s: the database does not answer: %s", request.method, request.url.path, error)
+    return answer(Unavailable("the database does not answer just now; try again"))
+
+
 async def of_nobody(request: Request, error: ClientDisconnect) -> Response:
     return Response(status_code=400)  # nobody reads it
 
@@ -72,4 +82,6 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(HTTPException, of_starlette)
     app.add_exception_handler(RequestValidationError, of_parameters)
     app.add_exception_handler(ClientDisconnect, of_nobody)
+    app.add_exception_handler(DBAPIError, of_the_database)
+    app.add_exception_handler(PoolTimeout, of_the_database)
     app.add_exception_handler(Exception, unexpected)

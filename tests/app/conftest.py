@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -162,12 +162,12 @@ def problem():
 
 @pytest.fixture(scope="session")
 def serve_api():
-    """Starts another API process; see `start`."""
+    """Starts another API process, on a new database (`via`: see `homes.empty_database`) or on that of the URL `database`; see `start`."""
 
     @contextmanager
-    def serving(home: Path, kind: str = DEFAULT, **settings: str):
-        with empty_database(home, kind) as database:
-            made, process = start(home, database, **settings)
+    def serving(home: Path, kind: str = DEFAULT, via: int | None = None, database: str | None = None, **settings: str):
+        with nullcontext(database) if database else empty_database(home, kind, via) as url:
+            made, process = start(home, url, **settings)
             try:
                 yield made
             finally:

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import multiprocessing
+import time
 from collections import Counter
+from types import SimpleNamespace
 
 import pytest
-from homes import KINDS, own_home
+from homes import DEFAULT, KINDS, own_home
+from lossy import HOW, lossy
+from postgres import server
 from sqlalchemy import select
 
 from app import jobs
 from app.db import engine, session
 from app.models import QUEUED, RUNNING, SIGNING, Job
+from app.settled import settled
 
 PROCESSES = 8
-ROWS = {("postgresql", QUEUED): 2000, ("postgresql", SIGNING): 300, ("sqlite", QUEUED): 300, ("sqlite", SIGNING): 100}
+ROWS = {("postgresql", QUEUED): 2000 if DEFAULT == "postgresql" else 500, ("postgresql", SIGNING): 300, ("sqlite", QUEUED): 300, ("sqlite", SIGNING): 100}
 CLAIM = {QUEUED: lambda s: jobs.claim(s, "compress.cpu"), SIGNING: jobs.claim_signing}
 _together = multiprocessing.get_context("fork").Barrier(PROCESSES)
 
@@ -64,3 +69,23 @@ def test_a_claim_passes_over_a_row_that_another_holds(tmp_path):
                 assert {one, two} == {"first", "second"} and jobs.claim(other, "compress.cpu") is None
                 other.rollback()
             assert jobs.claim(s, "compress.cpu").id == two
+
+
+@pytest.mark.parametrize("how", HOW)
+def test_a_worker_finds_the_job_whose_claim_was_not_answered(tmp_path, how):
+    """By its own id. Where the COMMIT comes later than the worker's next look, it takes another job, and this one waits for its lease."""
+    me = SimpleNamespace(id="me", device="cpu")
+    with lossy(server().port) as way, own_home(tmp_path, "postgresql", way.port):
+        with session() as s, s.begin():
+            s.add_all([Job(owner="o", spec={}) for _ in range(2)])
+        way.spoil(how, having="UPDATE jobs")
+        job = settled(lambda s: jobs.claim(s, "compress.cpu", worker=me), lambda s: jobs.claimed(s, me.id))
+        assert (way.times, job.state, job.fence, job.attempt, job.worker) == (0, RUNNING, 1, 1, "me")
+        while how == "commit late" and len(running()) < 2:
+            time.sleep(0.05)
+        assert len(running()) == (2 if how == "commit late" else 1) and job.id in running()
+
+
+def running() -> list[str]:
+    with session() as s:
+        return list(s.scalars(select(Job.id).where(Job.state == RUNNING)))

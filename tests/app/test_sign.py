@@ -5,16 +5,19 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import time
 
 import pytest
 from celery.worker import state
 from homes import own_home
-from sqlalchemy import select
+from lossy import HOW, lossy
+from postgres import server
+from sqlalchemy import select, update
 
 from app import sign, signing
 from app.config import settings
 from app.db import now, session
-from app.models import FAILED, SIGNING, SUCCEEDED, Artifact, ArtifactFile, Blob, Job
+from app.models import FAILED, SIGNING, SUCCEEDED, Artifact, ArtifactFile, Blob, Job, Meter
 from app.storage import Storage, blob_key
 from app.verify import verify_folder
 
@@ -213,3 +216,27 @@ def test_signing_twice_shares_blobs_and_makes_two_signatures(home, storage):
         before = s.get_one(Artifact, first.output_id)
         assert again.id != before.id and again.digest == before.digest
         assert {f.sha256 for f in again.files} == {f.sha256 for f in before.files} and again.signatures[-1].sha256 == before.signatures[-1].sha256
+
+
+@pytest.mark.parametrize("how", HOW)
+@pytest.mark.parametrize("which, having", [("claim", "sign_attempt="), ("hold", "INSERT INTO blobs"), ("finish", "output_id=")])
+def test_one_artifact_comes_of_commits_whose_answers_are_lost(tmp_path, how, which, having):
+    """On PostgreSQL, behind a proxy that loses one COMMIT or its answer."""
+    with lossy(server().port) as way, own_home(tmp_path, "postgresql", way.port):
+        waiting(storage := Storage())
+        made = {p: sha(d) for p, d in FILES.items()}
+        way.spoil(how, having=having)
+        sign.wake()
+        if which == "claim" and how != "commit lost":
+            while job().sign_attempt == 0:
+                time.sleep(0.05)
+            assert job().state == SIGNING
+            with session() as s, s.begin():
+                s.execute(update(Job).values(lease_until=now() - 1))
+            sign.wake()
+        assert (way.times, job().state, job().error) == (0, SUCCEEDED, None)
+        fetched(storage, tmp_path / "out")
+        assert verify_folder(tmp_path / "out", signing.public_keys(settings().keys).values()).files == made
+        with session() as s:
+            assert len(s.scalars(select(Artifact)).all()) == 2 and s.scalars(select(Meter.count).where(Meter.name == "stage_seconds")).all() == [1]
+        assert list(storage.list("tmp")) == []

@@ -8,15 +8,17 @@ import time
 import numpy as np
 import pytest
 from homes import own_home
+from lossy import HOW, lossy
+from postgres import server
 from safetensors.numpy import save
-from sqlalchemy import update
+from sqlalchemy import select, update
 
 from app import jobs, logs, meters, sweep
 from app.blobs import hold
 from app.config import settings
 from app.db import now, session
 from app.errors import Unavailable
-from app.models import Artifact, ArtifactFile, Job
+from app.models import Artifact, ArtifactFile, Job, Meter, Outbox
 from app.storage import Storage
 from worker import attempt
 from worker.attempt import Attempt
@@ -245,3 +247,20 @@ def test_its_lines_in_the_log_name_the_job_and_the_request_that_made_it(storage,
 def test_an_attempt_that_was_given_back_is_not_measured(storage, zygotes):
     Attempt(claimed(storage), storage, zygotes, lambda: True).run()
     assert measured("stage_seconds") == {}
+
+
+@pytest.mark.parametrize("how", HOW)
+@pytest.mark.parametrize("end", ["signing", "failed", "queued"])
+def test_it_ends_as_it_should_though_the_answer_to_its_commit_is_lost(tmp_path, zygotes, monkeypatch, how, end):
+    """On PostgreSQL, behind a proxy that loses the COMMIT of the job's change of state, or its answer."""
+    monkeypatch.setattr(attempt, "flush_outbox", lambda: None)
+    with lossy(server().port) as way, own_home(tmp_path, "postgresql", way.port, poll="60"):
+        job = claimed(storage := Storage(), b"\x10\0\0\0\0\0\0\0no json at all.." if end == "failed" else None)
+        way.spoil(how, having="UPDATE jobs")
+        Attempt(job, storage, zygotes, lambda: end == "queued").run()
+        row = get(job)
+        assert (way.times, row.state, row.fence, row.attempt) == (0, end, 1, 0 if end == "queued" else 1)
+        with session() as s:
+            assert sorted(s.scalars(select(Outbox.topic))) == {"signing": ["compress.cpu", "sign"], "failed": ["compress.cpu"], "queued": ["compress.cpu"] * 2}[end]
+            assert {*s.scalars(select(Meter.count).where(Meter.name == "stage_seconds"))} <= {1}
+        assert len(left(storage)) == (2 if end == "signing" else 0)

@@ -44,7 +44,7 @@ def create_key(
 def list_keys(as_json: Json = False) -> None:
     """All API keys by their ids, the newest first."""
     from app import auth
-    from app.api.requests import rfc3339
+    from app.times import rfc3339
     from app.settled import reachable
 
     with reachable():

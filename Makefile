@@ -33,3 +33,4 @@ bench: install
 	$(BIN)/python -m benchmarks.child_memory
 	$(BIN)/python -m benchmarks.http_memory
 	$(BIN)/python -m benchmarks.claims
+	$(BIN)/python -m benchmarks.upload

@@ -5,18 +5,32 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import TransferSpeedColumn
+from rich.text import Text
+
+
+class _OfBytes(ProgressColumn):
+    """A column that only bars of bytes have."""
+
+    def __init__(self, column: ProgressColumn):
+        super().__init__()
+        self._column = column
+
+    def render(self, task: Task) -> Text:
+        return self._column.render(task) if task.fields.get("bytes") else Text()
 
 
 def bars(console: Console) -> Progress:
     """A context; while it is open, the bars below are shown on `console`."""
     title, note = TextColumn("{task.description:>15}"), TextColumn("{task.fields[note]}")
-    return Progress(title, BarColumn(), TaskProgressColumn(), TimeElapsedColumn(), note, console=console)
+    speed = _OfBytes(TransferSpeedColumn()), _OfBytes(TimeRemainingColumn())
+    return Progress(title, BarColumn(), TaskProgressColumn(), TimeElapsedColumn(), *speed, note, console=console)
 
 
 def byte_bar(shown: Progress, what: str, total: int) -> Callable[[int], None]:
     """Takes the bytes moved since the last call."""
-    task = shown.add_task(what, total=total, note=f"{total:,} bytes")
+    task = shown.add_task(what, total=total, note=f"{total:,} bytes", bytes=True)
     return lambda n: shown.advance(task, n)
 
 

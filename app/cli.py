@@ -19,10 +19,11 @@ from app.commands.keys import keys, verify
 from app.commands.parts import api, control, sign, webhooks, worker
 from app.commands.restore import restore
 from app.commands.up import up
+from app.commands.upload import upload
 from app.errors import ModelpressError, Unavailable
 
 app = typer.Typer(name="modelpress", help=__doc__.splitlines()[0], no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
-for command in (up, compress, estimate, verify, restore, keys, doctor, api, worker, sign, control, webhooks):
+for command in (up, upload, compress, estimate, verify, restore, keys, doctor, api, worker, sign, control, webhooks):
     app.command()(command)
 app.add_typer(jobs, name="jobs")
 app.add_typer(db, name="db")

@@ -10,17 +10,20 @@ raised as the same `ModelpressError` that it raised there.
 
 from __future__ import annotations
 
+import asyncio
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import httpx
 
-from app import flows
+from app import flows, sending
 from app.config import settings
 from app.errors import ModelpressError, Unavailable, error_of
-from app.flows import CHUNK, Call, Flow, Progress, silent
+from app.flows import CHUNK, Call, Flow, Pause, Progress, Together, silent
 from app.signing import PublicKey
 
 
@@ -28,9 +31,12 @@ class _Operations:
     """What a client can do. In `AsyncClient` each of these is awaited."""
 
     def upload(self, path: Path, name: str | None = None, kind: str | None = None, progress: Progress = silent) -> dict:
-        """Send a file, or a folder file by file; returns the artifact. The bytes are checked against their SHA-256 at the other end."""
-        flow = flows.upload_folder if path.is_dir() else flows.upload_file
-        return self._run(flow(path, name or path.resolve().name, kind, progress))
+        """Send a file, or a folder file by file; returns the artifact. Its bytes are proved to be the file's by their SHA-256.
+
+        A large file goes on where it was when the connection, the service or this process breaks off.
+        """
+        flow = sending.upload_folder if path.is_dir() else sending.upload_file
+        return self._run(flow(path, name or path.resolve().name, kind, progress, str(self.http.base_url)))
 
     def submit(self, input_id: str, **spec) -> dict:
         """Queue a job; `spec` is the body of `POST /v1/jobs` without its input (`preset="w4a16"`, or `recipe={"steps": [...]}`)."""
@@ -94,6 +100,7 @@ class Client(_Operations):
 
     def __init__(self, url: str | None = None, api_key: str | None = None):
         self.http = httpx.Client(**_connection(url, api_key))
+        self._stopping = Event()
 
     def __enter__(self) -> Client:
         return self
@@ -103,22 +110,54 @@ class Client(_Operations):
 
     def _run(self, flow: Flow) -> Any:
         try:
-            call = next(flow)
+            step = next(flow)
             while True:
                 try:
-                    response = self._send(call)
+                    response = self._do(step)
                 except ModelpressError as e:
-                    call = flow.throw(e)
+                    step = flow.throw(e)
                 else:
-                    call = flow.send(response)
+                    step = flow.send(response)
         except StopIteration as end:
             return end.value
         finally:
             flow.close()
 
+    def _do(self, step: Call | Pause | Together) -> Any:
+        match step:
+            case Pause():
+                return self._stopped(step.seconds)
+            case Together():
+                return self._together(step)
+            case _:
+                return self._send(step)
+
+    def _together(self, step: Together) -> list:
+        with ThreadPoolExecutor(step.at_once) as pool:
+            running = [pool.submit(self._run, flow) for flow in step.flows]
+            try:
+                return [one.result() for one in running]
+            except BaseException:
+                self._stopping.set()
+                pool.shutdown(cancel_futures=True)
+                self._stopping.clear()
+                raise
+
+    def _stopped(self, seconds: float = 0) -> None:
+        """Raises:
+        ModelpressError: another flow of the same `Together` has failed, within as many seconds.
+        """
+        if self._stopping.wait(seconds):
+            raise ModelpressError("something else has failed")
+
+    def _blocks(self, call: Call) -> Iterator[bytes]:
+        for block in call.blocks():
+            self._stopped()
+            yield block
+
     def _send(self, call: Call) -> httpx.Response:
         try:
-            with self.http.stream(**call.request(), content=call.blocks() if call.source else None, follow_redirects=call.target is not None) as response:
+            with self.http.stream(**call.request(), content=self._blocks(call) if call.source else None) as response:
                 if call.target is None or response.is_error:
                     response.read()
                     _raise_for(response)
@@ -144,18 +183,42 @@ class AsyncClient(_Operations):
 
     async def _run(self, flow: Flow) -> Any:
         try:
-            call = next(flow)
+            step = next(flow)
             while True:
                 try:
-                    response = await self._send(call)
+                    response = await self._do(step)
                 except ModelpressError as e:
-                    call = flow.throw(e)
+                    step = flow.throw(e)
                 else:
-                    call = flow.send(response)
+                    step = flow.send(response)
         except StopIteration as end:
             return end.value
         finally:
             flow.close()
+
+    async def _do(self, step: Call | Pause | Together) -> Any:
+        match step:
+            case Pause():
+                return await asyncio.sleep(step.seconds)
+            case Together():
+                return await self._together(step)
+            case _:
+                return await self._send(step)
+
+    async def _together(self, step: Together) -> list:
+        turn = asyncio.Semaphore(step.at_once)
+
+        async def one(flow: Flow) -> Any:
+            async with turn:
+                return await self._run(flow)
+
+        running = [asyncio.create_task(one(flow)) for flow in step.flows]
+        try:
+            return await asyncio.gather(*running)
+        finally:
+            for task in running:
+                task.cancel()
+            await asyncio.gather(*running, return_exceptions=True)
 
     async def _send(self, call: Call) -> httpx.Response:
         async def blocks() -> AsyncIterator[bytes]:
@@ -163,7 +226,7 @@ class AsyncClient(_Operations):
                 yield block
 
         try:
-            async with self.http.stream(**call.request(), content=blocks() if call.source else None, follow_redirects=call.target is not None) as response:
+            async with self.http.stream(**call.request(), content=blocks() if call.source else None) as response:
                 if call.target is None or response.is_error:
                     await response.aread()
                     _raise_for(response)

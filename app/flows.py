@@ -1,11 +1,12 @@
 """What a client does, as flows: generators that yield `Call`s and are sent the responses (httpx does its authentication that way).
 
+A flow may also yield a `Pause`, or a `Together` of other flows, and is sent what those return. Uploads are in `app.sending`.
+
 Nothing here opens a connection, so the blocking and the async client share every line of it.
 """
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import os
 import tempfile
@@ -19,7 +20,7 @@ from urllib.parse import quote
 
 import httpx
 
-from app.errors import ChecksumMismatch, InputRefused, JobFailure, ModelpressError, NotFound, Unavailable, error_of
+from app.errors import ChecksumMismatch, JobFailure, ModelpressError, NotFound, Unavailable, error_of
 from app.signing import parse_public
 from app.statement import SIDECARS
 from app.verify import SIDE_FOLDER, safe_path
@@ -34,7 +35,7 @@ def silent(_: Any) -> None: ...
 
 @dataclass
 class Call:
-    """One request. `source` is a file to send, `target` an open file to receive the body; else the body is read into the response."""
+    """One request. `source` is a file to send from `start` on, `target` an open file to receive the body; else the body is read into the response."""
 
     method: str
     path: str
@@ -42,16 +43,18 @@ class Call:
     json: Any = None
     headers: dict | None = None
     source: Path | None = None
+    start: int = 0
     target: BinaryIO | None = None
     progress: Progress = silent
 
     def request(self) -> dict:
         """What httpx's `stream` takes, but for the content."""
-        length = {"Content-Length": str(self.source.stat().st_size), "Content-Type": "application/octet-stream"} if self.source else {}
+        length = {"Content-Length": str(self.source.stat().st_size - self.start), "Content-Type": "application/octet-stream"} if self.source else {}
         return {"method": self.method, "url": self.path, "params": self.params, "json": self.json, "headers": length | (self.headers or {})}
 
     def blocks(self) -> Iterator[bytes]:
         with self.source.open("rb") as f:
+            f.seek(self.start)
             while block := f.read(CHUNK):
                 yield block
                 self.progress(len(block))
@@ -61,30 +64,20 @@ class Call:
         self.progress(len(block))
 
 
-Flow = Generator[Call, httpx.Response, Any]
+@dataclass
+class Pause:
+    seconds: float
 
 
-def upload_file(path: Path, name: str, kind: str | None, progress: Progress) -> Flow:
-    with path.open("rb") as f:
-        digest = base64.b64encode(hashlib.file_digest(f, "sha256").digest()).decode()
-    params = {"name": name} | ({"kind": kind} if kind else {})
-    response = yield Call("POST", "/v1/artifacts", params, headers={"Repr-Digest": f"sha-256=:{digest}:"}, source=path, progress=progress)
-    return response.json()
+@dataclass
+class Together:
+    """Flows of which `at_once` run at a time; what they return comes back as a list. The first that fails ends the others."""
+
+    flows: list[Flow]
+    at_once: int
 
 
-def upload_folder(folder: Path, name: str, kind: str | None, progress: Progress) -> Flow:
-    paths = sorted(p for p in folder.rglob("*") if p.is_file())
-    if not paths:
-        raise InputRefused("unsupported-format", f"{folder} holds no file")
-    parts = []
-    for path in paths:
-        part = yield from upload_file(path, path.name, None, progress)
-        parts.append({"path": path.relative_to(folder).as_posix(), "artifact": part["id"]})
-    body = {"files": parts, "name": name} | ({"kind": kind} if kind else {})
-    whole = (yield Call("POST", "/v1/artifacts", json=body)).json()
-    for ident in {p["artifact"] for p in parts}:
-        yield Call("DELETE", f"/v1/artifacts/{ident}")
-    return whole
+Flow = Generator[Call | Pause | Together, Any, Any]
 
 
 def submit(spec: dict) -> Flow:

@@ -209,7 +209,7 @@ class _Writing:
         if incoming.broken and self._at < length:
             raise incoming.broken
         if self._at == length:
-            await asyncio.to_thread(self._finish)
+            await self._finish()
 
     async def _judge(self, at: int) -> None:
         """Look at the head as soon as it is there.
@@ -236,20 +236,20 @@ class _Writing:
             while len(_hashes) > _MAX_HASHES:
                 _hashes.popitem(last=False)
 
-    def _finish(self) -> None:
+    async def _finish(self) -> None:
         upload, storage = self._upload, self._storage
         made = Artifact(owner=upload.owner, kind=upload.kind, format=self._format, name=upload.name)
 
         def completed(s: Session) -> None:
             write(s, upload.id, self._fence, received=upload.length, format=self._format, artifact_id=made.id, lease_until=None)
 
-        key = self._places.whole(upload.id, upload.length)
-        sha256 = self._digest.hexdigest() if self._digest else self._hash(key)
+        key, told = await self._places.whole(upload.id, upload.length)
+        sha256 = told or (self._digest.hexdigest() if self._digest else await asyncio.to_thread(self._hash, key))
         if upload.sha256 not in (None, sha256):
             raise ChecksumMismatch(f"{upload.length} bytes with SHA-256 {sha256} arrived, and {upload.sha256} was announced")
-        keep(storage, key, sha256, upload.length, made, completed)
+        await asyncio.to_thread(keep, storage, key, sha256, upload.length, made, completed)
         _hashes.pop(upload.id, None)
-        self._places.drop(upload.id)
+        await asyncio.to_thread(self._places.drop, upload.id)
 
     def _hash(self, key: str) -> str:
         digest = hashlib.sha256()

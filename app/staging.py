@@ -59,8 +59,8 @@ class Staging(Protocol):
 
     def read(self, ident: str, start: int, end: int) -> bytes: ...
 
-    def whole(self, ident: str, length: int) -> str:
-        """The key of one object that has all bytes. Raises `StorageDamaged`: they are not there."""
+    async def whole(self, ident: str, length: int) -> tuple[str, str | None]:
+        """The key of one object that has all bytes, and its SHA-256 where making it has told. Raises `StorageDamaged`: they are not there."""
 
     def drop(self, ident: str) -> None: ...
 
@@ -101,10 +101,10 @@ class Files:
     def read(self, ident: str, start: int, end: int) -> bytes:
         return self._storage.read(key_of(ident), start, end)
 
-    def whole(self, ident: str, length: int) -> str:
-        if (size := self._storage.stat(key_of(ident)).size) != length:
+    async def whole(self, ident: str, length: int) -> tuple[str, str | None]:
+        if (size := (await self._storage.stat_async(key_of(ident))).size) != length:
             raise StorageDamaged(f"upload {ident} has {size} bytes in storage, and {length} were committed")
-        return key_of(ident)
+        return key_of(ident), None
 
     def drop(self, ident: str) -> None:
         self._storage.delete(key_of(ident))
@@ -173,23 +173,25 @@ class Pieces:
             yield at, key, size
             at += size
 
-    def _stream(self, ident: str, start: int, end: int) -> Iterator[bytes]:
-        for at, key, size in self._committed(ident):
-            if at < end and at + size > start:
-                yield from self._storage.stream(key, max(start - at, 0), min(end - at, size))
-
     def read(self, ident: str, start: int, end: int) -> bytes:
-        return b"".join(self._stream(ident, start, end))
+        parts = [(key, max(start - at, 0), min(end - at, size)) for at, key, size in self._committed(ident) if at < end and at + size > start]
+        return b"".join(self._storage.read(*part) for part in parts)
 
-    def whole(self, ident: str, length: int) -> str:
-        pieces = [*self._committed(ident)]
+    async def whole(self, ident: str, length: int) -> tuple[str, str | None]:
+        pieces = [piece for piece in await asyncio.to_thread(lambda: [*self._committed(ident)]) if piece[0] < length]
         if len(pieces) == 1 and pieces[0][2] == length:
-            return pieces[0][1]
+            return pieces[0][1], None
+
+        async def joined() -> AsyncIterator[bytes]:
+            for at, key, size in pieces:
+                async for batch in self._storage.stream_async(key, 0, min(size, length - at)):
+                    yield batch
+
         key = f"{key_of(ident)}/whole"
-        size, _ = self._storage.put(key, self._stream(ident, 0, length), length)
+        size, sha256 = await self._storage.put_stream(key, joined(), length)
         if size != length:
             raise StorageDamaged(f"upload {ident} has {size} bytes in storage, and {length} were committed")
-        return key
+        return key, sha256
 
     def drop(self, ident: str) -> None:
         self._storage.delete_all(key_of(ident))

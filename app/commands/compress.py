@@ -10,7 +10,7 @@ import typer
 
 from app.bars import bars, byte_bar, job_bar
 from app.client import Client
-from app.commands.options import Into, Json, Url, check_empty, err, out, print_json
+from app.commands.options import Into, Json, Url, check_empty, err, out, print_json, size_of
 from app.errors import InvalidJobSpec
 from app.job_spec import FORMATS, PRESETS
 from app.recipe import parse_recipe
@@ -38,7 +38,7 @@ def compress(
     given = {"output": {"format": format} if format else None, "sanitize": sanitize, "gates": _gates(gate or []), "seed": seed}
     spec |= {k: v for k, v in given.items() if v}
     with Client(url) as client, bars(err) as shown:
-        size = sum(p.stat().st_size for p in source.rglob("*") if p.is_file()) if source.is_dir() else source.stat().st_size
+        size = size_of(source)
         artifact = client.upload(source, progress=byte_bar(shown, "upload", size))
         job = client.submit(artifact["id"], **spec)
         job = client.wait(job["id"], job_bar(shown))

@@ -22,5 +22,10 @@ def check_empty(folder: Path) -> None:
         raise typer.BadParameter(f"{folder} is not a new or empty folder", param_hint="--output")
 
 
+def size_of(source: Path) -> int:
+    """Bytes of a file, or of all files of a folder."""
+    return sum(p.stat().st_size for p in source.rglob("*") if p.is_file()) if source.is_dir() else source.stat().st_size
+
+
 def print_json(document: Any) -> None:
     typer.echo(json.dumps(document, indent=2))

@@ -97,7 +97,8 @@ def measure(path: Path, null: int, port: int, key: str, environment: dict[str, s
 
     def command() -> float:
         start = time.perf_counter()
-        subprocess.run([sys.executable, "-m", "app.cli", "upload", str(path)], env=environment, cwd=ROOT, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        call = [sys.executable, "-m", "app.cli", "upload", str(path)]
+        subprocess.run(call, env=environment, cwd=ROOT, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         return time.perf_counter() - start
 
     ways = {

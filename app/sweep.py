@@ -84,18 +84,24 @@ def live_claims() -> set[tuple[str, str]]:
 def drop_orphans(storage: Storage) -> int:
     """Remove what dead attempts and broken uploads left in `tmp/` and in the scratch folder, once it is a lease old (uploads: `orphan_age`)."""
     dropped = drop_expired(storage)
-    claims, old = live_claims(), time.time() - settings().lease
+    claims = live_claims()
     for found in [*storage.list("tmp")]:
         parts = found.key.split("/")
         age = settings().orphan_age if parts[1] in ("uploads", "check") else settings().lease
         if found.modified < time.time() - age and tuple(parts[1:3]) not in claims:
             storage.delete(found.key)
             dropped += 1
-    for path in settings().scratch.glob("*-*"):
-        if _modified(path) < old and tuple(path.name.rsplit("-", 1)) not in claims:
-            shutil.rmtree(path, ignore_errors=True)
-            dropped += 1
-    return dropped + storage.drop_unfinished(settings().orphan_age)
+    return dropped + drop_scratch() + storage.drop_unfinished(settings().orphan_age)
+
+
+def drop_scratch() -> int:
+    """The scratch folder alone: a worker on a host of its own clears up after the one that died there before it."""
+    left = [p for p in settings().scratch.glob("*-*") if _modified(p) < time.time() - settings().lease]
+    claims = live_claims() if left else set()
+    dead = [p for p in left if tuple(p.name.rsplit("-", 1)) not in claims]
+    for path in dead:
+        shutil.rmtree(path, ignore_errors=True)
+    return len(dead)
 
 
 def _modified(path: Path) -> float:

@@ -10,7 +10,7 @@ import logging
 
 from celery import signals
 
-from app import jobs, queues
+from app import jobs, queues, sweep
 from app.config import settings
 from app.queue import app as celery
 from app.queue import stopping
@@ -30,6 +30,7 @@ _presence: list[Presence] = []  # this process's one, once it has started
 @celery.task(name="compress.wake")
 def wake() -> None:
     """Claim and run jobs of this worker's queues until there is none."""
+    sweep.drop_scratch()
     storage = Storage()
     while not stopping():
         me = _presence[0]

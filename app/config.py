@@ -19,6 +19,7 @@ class Settings(BaseSettings):
     host: str = "127.0.0.1"
     port: int = 8720
 
+    public_url: str | None = None  # what links begin with; default: they are relative to the service
     database_url: str | None = None  # default: SQLite in the home folder
     broker_url: str | None = None  # set by `modelpress up` to its private Redis
     storage_url: str | None = None  # default: the home folder's `store`

@@ -4,6 +4,7 @@
     ├── MalformedRequest                 400  the bytes of the request are wrong
     │   └── MalformedJson, InvalidCursor
     ├── Unauthorized                     401
+    ├── InvalidLink                      403
     ├── NotFound                         404  unknown, or somebody else's
     ├── MethodNotAllowed                 405
     ├── RequestTimeout                   408
@@ -104,6 +105,10 @@ class InvalidCursor(MalformedRequest):
 
 class Unauthorized(ModelpressError):
     status, type, title = 401, "unauthorized", "An API key is needed"
+
+
+class InvalidLink(ModelpressError):
+    status, type, title = 403, "invalid-link", "The link does not open this"
 
 
 class NotFound(ModelpressError):

@@ -83,6 +83,7 @@ class Gate:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
                 headers["X-Content-Type-Options"] = "nosniff"
+                headers["Referrer-Policy"] = "no-referrer"  # an address may be a link that opens what it names
                 if not body.whole:
                     headers["Connection"] = "close"
             elif not message.get("more_body") and not body.whole:

@@ -214,6 +214,15 @@ class WebhookSecret(Base):
     created_at: Mapped[float] = mapped_column(Float, default=now())
 
 
+class Secret(Base):
+    """What all API processes have to know and nobody else, by its purpose (`links`)."""
+
+    __tablename__ = "secrets"
+    name: Mapped[str] = mapped_column(String(64), primary_key=True)
+    value: Mapped[str] = mapped_column(String(100))
+    created_at: Mapped[float] = mapped_column(Float, default=now())
+
+
 class PublicKey(Base):
     """A public key of the sign process, for API processes that do not share its disk."""
 

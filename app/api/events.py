@@ -12,9 +12,9 @@ from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from sse_starlette import EventSourceResponse, ServerSentEvent
 
-from app.auth import Owner
 from app.db import session
 from app.errors import MalformedRequest
+from app.links import Reader
 from app.models import TERMINAL, Job, JobEvent
 from app.owned import owned
 from app.times import rfc3339
@@ -32,7 +32,7 @@ ENDED = {204: {"description": "The job has ended, and all of its events are know
 async def watch(
     ident: str,
     request: Request,
-    owner: Owner,
+    owner: Reader,
     last_event_id: Annotated[str | None, Header(max_length=20, description="What comes after this event is told; a browser sends it by itself.")] = None,
     after: Annotated[str | None, Query(alias="last_event_id", max_length=20, description="The same, where no header can be sent.")] = None,
 ) -> Response:

@@ -8,9 +8,9 @@ from fastapi.concurrency import run_in_threadpool
 from app.api.artifacts import storage_of
 from app.api.reports import send_report
 from app.archive import archive_of
-from app.auth import Owner
 from app.db import session
 from app.errors import NotFound
+from app.links import Reader
 from app.models import Artifact
 from app.owned import owned
 from app.serve import disposition, send, send_blob
@@ -41,7 +41,7 @@ def _sidecar(artifact: Artifact, name: str):
 
 
 @_get_and_head("/files/{path:path}")
-async def get_file(ident: str, path: str, request: Request, owner: Owner) -> Response:
+async def get_file(ident: str, path: str, request: Request, owner: Reader) -> Response:
     """A file, or one of SHA256SUMS, SHA256SUMS.sig, model.sig, provenance.json, report.json where no file has that name. One range; ETag is the SHA-256."""
     artifact = await run_in_threadpool(_artifact, ident, owner)
     file = next((f for f in artifact.files if f.path == path), None) or next((f for f in artifact.signatures if f.file == path), None)
@@ -51,28 +51,28 @@ async def get_file(ident: str, path: str, request: Request, owner: Owner) -> Res
 
 
 @_get_and_head("/signature")
-async def get_signature(ident: str, request: Request, owner: Owner) -> Response:
+async def get_signature(ident: str, request: Request, owner: Reader) -> Response:
     """The Sigstore bundle over all files."""
     file = _sidecar(await run_in_threadpool(_artifact, ident, owner), "model.sig")
     return await send_blob(request, storage_of(request), file.sha256, file.size, "model.sig", "application/vnd.dev.sigstore.bundle.v0.3+json")
 
 
 @_get_and_head("/provenance")
-async def get_provenance(ident: str, request: Request, owner: Owner) -> Response:
+async def get_provenance(ident: str, request: Request, owner: Reader) -> Response:
     """How it was made: an in-toto statement in a DSSE envelope."""
     file = _sidecar(await run_in_threadpool(_artifact, ident, owner), "provenance.json")
     return await send_blob(request, storage_of(request), file.sha256, file.size, "provenance.json", "application/vnd.in-toto+json")
 
 
 @router.get("/report", response_class=Response)
-async def get_report(ident: str, request: Request, owner: Owner) -> Response:
+async def get_report(ident: str, request: Request, owner: Reader) -> Response:
     """What became of every tensor, and the errors: JSON, or HTML for browsers."""
     file = _sidecar(await run_in_threadpool(_artifact, ident, owner), "report.json")
     return await send_report(request, storage_of(request), file.sha256, file.size)
 
 
 @_get_and_head("/archive")
-async def get_archive(ident: str, request: Request, owner: Owner) -> Response:
+async def get_archive(ident: str, request: Request, owner: Reader) -> Response:
     """All files with signature and provenance as one stored zip. Its bytes are always the same, so ranges work."""
     artifact = await run_in_threadpool(_artifact, ident, owner)
     archive = await archive_of(artifact, storage_of(request))

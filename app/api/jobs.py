@@ -22,6 +22,7 @@ from app.config import settings
 from app.db import session
 from app.errors import InvalidJobSpec, NotFound
 from app.inputs import check_input, expected_peak, find_input, has_config
+from app.links import Reader
 from app.models import STATES, TERMINAL, Blob, Job, new_id
 from app.owned import owned
 from app.queue import flush_outbox
@@ -163,7 +164,7 @@ def cancel(ident: str, owner: Owner, after: BackgroundTasks) -> JobView:
 
 
 @router.get("/{ident}/report", response_class=Response)
-async def get_report(ident: str, request: Request, owner: Owner) -> Response:
+async def get_report(ident: str, request: Request, owner: Reader) -> Response:
     """The report of a job that has one, also when it failed on a gate."""
     blob = await run_in_threadpool(_report, ident, owner)
     return await send_report(request, storage_of(request), blob.sha256, blob.size)

@@ -28,6 +28,13 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id", name="pk_public_keys"),
     )
     op.create_table(
+        "secrets",
+        sa.Column("name", sa.String(length=64), nullable=False),
+        sa.Column("value", sa.String(length=100), nullable=False),
+        sa.Column("created_at", sa.Float(), nullable=False),
+        sa.PrimaryKeyConstraint("name", name="pk_secrets"),
+    )
+    op.create_table(
         "webhook_secrets",
         sa.Column("owner", sa.String(length=64), nullable=False),
         sa.Column("secret", sa.String(length=100), nullable=False),
@@ -168,5 +175,6 @@ def downgrade() -> None:
     op.drop_index("ix_workers_seen_at", table_name="workers")
     op.drop_table("workers")
     op.drop_table("webhook_secrets")
+    op.drop_table("secrets")
     op.drop_table("public_keys")
     op.drop_table("meters")

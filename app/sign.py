@@ -23,6 +23,7 @@ from app import gates, jobs, meters
 from app.blobs import hold, keep, refer
 from app.config import settings
 from app.db import session
+from app.forecast import Forecast
 from app.errors import GateFailed, ModelpressError, StorageDamaged, StorageFull, Unavailable
 from app.logs import about
 from app.models import SIGNING, Artifact, ArtifactFile, Job, Signature, new_id
@@ -220,10 +221,15 @@ def _lease(job: Job):
         if lost.is_set():
             raise LeaseLost
 
+    forecast = Forecast({"sign": (job.progress or {}).get("eta") or 0.0}, time.monotonic())
+    before = (job.progress or {}).get("fraction") or 0.0
+
     def renew() -> None:
         answered = time.monotonic()
         while not ended.wait(settings().heartbeat) and not lost.is_set():
-            progress = {"stage": "sign", "fraction": min(1.0, done / max(total, 1)), "bytes_done": done, "bytes_total": total}
+            fraction, eta = forecast.look("sign", min(1.0, done / max(total, 1)), time.monotonic())
+            fraction = before + (1 - before) * fraction
+            progress = {"stage": "sign", "fraction": round(fraction, 4), "eta": round(eta, 1), "bytes_done": done, "bytes_total": total}
             try:
                 with session() as s, s.begin():
                     good = jobs.heartbeat(s, job.id, job.fence, SIGNING, progress)

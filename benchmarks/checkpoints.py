@@ -5,33 +5,39 @@ from __future__ import annotations
 import json
 import struct
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
-HIDDEN, INTERMEDIATE, VOCABULARY = 2048, 5632, 32000
+class Widths(NamedTuple):
+    hidden: int = 2048
+    intermediate: int = 5632
+    vocabulary: int = 32000
 
 
-def shapes(layers: int) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of a Llama with `layers` blocks of 42 M weights each, embeddings and head beside them."""
-    out = {"model.embed_tokens.weight": (VOCABULARY, HIDDEN)}
+def shapes(layers: int, widths: Widths = Widths()) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of a Llama with `layers` blocks (of 51 M weights each by default), embeddings and head beside them."""
+    hidden, intermediate, vocabulary = widths
+    out = {"model.embed_tokens.weight": (vocabulary, hidden)}
     for i in range(layers):
         p = f"model.layers.{i}."
         for name in ("q", "k", "v", "o"):
-            out[f"{p}self_attn.{name}_proj.weight"] = (HIDDEN, HIDDEN)
-        out[f"{p}mlp.gate_proj.weight"] = out[f"{p}mlp.up_proj.weight"] = (INTERMEDIATE, HIDDEN)
-        out[f"{p}mlp.down_proj.weight"] = (HIDDEN, INTERMEDIATE)
-        out[f"{p}input_layernorm.weight"] = out[f"{p}post_attention_layernorm.weight"] = (HIDDEN,)
-    return out | {"model.norm.weight": (HIDDEN,), "lm_head.weight": (VOCABULARY, HIDDEN)}
+            out[f"{p}self_attn.{name}_proj.weight"] = (hidden, hidden)
+        out[f"{p}mlp.gate_proj.weight"] = out[f"{p}mlp.up_proj.weight"] = (intermediate, hidden)
+        out[f"{p}mlp.down_proj.weight"] = (hidden, intermediate)
+        out[f"{p}input_layernorm.weight"] = out[f"{p}post_attention_layernorm.weight"] = (hidden,)
+    return out | {"model.norm.weight": (hidden,), "lm_head.weight": (vocabulary, hidden)}
 
 
-def llama(folder: Path, nbytes: int, seed: int = 0) -> Path:
+def llama(folder: Path, nbytes: int, seed: int = 0, widths: Widths = Widths()) -> Path:
     """Write `folder/model.safetensors` (bf16, about `nbytes`) and its config.json; N(0, 0.02), every 64th input channel ten times heavier.
 
     Returns:
         the folder.
     """
-    layers = max(1, round((nbytes / 2 - 2 * VOCABULARY * HIDDEN) / 51_380_224))
-    tensors, header, at = shapes(layers), {}, 0
+    hidden, intermediate, vocabulary = widths
+    layers = max(1, round((nbytes / 2 - 2 * vocabulary * hidden) / (4 * hidden**2 + 3 * hidden * intermediate)))
+    tensors, header, at = shapes(layers, widths), {}, 0
     for name, shape in tensors.items():
         size = 2 * torch.Size(shape).numel()
         header[name] = {"dtype": "BF16", "shape": list(shape), "data_offsets": [at, at + size]}
@@ -48,8 +54,8 @@ def llama(folder: Path, nbytes: int, seed: int = 0) -> Path:
                 w[:, ::64] *= 10
             f.write(w.bfloat16().view(torch.uint8).numpy().tobytes())
     config = {
-        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": HIDDEN, "intermediate_size": INTERMEDIATE, "num_hidden_layers": layers,
-        "num_attention_heads": 32, "num_key_value_heads": 32, "vocab_size": VOCABULARY, "tie_word_embeddings": False, "torch_dtype": "bfloat16",
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": hidden, "intermediate_size": intermediate, "num_hidden_layers": layers,
+        "num_attention_heads": 32, "num_key_value_heads": 32, "vocab_size": vocabulary, "tie_word_embeddings": False, "torch_dtype": "bfloat16",
     }  # fmt: skip
     (folder / "config.json").write_text(json.dumps(config))
     return folder

@@ -45,7 +45,7 @@ def fill(engine: Engine, count: int) -> str:
             {
                 "id": f"{rng.getrandbits(32):08x}-0000-4000-8000-{i:012x}", "owner": "alice" if rng.random() < 0.9 else rng.choice(OWNERS[1:]),
                 "spec": SPEC, "state": STATES[3 + i % 3], "created_at": START + i, "attempt": 1, "progress": {},
-                "handoff": {"files": [{"path": f"{j}.safetensors", "sha256": "0" * 64, "size": j} for j in range(20)]},
+                "handoff": {"files": [{"path": f"{j}.safetensors", "sha256": "0" * 64, "size": j} for j in range(4)]},
             }
             for i in range(start, min(start + batch, count))
         ]  # fmt: skip

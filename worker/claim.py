@@ -9,6 +9,7 @@ import time
 from app import jobs
 from app.config import settings
 from app.db import session
+from app.forecast import Forecast, expected
 from app.models import Job
 
 log = logging.getLogger(__name__)
@@ -19,7 +20,7 @@ class Lost(Exception):
 
 
 class Claim:
-    """Holds `job` while the body of the `with` runs. `progress` may be set at any time and is told with the next look."""
+    """Holds `job` while the body of the `with` runs. `progress`, that of the stage at hand, may be set at any time and is told with the next look."""
 
     def __init__(self, job: Job):
         self.job, self.progress = job, {"stage": "fetch", "fraction": 0.0, "bytes_done": 0, "bytes_total": 0}
@@ -39,11 +40,14 @@ class Claim:
         answer for a whole lease counts as a claim lost."""
         beat = answered = time.monotonic()
         told: dict = {}
+        forecast: Forecast | None = None
         while not self.ended.wait(settings().poll) and not self.lost.is_set():
             try:
                 with session() as s, s.begin():
-                    if (late := time.monotonic() - beat >= settings().heartbeat) or self.progress != told:
-                        told, good = dict(self.progress), jobs.heartbeat(s, self.job.id, self.job.fence, progress=self.progress)
+                    forecast = forecast or Forecast(expected(s, self.job), answered)
+                    telling = self._telling(forecast)
+                    if (late := time.monotonic() - beat >= settings().heartbeat) or telling != told:
+                        told, good = telling, jobs.heartbeat(s, self.job.id, self.job.fence, progress=telling)
                         beat = time.monotonic() if late else beat
                     else:
                         good = jobs.held(s, self.job.id, self.job.fence)
@@ -54,6 +58,12 @@ class Claim:
                 answered = time.monotonic()
             if not good:
                 self.lost.set()
+
+    def _telling(self, forecast: Forecast) -> dict:
+        """The progress of the stage as one of the job."""
+        stage = self.progress
+        fraction, eta = forecast.look(stage["stage"], stage["fraction"], time.monotonic())
+        return stage | {"fraction": round(fraction, 4), "eta": round(eta, 1 if eta < 10 else 0)}
 
     def check(self) -> None:
         """Raises:

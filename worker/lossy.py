@@ -23,8 +23,9 @@ def compress(checkpoint: Checkpoint, recipe: Recipe, output: str, files: Path, e
         the rows of the report, and its load proof.
     """
     plans = plan(checkpoint, recipe, output)
-    prepare(checkpoint, recipe, plans, device)
-    progress = Progress(emit, "compress", sum(s.nbytes for s in checkpoint.tensors.values()))
+    costs = {name: (tensor_plan.check_cost, tensor_plan.cost) for name, tensor_plan in plans.items()}
+    progress = Progress(emit, "compress", sum(s.nbytes for s in checkpoint.tensors.values()), sum(map(sum, costs.values())))
+    prepare(checkpoint, recipe, plans, device, lambda checked: progress.add(0, costs[checked.spec.name][0]))
     writer = open_writer(output, files, checkpoint, plans)
     rows, sums = [], {}
     for name, tensor_plan in plans.items():
@@ -32,7 +33,7 @@ def compress(checkpoint: Checkpoint, recipe: Recipe, output: str, files: Path, e
         encoded = apply(tensor_plan, original, device)
         rows.append(report.encoded_row(original, encoded, writer.write(encoded)))
         sums[name] = checksum(encoded.dense)
-        progress.add(encoded.spec.nbytes)
+        progress.add(encoded.spec.nbytes, costs[name][1])
     writer.finish()
     rows += report.leftover_rows(checkpoint, stored=False)
     return rows, read_back(output, files, rows, sums, emit)

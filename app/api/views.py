@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 from pydantic import BaseModel
 
-from app.models import QUEUED, RUNNING, SIGNING, TERMINAL, Artifact, Job, Upload
+from app.models import QUEUED, RUNNING, SIGNING, SUCCEEDED, TERMINAL, Artifact, Job, Upload
 from app.times import rfc3339
 
 
@@ -51,7 +50,7 @@ class UploadView(BaseModel):
 
 
 class Progress(BaseModel):
-    """`fraction` is 0 to 1, `eta` seconds; None where it cannot be told."""
+    """`fraction` (0 to 1, never going back within an attempt) and `eta` (seconds) are of the whole job, the bytes of the stage; None where it cannot be told."""
 
     stage: str
     fraction: float | None = None
@@ -110,10 +109,8 @@ def _progress(job: Job) -> Progress:
     stage = told.get("stage") or {QUEUED: "queued", RUNNING: "start", SIGNING: "sign"}.get(job.state, job.state)
     if job.state in TERMINAL or job.state == SIGNING:
         stage = {SIGNING: "sign"}.get(job.state, job.state)
-    fraction = 1.0 if job.state == "succeeded" else told.get("fraction")
-    eta = None
-    if job.state == RUNNING and fraction and job.started_at:
-        eta = round((time.time() - job.started_at) * (1 - fraction) / fraction, 1)
+    fraction = 1.0 if job.state == SUCCEEDED else told.get("fraction")
+    eta = told.get("eta") if job.state in (RUNNING, SIGNING) else None
     return Progress(stage=stage, fraction=fraction, bytes_done=told.get("bytes_done"), bytes_total=told.get("bytes_total"), eta=eta)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 from app.errors import InputRefused
@@ -16,8 +18,13 @@ from worker.plan import TensorPlan
 _PART = 1 << 20
 
 
-def prepare(checkpoint: Checkpoint, recipe: Recipe, plans: dict[str, TensorPlan], device: torch.device = CPU) -> None:
+def prepare(
+    checkpoint: Checkpoint, recipe: Recipe, plans: dict[str, TensorPlan], device: torch.device = CPU, checked: Callable[[TensorPlan], None] = lambda plan: None
+) -> None:
     """What must be known of the whole model before the first tensor: which tensors are finite, and the thresholds of a global scope.
+
+    Args:
+        checked: told of each tensor that was looked at.
 
     Raises:
         InputRefused: `non-finite`, for a tensor that a strict step would change.
@@ -29,6 +36,7 @@ def prepare(checkpoint: Checkpoint, recipe: Recipe, plans: dict[str, TensorPlan]
                 raise InputRefused("non-finite", f"{name} holds NaN or infinite values, and the step is strict")
             plan.steps = [s for s in plan.steps if s not in changing]
             plan.reason, plan.notes = "it holds NaN or infinite values", ()
+        checked(plan)
     for step in recipe.step(Prune):
         prune.find_threshold(checkpoint, step, plans, device)
 

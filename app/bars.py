@@ -42,6 +42,8 @@ def job_bar(shown: Progress, what: str = "job") -> Callable[[dict], None]:
         progress = job.get("progress") or {}
         if job["state"] == "succeeded":
             progress = {"fraction": 1, "stage": "succeeded"}
-        shown.update(task, completed=progress.get("fraction") or 0, note=progress.get("stage") or job["state"])
+        eta = progress.get("eta")
+        note = (progress.get("stage") or job["state"]) + (f", {eta:.0f} s left" if eta is not None else "")
+        shown.update(task, completed=progress.get("fraction") or 0, note=note)
 
     return show

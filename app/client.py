@@ -11,7 +11,9 @@ raised as the same `ModelpressError` that it raised there.
 from __future__ import annotations
 
 import asyncio
+import json
 import os
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,12 +21,16 @@ from threading import Event
 from typing import Any
 
 import httpx
+from httpx_sse import connect_sse
 
 from app import flows, sending
 from app.config import settings
 from app.errors import ModelpressError, Unavailable, error_of
 from app.flows import CHUNK, Call, Flow, Pause, Progress, Together, silent
 from app.signing import PublicKey
+
+SILENCE = httpx.Timeout(45, connect=10)  # seconds; a stream of events has a comment every 15
+RECONNECTS = 10
 
 
 class _Operations:
@@ -107,6 +113,26 @@ class Client(_Operations):
 
     def __exit__(self, *_) -> None:
         self.http.close()
+
+    def events(self, job_id: str) -> Iterator[dict]:
+        """A job's events from its first to its last, each `{"kind": "state" | "progress" | "log", ...}`. A connection that breaks is made anew."""
+        last, failures = "0", 0
+        while failures < RECONNECTS:
+            try:
+                with connect_sse(self.http, "GET", f"/v1/jobs/{job_id}/events", headers={"Last-Event-ID": last}, timeout=SILENCE) as source:
+                    if source.response.is_error:
+                        source.response.read()
+                    _raise_for(source.response)
+                    if source.response.status_code == 204:
+                        return
+                    for event in source.iter_sse():
+                        if event.data:
+                            last, failures = event.id, 0
+                            yield {"kind": event.event} | json.loads(event.data)
+            except httpx.TransportError as e:
+                failures, error = failures + 1, e
+                time.sleep(min(failures, 5))
+        raise _unreachable(self.http, error)
 
     def _run(self, flow: Flow) -> Any:
         try:

@@ -1,4 +1,4 @@
-"""`modelpress jobs`: list, show, cancel."""
+"""`modelpress jobs`: list, show, watch, cancel."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
+from app.bars import bars, job_bar
 from app.client import Client
-from app.commands.options import Json, Url, out, print_json
+from app.commands.options import Json, Url, err, out, print_json
 
-jobs = typer.Typer(help="List, show or cancel jobs. Alone it lists.", invoke_without_command=True)
+jobs = typer.Typer(help="List, show, watch or cancel jobs. Alone it lists.", invoke_without_command=True)
 
 
 @jobs.callback()
@@ -37,6 +38,22 @@ def show_job(ident: Annotated[str, typer.Argument(metavar="ID")], url: Url = Non
     """Everything about one job, as JSON."""
     with Client(url) as client:
         print_json(client.job(ident))
+
+
+@jobs.command("watch")
+def watch_job(ident: Annotated[str, typer.Argument(metavar="ID")], url: Url = None, as_json: Json = False) -> None:
+    """Follow a job to its end; what it fails with is this command's error."""
+    state: dict = {}
+    with Client(url) as client:
+        with bars(err) as shown:
+            show = job_bar(shown)
+            for event in client.events(ident):
+                state |= event if event["kind"] == "state" else {"progress": event} if event["kind"] == "progress" else {}
+                show(state)
+                if event["kind"] == "log":
+                    err.print(event["message"], markup=False)
+        job = client.wait(ident)
+    print_json(job) if as_json else out.print(f"{job['id']}: {job['state']}, result {job['output']}")
 
 
 @jobs.command("cancel")

@@ -6,15 +6,20 @@ import json
 import os
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import uuid
 from contextlib import contextmanager
 
+import httpx
 import pytest
 from httpx_sse import connect_sse
 from sqlalchemy import select, update
 
 from app import events, jobs
+from app.client import Client
+from app.errors import NoSpace
 from app.models import Job, JobEvent
 
 
@@ -179,6 +184,52 @@ def test_a_server_that_stops_ends_its_streams(serve_api, tmp_path, model):
             assert next(stream).id == "1"
             os.kill(api.pid, signal.SIGTERM)
             assert list(stream) == []  # a whole response, not a broken connection
+
+
+class Cut(httpx.SyncByteStream):
+    """A response whose connection breaks after its first event."""
+
+    def __init__(self, stream):
+        self.stream = stream
+
+    def __iter__(self):
+        text = b""
+        for piece in self.stream:
+            yield piece
+            if b"\nid:" in (text := text + piece):
+                raise httpx.ReadError("the connection broke")
+
+    def close(self):
+        self.stream.close()
+
+
+def test_the_client_takes_up_where_it_was(api, alice, job):
+    class Breaking(httpx.HTTPTransport):
+        sent: list[str] = []
+
+        def handle_request(self, request):
+            response = super().handle_request(request)
+            self.sent.append(request.headers["last-event-id"])
+            return httpx.Response(response.status_code, headers=response.headers, stream=Cut(response.stream)) if len(self.sent) < 3 else response
+
+    claimed = do(api, jobs.claim, job[:20])
+    do(api, jobs.heartbeat, job, claimed.fence, progress=told(0.5))
+    do(api, events.log, job, "a line")
+    do(api, jobs.cancel, job)
+    with Client(api.url, api.keys["alice"]) as c:
+        c.http = httpx.Client(base_url=c.http.base_url, headers=c.http.headers, transport=Breaking())
+        found = list(c.events(job))
+    assert [e["kind"] for e in found] == ["state", "state", "progress", "log", "state"] and found[-1]["state"] == "cancelled"
+    assert Breaking.sent[0] == "0" and len(Breaking.sent) == 4
+
+
+def test_a_command_watches_to_the_end(api, job):
+    claimed = do(api, jobs.claim, job[:20])
+    do(api, events.log, job, "a line")
+    do(api, jobs.fail, job, claimed.fence, NoSpace("the disk is full"))
+    command = [sys.executable, "-m", "app.cli", "jobs", "watch", job, "--url", api.url]
+    done = subprocess.run(command, env=os.environ | {"MODELPRESS_API_KEY": api.keys["alice"]}, capture_output=True, text=True)
+    assert done.returncode == 1 and "a line" in done.stderr and "the disk is full [no-space]" in done.stderr
 
 
 def test_writers_at_once_leave_no_gap(api, job):

@@ -18,6 +18,7 @@ from sqlalchemy.orm import Session
 from app.models import SUCCEEDED, Job
 
 WINDOW, MARKS = 60.0, 8  # seconds that a pace is taken over, and the marks that it needs at least
+LEAST = 1e-6  # of a stage that counts as going on: a child may tell any fraction
 SEEN = 0.1  # of a stage; after it the guess counts no more
 RECENT = 20  # jobs that are looked at
 PROVE = 5.0  # seconds that importing transformers takes
@@ -71,7 +72,7 @@ class Forecast:
         if stage in order[self._at + 1 :] or not self._marks:
             self._at = order.index(stage) if stage in order else self._at
             self._begun, self._marks = fraction, [(now, fraction)]
-        elif stage == order[self._at] and fraction > self._marks[-1][1]:
+        elif stage == order[self._at] and fraction > self._marks[-1][1] + LEAST:
             self._marks.append((now, fraction))
             while len(self._marks) > MARKS and self._marks[1][0] < now - WINDOW:
                 self._marks.pop(0)

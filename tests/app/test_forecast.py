@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 
@@ -32,6 +32,7 @@ seconds = st.dictionaries(st.sampled_from(["fetch", "compress", "verify", "store
 
 @examples(deadline=None)
 @given(seconds, st.lists(st.tuples(st.text(max_size=8) | st.sampled_from(["fetch", "verify", "sign"]), st.floats(0, 1), st.floats(0, 100))))
+@example({"verify": 1.0}, [("verify", 0.0, 0.0), ("verify", 2.2e-308, 4.0)])
 def test_the_fraction_never_goes_back_whatever_is_told(guess, told):
     forecast, now, last = Forecast(guess, 0.0), 0.0, 0.0
     for stage, fraction, later in told:

@@ -1,4 +1,5 @@
-"""`make demo`: a service in a temporary home, a real model through three recipes, and one table of what came of it.
+"""`make demo`: a service in a temporary home, a real model through three recipes, and one table of what came of it. With `--url` it asks a service
+that runs already, whose key is MODELPRESS_API_KEY.
 
 Ends with exit 0 only when every signature holds, the lossless result restores byte for byte and the int4 folder loads in transformers.
 Nothing stays behind: no process, no file, also when it fails or is interrupted.
@@ -6,6 +7,7 @@ Nothing stays behind: no process, no file, also when it fails or is interrupted.
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
 import os
 import signal
@@ -14,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -40,13 +43,13 @@ def model_folder() -> Path:
 
 
 @contextmanager
-def service(home: Path):
+def service(home: Path, *options: str) -> Iterator[str]:
     """`modelpress up` on a free port; yields its address and stops it."""
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
     with (home / "up.log").open("wb") as log:
-        command = [sys.executable, "-m", "app.cli", "up", "--port", str(port), "--home", str(home)]
+        command = [sys.executable, "-m", "app.cli", "up", "--port", str(port), "--home", str(home), *options]
         process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)  # Ctrl-C reaches this process alone, which stops it
     url = f"http://127.0.0.1:{port}"
     try:
@@ -82,14 +85,25 @@ def check_identical(model: Path, again: Path) -> None:
             raise SystemExit(f"{path.relative_to(model)} is not what was uploaded")
 
 
-def run(work: Path, console: Console) -> Table:
+@contextmanager
+def connected(url: str | None, work: Path) -> Iterator[Client]:
+    """A client of the service at `url`, else of one that lives as long as the demo."""
+    if url:
+        with Client(url) as client:
+            yield client
+        return
+    home = work / "home"
+    home.mkdir()
+    with service(home) as own, Client(own, (home / "api-key").read_text().strip()) as client:
+        yield client
+
+
+def run(work: Path, console: Console, url: str | None) -> Table:
     model = model_folder()
     size = sum(p.stat().st_size for p in model.rglob("*") if p.is_file())
     table = Table("job", "format", "bytes", "ratio", "relative error", "cosine", "seconds", title=f"MiniLM, {size:,} bytes")
-    home = work / "home"
-    home.mkdir()
     results = {}
-    with service(home) as url, Client(url, (home / "api-key").read_text().strip()) as client, bars(console) as shown:
+    with connected(url, work) as client, bars(console) as shown:
         source = client.upload(model, name="all-MiniLM-L6-v2", progress=byte_bar(shown, "upload", size))
         keys = client.public_keys()
         for i, (title, spec) in enumerate(JOBS.items()):
@@ -116,11 +130,14 @@ def run(work: Path, console: Console) -> Table:
 
 
 def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m demo", description="A real model through three recipes.")
+    parser.add_argument("--url", help="a service that runs already; without it one is started for the demo")
+    url = parser.parse_args().url
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     console = Console(highlight=False)
     try:
         with tempfile.TemporaryDirectory(prefix="modelpress-demo-") as work:
-            console.print(run(Path(work), console))
+            console.print(run(Path(work), console, url))
     except ModelpressError as e:
         console.print(f"{e.title}: {e.detail} [{e.type}]", markup=False)
         return 1

@@ -72,6 +72,10 @@ class _Operations:
     def cancel(self, job_id: str) -> dict:
         return self._run(flows.answer(Call("POST", f"/v1/jobs/{job_id}/cancel")))
 
+    def rates(self) -> dict[str, float]:
+        """Bytes of input a second that the service's workers have managed, by method."""
+        return self._run(flows.rates())
+
     def public_keys(self) -> list[PublicKey]:
         """The service's public keys, the newest first. They prove no more than the connection does: pin them before they matter."""
         return self._run(flows.public_keys())

@@ -13,6 +13,7 @@ from itertools import islice
 
 from app import compressed, packed_size
 from app.changed import shared_threshold
+from app.errors import InvalidJobSpec
 from app.formats import FORMATS
 from app.job_spec import JobSpec
 from app.layout import Folder, dense_parts, header
@@ -55,8 +56,9 @@ def estimate(model: Outline, spec: JobSpec, read: Read | None, rate: float | Non
         read: bytes of a file; None where there are only headers.
         rate: bytes of input a second, as workers have measured it.
 
-    Raises: what `treat` raises.
+    Raises: what `check_estimable` and `treat` raise.
     """
+    check_estimable(spec)
     output, recipe = spec.output.format, spec.recipe
     if spec.sanitize == "strip":
         model = replace(model, files={p: n for p, n in model.files.items() if p in model.weight_files or not strips(p)})
@@ -89,6 +91,12 @@ def estimate(model: Outline, spec: JobSpec, read: Read | None, rate: float | Non
     }
 
 
+def check_estimable(spec: JobSpec) -> None:
+    """Raises: InvalidJobSpec for a restore."""
+    if spec.recipe.kind == "restore":
+        raise InvalidJobSpec("there is nothing to estimate in a restore; it gives back what was uploaded", pointer="/recipe")
+
+
 def looker(model: Outline, read: Read | None) -> Look:
     """What is known of a tensor's values: a sample of its floats, bytes of its integers, drawn weights without `read`."""
     share = _share([math.prod(t.shape) for t in model.tensors.values()])
@@ -96,7 +104,7 @@ def looker(model: Outline, read: Read | None) -> Look:
 
     def look(spec: TensorSpec) -> Values | bytes | None:
         if spec.name not in seen:
-            seen[spec.name] = _values(spec, model.offsets[spec.name], read, share)
+            seen[spec.name] = _values(spec, model.offsets.get(spec.name), read, share)
         return seen[spec.name]
 
     return look
@@ -112,8 +120,8 @@ def _share(counts: list[int]) -> int:
     return _BUDGET
 
 
-def _values(spec: TensorSpec, at: int, read: Read | None, share: int) -> Values | bytes | None:
-    if read is None or not spec.nbytes:
+def _values(spec: TensorSpec, at: int | None, read: Read | None, share: int) -> Values | bytes | None:
+    if read is None or at is None or not spec.nbytes:
         return drawn(spec.dtype) if spec.dtype in WIDTH else None
     width = spec.nbytes // math.prod(spec.shape)
     count, piece = spec.nbytes // width, share // _PIECES
@@ -126,8 +134,29 @@ def _values(spec: TensorSpec, at: int, read: Read | None, share: int) -> Values 
 
 
 def texter(model: Outline, read: Read | None) -> Text:
-    """The first part of a file beside the weights."""
-    return lambda path: read(path, 0, min(_TEXT, model.files[path])) if read else None
+    """The first part of a file's bytes that are in no tensor."""
+
+    def text(path: str) -> bytes | None:
+        if read is None:
+            return None
+        body = bytearray()
+        for begin, end in _gaps(model, path):
+            body += read(path, begin, min(end, begin + _TEXT - len(body)))
+            if len(body) >= _TEXT:
+                break
+        return bytes(body)
+
+    return text
+
+
+def _gaps(model: Outline, path: str) -> Iterator[tuple[int, int]]:
+    at = 0
+    for begin, spec in sorted((model.offsets[n], s) for n, s in model.tensors.items() if s.file == path and n in model.offsets):
+        if begin > at:
+            yield at, begin
+        at = max(at, begin + spec.nbytes)
+    if at < model.files[path]:
+        yield at, model.files[path]
 
 
 def _packed(made: Estimate, model: Outline, spec: JobSpec, treatments: dict[str, Treatment], look: Look, text: Text) -> None:
@@ -136,13 +165,15 @@ def _packed(made: Estimate, model: Outline, spec: JobSpec, treatments: dict[str,
     wanted = [matcher(s) for s in recipe.steps]
     sizes, described = {}, []
     for name, t in treatments.items():
-        if whole:
+        if whole and not t.spec.nbytes:
+            size = Size(0)
+        elif whole:
             size = packed_size.dense_size(t.spec, look(t.spec)) if any(w(name) for w in wanted) else packed_size.raw_size(t.spec)
         else:
             size = tensor_size(t, look, thresholds.get(id(t.step(Prune))))
         if t.spec.nbytes or not whole:
             sizes[name] = size
-            described.append(packed_size.described(t, model.offsets[name], whole))
+            described.append(packed_size.described(t, model.offsets.get(name, 0), whole))
         made.rows.append(_row(t, size))
     kept = packed_size.beside(model, whole)
     rest = packed_size.rest_size(model, kept, headers=whole, text=text)

@@ -152,6 +152,11 @@ def pages(path: str) -> Flow:
         params = {"cursor": page["next"]}
 
 
+def rates() -> Flow:
+    response = yield Call("GET", "/v1/estimates/rates")
+    return response.json()["bytes_per_second"]
+
+
 def public_keys() -> Flow:
     response = yield Call("GET", "/v1/keys")
     return [parse_public(k["pem"].encode()) for k in response.json()["keys"]]

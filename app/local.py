@@ -5,9 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from app.formats import header_bytes_needed, parse_safetensors_header
+from app.formats import TAR, header_bytes_needed, parse_safetensors_header, suffix
 from app.limits import check_path
 from app.outline import Outline, outline
+
+
+def has_config(source: Path) -> bool:
+    """Whether it brings a config.json; an archive may."""
+    return (source / "config.json").is_file() if source.is_dir() else suffix(source.name) in (".zip", *TAR)
 
 
 def open_local(source: Path) -> tuple[Outline | None, Callable[[str, int, int], bytes]]:

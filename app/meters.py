@@ -65,6 +65,12 @@ def rate(s: Session, method: str, device: str) -> float | None:
     return found.count / found.total if found is not None and found.total > 0 else None
 
 
+def rates(s: Session, device: str) -> dict[str, float]:
+    """`rate` of every method that was measured on a device."""
+    work = s.scalars(select(Meter).where(Meter.name == "work", Meter.total > 0))
+    return {labels["method"]: m.count / m.total for m in work if (labels := read(m.labels))["device"] == device}
+
+
 def ended(s: Session, job_id: str, state: str) -> None:
     """Follower of a job's changes: counts its end, by the problem's type where it failed."""
     if state in TERMINAL:

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from app.errors import InputRefused
 from app.formats import TORCH, suffix
 from app.limits import Limits, shown
-from app.safetensors_header import BITS, SafetensorsHeader
+from app.safetensors_header import BITS, PACKED, SafetensorsHeader
 from app.sensitive import strips
 from app.shards import Read, choose, join, main_folder, parent, read_config
 
@@ -50,7 +50,7 @@ class Outline:
         files: size of every file by its relative POSIX path, sorted by path.
         weight_files: those of them whose tensors a job reads, in order.
         tensors: in the order of the headers.
-        offsets: tensor name -> where its bytes begin in its file.
+        offsets: tensor name -> where its bytes begin in its file, where they lie there in one piece.
         config: the parsed config.json, or None.
         metadata: safetensors `__metadata__` by file.
         aliases: tied names -> the tensor that holds their bytes; safetensors files have none.
@@ -89,8 +89,10 @@ def outline(files: Mapping[str, int], headers: Mapping[str, SafetensorsHeader], 
     """
     files = dict(sorted(files.items()))
     weights = {path: _File(h, _specs(path, h)) for path, h in headers.items()}
-    config = None
+    config, packed = None, any(h.metadata.get("format") == PACKED for h in headers.values())
     if len(files) > 1:
+        if packed:
+            raise InputRefused("unsupported-format", "a packed file is an input on its own; upload it alone")
         others = {path for path in files if suffix(path) in TORCH and not strips(path)}
         if not (found := [p for p in files if p in weights or p in others]):
             raise InputRefused("no-tensors", f"there are no weights among {len(files)} files; read are .safetensors, .pt, .pth, .bin and .ckpt")
@@ -98,7 +100,7 @@ def outline(files: Mapping[str, int], headers: Mapping[str, SafetensorsHeader], 
         weights = choose(folder, {p: w for p, w in weights.items() if parent(p) == folder}, files, read, limits, [])
         path = join(folder, "config.json")
         config = read_config(read, path, limits) if path in files else None
-    if not weights:
+    if not weights or packed:
         return None
     tensors = {name: spec for w in weights.values() for name, spec in w.specs.items()}
     if not tensors:

@@ -98,11 +98,13 @@ def rest_size(model: Outline, beside: list[str], headers: bool, text: Text) -> S
         packed = text_bytes(body, size) if body else size * _TEXT_RATIO
         total, margin = total + packed, margin + packed * (SAMPLED if body else _TEXT_DOUBT)
     for path in model.weight_files if headers else ():
-        inside = {n: s for n, s in model.tensors.items() if s.file == path}
+        inside = {n: s for n, s in model.tensors.items() if s.file == path and n in model.offsets}
         size = model.files[path] - sum(s.nbytes for s in inside.values())
         described = {n: {"dtype": s.dtype, "shape": list(s.shape), "data_offsets": [model.offsets[n], model.offsets[n] + s.nbytes]} for n, s in inside.items()}
         raw += size
-        total += min(size, text_bytes(head := json.dumps(described, separators=(",", ":")).encode(), len(head)))
+        body = text(path)
+        head = body or json.dumps(described, separators=(",", ":")).encode()
+        total += min(size, text_bytes(head, size if body else len(head)))
     return Size(payload_head(max(1, -(-raw // (1 << 20)))) + 17 + total, margin + SAMPLED * total) if raw else Size(0)
 
 

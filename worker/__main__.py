@@ -1,4 +1,4 @@
-"""The child that does the work, and the same as a tool: `python -m worker IN OUT --recipe r.json`.
+"""The child that does the work, and the same as a tool: `python -m worker IN OUT --recipe r.json`; with `--estimate` for OUT it only tells.
 
 It has no database, no keys and no network. The service calls `run` in a jail; a user calls `main`.
 """
@@ -11,15 +11,18 @@ import json
 import re
 import shutil
 import sys
+import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from app.errors import JobFailure, ModelpressError, NoSpace, OutOfMemory
 from app.job_spec import PRESETS, parse_job
+from app.local import has_config
 from app.strict import parse_json
-from worker import pipeline
+from worker import estimating, pipeline
 
 ANY_ID = "00000000-0000-0000-0000-000000000000"  # a spec names its input by id; here it is a path
 _NO_MEMORY = re.compile(r"can't allocate memory|Cannot allocate memory|std::bad_alloc|can't start new thread")  # as torch and Python say it
@@ -64,8 +67,7 @@ def resolve(args: argparse.Namespace) -> dict:
         body["recipe"] = recipe["recipe"] if isinstance(recipe, dict) and "recipe" in recipe else recipe
     if args.format:
         body["output"] = {"format": args.format}
-    has_config = (args.input / "config.json").is_file() if args.input.is_dir() else args.input.suffix in (".zip", ".tar", ".gz", ".tgz")
-    return parse_job(body, has_config).model_dump(mode="json")
+    return parse_job(body, has_config(args.input)).model_dump(mode="json")
 
 
 def place(inp: Path, work: Path) -> Path:
@@ -82,17 +84,21 @@ def main(argv: list[str] | None = None) -> int:
     """0: done. 1: refused or failed, with one line on stderr. 2: usage."""
     parser = argparse.ArgumentParser(prog="python -m worker", description="Compress or restore a model without a service.")
     parser.add_argument("input", type=Path, help="a model file, an archive, or a folder")
-    parser.add_argument("output", type=Path, help="a folder, new or empty")
+    parser.add_argument("output", type=Path, nargs="?", help="a folder, new or empty")
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--recipe", help="a JSON file: {\"steps\": [...]}")
     which.add_argument("--preset", choices=PRESETS)
     parser.add_argument("--format", help="packed, safetensors or compressed-tensors")
     parser.add_argument("--sanitize", choices=("report", "strip"))
     parser.add_argument("--events", action="store_true", help="progress as JSON lines on stdout")
+    parser.add_argument("--estimate", action="store_true", help="make nothing: print as JSON what it would give and cost")
+    parser.add_argument("--rate", type=float, help="for --estimate: bytes of input a second")
     args = parser.parse_args(argv)
     if not args.input.exists():
         parser.error(f"{args.input} does not exist")
-    if args.output.exists() and any(args.output.iterdir()):
+    if args.estimate == (args.output is not None):
+        parser.error("give either an output or --estimate")
+    if args.output and args.output.exists() and any(args.output.iterdir()):
         parser.error(f"{args.output} is not empty")
     final: dict = {}
 
@@ -101,11 +107,11 @@ def main(argv: list[str] | None = None) -> int:
         if args.events:
             print(json.dumps(event), flush=True)
 
-    work = args.output / ".work"
-    work.mkdir(parents=True)
+    work = Path(tempfile.mkdtemp(prefix="modelpress-")) if args.estimate else args.output / ".work"
+    work.mkdir(parents=True, exist_ok=args.estimate)
     try:
         spec = resolve(args)
-        run(place(args.input, work), work, spec, emit)
+        run(place(args.input, work), work, spec, emit, partial(estimating.run, rate=args.rate) if args.estimate else pipeline.run)
         for path in [*(work / "files").glob("*"), work / "report.json"]:
             if path.exists() and (final["event"] == "done" or path.name == "report.json"):
                 path.rename(args.output / path.name)
@@ -118,6 +124,8 @@ def main(argv: list[str] | None = None) -> int:
         at = f" (at {problem['pointer']})" if "pointer" in problem else ""
         print(f"{problem['title']}: {problem['detail']}{at} [{problem['type']}]", file=sys.stderr)
         return 1
+    if args.estimate:
+        print(json.dumps(final["estimate"]))
     return 0
 
 

@@ -67,6 +67,7 @@ class Checkpoint:
         metadata: safetensors `__metadata__` by file.
         load: name -> the tensor: a view on the map or a fresh tensor, contiguous; never written to by callers.
         segments: file -> its segments (weight files only).
+        offsets: tensor -> where its bytes lie in its file; not of those that lie apart or deflated.
         close: unmaps everything.
     """
 
@@ -83,6 +84,7 @@ class Checkpoint:
     segments: dict[str, list[Segment]]
     close: Callable[[], None] = lambda: None
     notes: list[str] = field(default_factory=list)  # sentences for the report
+    offsets: dict[str, int] = field(default_factory=dict)
 
     def read(self, name: str) -> torch.Tensor:
         return self.load(name)

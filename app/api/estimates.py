@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from typing import Annotated, Any
 
+from anyio import CapacityLimiter, to_thread
 from fastapi import APIRouter, Query, Request
-from fastapi.concurrency import run_in_threadpool
 from pydantic import Field
 from sqlalchemy.orm import Session
 
@@ -20,7 +20,7 @@ from app.cache import cache_key, found
 from app.compose import check_paths
 from app.db import session
 from app.errors import InputRefused, InvalidJobSpec, NotEstimable
-from app.estimate import estimate
+from app.estimate import check_estimable, estimate
 from app.formats import Limits, SafetensorsHeader, parse_safetensors_header
 from app.inputs import check_input, find_input, has_config, outlined
 from app.job_spec import JobSpec, parse_job
@@ -32,6 +32,7 @@ router = APIRouter(prefix="/v1/estimates", tags=["jobs"])
 BODY_BYTES = 20 << 20  # headers of many shards
 _ANY_ID = "00000000-0000-0000-0000-000000000000"  # a job names its input by id; here there is none yet
 _OWN = ("files", "config")
+_AT_ONCE = CapacityLimiter(2)  # they compute, and all requests of the process share its core
 
 
 class EstimateFile(Strict):
@@ -60,10 +61,17 @@ async def make_estimate(
     request: Request, owner: Owner, tensors: Annotated[bool, Query(description="List every tensor: what happens to it, and its bytes.")] = False
 ) -> dict[str, Any]:
     """Bytes after, with bounds; memory, scratch disk and seconds; what loads the result. What a job would be refused for is refused here."""
-    answer = await run_in_threadpool(_estimate, await read_json(request, BODY_BYTES), owner, request)
+    answer = await to_thread.run_sync(_estimate, await read_json(request, BODY_BYTES), owner, request, limiter=_AT_ONCE)
     if not tensors:
         del answer["tensors"]
     return answer
+
+
+@router.get("/rates")
+def rates(owner: Owner) -> dict[str, Any]:
+    """Bytes of input a second that this service's workers have managed on a CPU, by method; `prune+quantize` is one that does both."""
+    with session() as s:
+        return {"bytes_per_second": meters.rates(s, "cpu")}
 
 
 def _estimate(body: Any, owner: str, request: Request) -> dict[str, Any]:
@@ -80,7 +88,8 @@ def _estimate(body: Any, owner: str, request: Request) -> dict[str, Any]:
     check_device(spec)
     storage = storage_of(request)
     check_input(source, spec, storage)
-    if spec.recipe.kind == "restore" or (model := outlined(source, storage)) is None:
+    check_estimable(spec)
+    if (model := outlined(source, storage)) is None:
         raise NotEstimable(f"what is in {source.format} is known once it is parsed; `modelpress estimate FILE` does that on your machine", pointer="/input")
     digests = {f.path: f.sha256 for f in source.files}
     key = cache_key(owner, source.digest, spec.model_dump(mode="json", exclude={"webhook"}), "cpu")
@@ -104,15 +113,13 @@ def _described(body: dict) -> tuple[Outline, JobSpec]:
     check_paths(paths)
     asked = {k: v for k, v in body.items() if k not in _OWN}
     spec = parse_job({"input": _ANY_ID} | asked, has_config=given.config is not None and "config.json" in paths)
-    if spec.recipe.kind == "restore":
-        raise InvalidJobSpec("there is nothing to estimate in a restore; it gives back what was uploaded", pointer="/recipe")
     headers = {f.path: _header(f, f"/files/{i}/header") for i, f in enumerate(given.files) if f.header is not None}
     if given.config is None:
         paths = [p for p in paths if p != "config.json"]
     text = {"config.json": json.dumps(given.config).encode()} | {p: _weight_map(p, headers) for p in paths if p.endswith(".index.json")}
     model = outline({f.path: f.size for f in given.files}, headers, lambda path, most: text[path][:most])
     if model is None:
-        raise NotEstimable("no file has a header: give that of the safetensors files as `header`", pointer="/files")
+        raise NotEstimable("no file has a header that tells its tensors: give that of the safetensors files as `header`", pointer="/files")
     return model, spec
 
 

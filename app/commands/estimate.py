@@ -1,40 +1,75 @@
-"""`modelpress estimate`: what a job would give and cost, told from a model on this machine's disk. Nothing is uploaded, and no service is needed."""
+"""`modelpress estimate`: what a job would give and cost, told from a model on this machine's disk. Nothing is uploaded, and no service is needed.
+
+One that is running says how fast its workers are.
+"""
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
+import httpx
 import typer
 from rich.table import Table
 
-from app.commands.options import Json, out, print_json
-from app.errors import NotEstimable
+from app.client import Client
+from app.commands.options import Json, Url, out, print_json
+from app.errors import ModelpressError
 from app.estimate import estimate as told
 from app.job_spec import FORMATS, PRESETS, parse_job
-from app.local import open_local
+from app.local import has_config, open_local
+from app.recipe import Recipe
 from app.strict import parse_json
 
 _ANY_ID = "00000000-0000-0000-0000-000000000000"  # a job names its input by id; here it is a path
+_PATIENCE = httpx.Timeout(2, connect=0.5)  # seconds
 
 
 def estimate(
-    source: Annotated[Path, typer.Argument(metavar="FILE_OR_FOLDER", exists=True, help="A safetensors file, or a Hugging Face folder of them.")],
+    source: Annotated[Path, typer.Argument(metavar="FILE_OR_FOLDER", exists=True, help="A model: a file, an archive or a Hugging Face folder.")],
     preset: Annotated[str | None, typer.Option(help=f"One of: {', '.join(PRESETS)}.")] = None,
     recipe: Annotated[Path | None, typer.Option(exists=True, dir_okay=False, help='A JSON file: {"steps": [...]}.')] = None,
     format: Annotated[str | None, typer.Option(help=f"One of: {', '.join(FORMATS)}. Default: what fits the recipe.")] = None,
+    url: Url = None,
     as_json: Json = False,
 ) -> None:
     """Bytes, ratio, memory, disk and time of a job, before it runs; looks at headers and a sample of the values."""
     if (preset is None) == (recipe is None):
         raise typer.BadParameter("give either --preset or --recipe")
     body: dict[str, Any] = {"input": _ANY_ID} | ({"preset": preset} if preset else {"recipe": parse_json(recipe.read_bytes())})
-    spec = parse_job(body | ({"output": {"format": format}} if format else {}), source.is_dir() and (source / "config.json").is_file())
+    spec = parse_job(body | ({"output": {"format": format}} if format else {}), has_config(source))
     model, read = open_local(source)
-    if model is None or spec.recipe.kind == "restore":
-        raise NotEstimable(f"{source} has no safetensors header to tell from: PyTorch checkpoints, archives and packed files are known once they are parsed")
-    answer = told(model, spec, read)
+    rate = _measured(url, spec.recipe)
+    if model is not None:
+        answer = told(model, spec, read, rate)
+    else:
+        choice = ["--preset", preset] if preset else ["--recipe", str(recipe)]
+        answer = _parsed(source, choice + (["--format", format] if format else []) + (["--rate", str(rate)] if rate else []))
     print_json(answer) if as_json else out.print(_table(answer))
+
+
+def _measured(url: str | None, recipe: Recipe) -> float | None:
+    """Bytes of input a second, where a service answers and has done such work."""
+    try:
+        with Client(url) as client:
+            client.http.timeout = _PATIENCE
+            rates = client.rates()
+    except (ModelpressError, ValueError, KeyError):  # nobody answers, or somebody else
+        return None
+    from app.meters import method  # the database's library takes longer than all else here
+
+    return rates.get(method(recipe.model_dump(mode="json")))
+
+
+def _parsed(source: Path, options: list[str]) -> dict[str, Any]:
+    """The same of a file that only its reader can open, in a process that has the readers."""
+    child = subprocess.run([sys.executable, "-m", "worker", str(source), "--estimate", *options], stdout=subprocess.PIPE)
+    if child.returncode:
+        raise typer.Exit(1)  # the child has said why
+    return json.loads(child.stdout)
 
 
 def _table(answer: dict[str, Any]) -> Table:

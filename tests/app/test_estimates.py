@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import tarfile
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from typer.testing import CliRunner
 
+from app import meters
 from app.cli import app
 from app.safetensors_header import parse_safetensors_header
 
@@ -73,9 +76,9 @@ def test_an_artifact_is_looked_into(alice, artifact):
     ],
 )
 def test_what_a_job_is_refused_for_is_refused_here(alice, artifact, data, body):
-    job = alice.post("/v1/jobs", json={"input": artifact} | body)
+    job, of_any = alice.post("/v1/jobs", json={"input": artifact} | body), {"request_id": None}
     for said in (alice.post("/v1/estimates", json={"input": artifact} | body), ask(alice, [described(data)], **body)):
-        assert (said.status_code, said.json()) == (job.status_code, job.json()) and job.status_code == 422
+        assert said.status_code == job.status_code == 422 and said.json() | of_any == job.json() | of_any
 
 
 def test_headers_that_do_not_hold(alice, data, problem):
@@ -109,5 +112,47 @@ def test_the_command_needs_no_service(data, tmp_path):
     assert run.exit_code == 0 and said["exact"] and said["bytes_after"] >= len(data) - header.data_start
     table = CliRunner().invoke(app, ["estimate", str(path), "--preset", "lossless"])
     assert table.exit_code == 0 and "packed" in table.output
+    assert said["seconds_basis"] == "default"
+
+
+def test_the_command_has_other_formats_parsed(data, tmp_path):
+    (tmp_path / "m.safetensors").write_bytes(data)
+    with tarfile.open(tmp_path / "m.tar.gz", "w:gz") as t:
+        t.add(tmp_path / "m.safetensors", "m.safetensors")
+    run = CliRunner().invoke(app, ["estimate", str(tmp_path / "m.tar.gz"), "--preset", "w8a16", "--format", "safetensors", "--json"])
+    plain = CliRunner().invoke(app, ["estimate", str(tmp_path / "m.safetensors"), "--preset", "w8a16", "--format", "safetensors", "--json"])
+    assert run.exit_code == 0 and json.loads(run.output) == json.loads(plain.output)
     (tmp_path / "m.pt").write_bytes(b"x")
-    assert CliRunner().invoke(app, ["estimate", str(tmp_path / "m.pt"), "--preset", "lossless"]).exit_code != 0
+    assert CliRunner().invoke(app, ["estimate", str(tmp_path / "m.pt"), "--preset", "lossless"]).exit_code == 1
+
+
+def test_rates_that_workers_have_measured(api, alice, nobody, data, tmp_path, monkeypatch):
+    with api.session() as s:
+        meters.add(s, "work", count=5000, total=10.0, method="prune+lossless", device="cpu")
+        meters.add(s, "work", count=9000, total=10.0, method="prune+lossless", device="cuda:A")
+        s.commit()
+    recipe = {"steps": [{"method": "prune"}, {"method": "lossless"}]}
+    assert alice.get("/v1/estimates/rates").json()["bytes_per_second"]["prune+lossless"] == 500
+    assert nobody.get("/v1/estimates/rates").status_code == 401
+    said = ask(alice, [described(data)], recipe=recipe).json()
+    (tmp_path / "m.safetensors").write_bytes(data)
+    (tmp_path / "recipe.json").write_text(json.dumps(recipe))
+    command = ["estimate", str(tmp_path / "m.safetensors"), "--recipe", str(tmp_path / "recipe.json"), "--url", api.url, "--json"]
+    for key, basis in ((api.keys["alice"], "measured"), ("wrong", "default")):
+        monkeypatch.setenv("MODELPRESS_API_KEY", key)
+        told = json.loads(CliRunner().invoke(app, command).output)
+        assert told["seconds_basis"] == basis and (told["seconds"] == said["seconds"]) == (basis == "measured")
+
+
+def test_several_at_once_all_have_their_answer(alice, data):
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda _: ask(alice, [described(data)], preset="lossless"), range(8)))
+    assert {(r.status_code, r.json()["bytes_after"]) for r in answers} == {(200, answers[0].json()["bytes_after"])}
+
+
+def test_what_cannot_be_told(alice, data, problem):
+    problem(ask(alice, [described(data)], recipe={"steps": [{"method": "restore"}]}), 422, "invalid-job-spec", "/recipe")
+    packed = described(data)
+    packed["header"]["__metadata__"] = {"format": "modelpress.packed"}
+    problem(ask(alice, [packed | {"size": packed["size"] + 100}]), 422, "not-estimable", "/files")
+    problem(ask(alice, [packed | {"size": packed["size"] + 100}, {"path": "README.md", "size": 10}]), 422, "unsupported-format")

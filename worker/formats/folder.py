@@ -75,6 +75,7 @@ def assemble(root: Path, files: dict[str, Path], chosen: dict[str, WeightFile], 
         load=load,
         segments={path: w.segments for path, w in chosen.items()},
         notes=notes + [note for w in chosen.values() for note in w.notes],
+        offsets={name: at for w in chosen.values() for name, at in w.offsets.items()},
     )
 
 

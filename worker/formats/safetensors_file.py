@@ -40,6 +40,10 @@ class SafetensorsFile:
         self.notes: list[str] = []
 
     @property
+    def offsets(self) -> dict[str, int]:
+        return {n: self.header.data_start + e.begin for n, e in self.header.entries.items()}
+
+    @property
     def segments(self) -> list[Segment]:
         start = self.header.data_start
         entries = sorted(self.header.entries.items(), key=lambda item: item[1].begin)

@@ -169,6 +169,13 @@ class TorchFile:
             out.append(Segment(record.offset, record.nbytes, dtype, name, (record.nbytes // SIZES[dtype],), names))
         return sorted(out, key=lambda s: s.offset)
 
+    @property
+    def offsets(self) -> dict[str, int]:
+        """Where a tensor's bytes lie in the file in one piece; a transposed one's are in the storage's order."""
+        records = {n: self.records[f"data/{t.storage.key}"] for n, t in self.tensors.items()}
+        whole = {n: t for n, t in self.tensors.items() if records[n].path == self.path and t.last - t.offset == t.numel}
+        return {n: records[n].offset + t.offset * SIZES[t.dtype] for n, t in whole.items()}
+
     def load(self, name: str) -> torch.Tensor:
         t = self.tensors[name]
         record, size = self.records[f"data/{t.storage.key}"], SIZES[t.dtype]

@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import cycle
 
 from app.recipe import Prune, Quantize
 from app.values import Values
@@ -69,10 +70,11 @@ def half_scales(values: Sequence[float], step: Quantize, group: int) -> bool:
 def codes(values: Sequence[float], step: Quantize, group: int) -> tuple[list[int], list[float]]:
     """(unsigned codes, scales) of groups of `group` values."""
     groups = [values[i : i + group] for i in range(0, len(values), max(1, group))]
-    shrink = _searched(groups[:: max(1, len(groups) // _TRIED)], step) if step.scale_search == "mse" else 1.0
+    tried = groups[:: max(1, len(groups) // _TRIED)] if step.scale_search == "mse" else []
+    shrinks = [_searched([g], step) for g in tried] or [1.0]  # every group has its own; those not tried take turns
     out, scales = [], []
     low, high = -(1 << step.num_bits - 1), (1 << step.num_bits - 1) - 1
-    for g in groups:
+    for g, shrink in zip(groups, cycle(shrinks), strict=False):
         if step.symmetric:
             scale = shrink * max(map(abs, g)) / _half_range(step) or 1.0
             zero = 0

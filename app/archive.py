@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from fastapi.concurrency import run_in_threadpool
 from sqlalchemy import select, update
 
-from app.db import session
+from app.db import reading, session
 from app.models import Artifact, Blob
 from app.serve import verified
 from app.storage import Storage
@@ -102,7 +102,7 @@ async def archive_of(artifact: Artifact, storage: Storage) -> Archive:
 
 
 def _crcs(digests: list[str]) -> dict[str, int]:
-    with session() as s:
+    with reading() as s:
         return {b: crc for b, crc in s.execute(select(Blob.sha256, Blob.crc32).where(Blob.sha256.in_(digests))) if crc is not None}
 
 

@@ -45,7 +45,7 @@ def issue_key(owner: str, name: str = "") -> str:
 
 def all_keys() -> list[ApiKey]:
     """The newest first, revoked ones too."""
-    with db.session() as s:
+    with db.reading() as s:
         return list(s.scalars(select(ApiKey).order_by(ApiKey.created_at.desc(), ApiKey.id)))
 
 
@@ -61,7 +61,7 @@ def revoke_key(ident: str) -> None:
 def ensure_first_key() -> Path:
     """The first key, in `home/api-key` (0600): made at the first start, and again when the file is gone."""
     path = settings().home / "api-key"
-    with db.session() as s:
+    with db.reading() as s:
         if path.exists() and owner_of(s, path.read_text().strip()):
             return path
     key = issue_key(FIRST_OWNER, "first")
@@ -87,7 +87,7 @@ def owner(authorization: Annotated[str | None, Header(include_in_schema=False)] 
     scheme, _, key = (authorization or "").partition(" ")
     if scheme.lower() != "bearer" or not key.strip():
         raise Unauthorized("send an API key: `Authorization: Bearer mp_...`")
-    with db.session() as s:
+    with db.reading() as s:
         found = owner_of(s, key.strip())
     if found is None:
         raise Unauthorized("this API key is not known, or was revoked")

@@ -17,7 +17,7 @@ from sqlalchemy import delete, exists, or_, select, update
 
 from app.blobs import meet
 from app.config import settings
-from app.db import now, session
+from app.db import now, reading, session
 from app.models import SIGNING, ArtifactFile, Blob, Job, Signature
 from app.storage import Storage
 
@@ -39,13 +39,13 @@ def collect(storage: Storage) -> int:
 
 
 def _after(last: str) -> list[str]:
-    with session() as s:
+    with reading() as s:
         return list(s.scalars(select(Blob.sha256).where(Blob.sha256 > last).order_by(Blob.sha256).limit(BATCH)))
 
 
 def _to_be_signed() -> set[str]:
     """What waits to be signed, for however long: the files of cached results, and what a signing that broke off has promoted."""
-    with session() as s:
+    with reading() as s:
         handoffs = s.scalars(select(Job.handoff).where(Job.state == SIGNING)).all()
     return {f["sha256"] for h in handoffs if h for f in [*h["files"], *([h["report"]] if "report" in h else [])]}
 
@@ -73,7 +73,7 @@ def adopt(storage: Storage, folders: Iterable[str]) -> int:
     for folder in folders:
         there = {stat.key.rsplit("/", 1)[1]: stat.size for stat in storage.list(folder)}
         first = folder.rsplit("/", 1)[1]
-        with session() as s:
+        with reading() as s:
             known = set(s.scalars(select(Blob.sha256).where(Blob.sha256.between(first, first + "g"))))
         for sha256 in sorted(there.keys() - known):
             with session() as s, s.begin():

@@ -1,7 +1,8 @@
 """The database: engine, sessions, and one clock.
 
-SQLite runs in WAL mode and opens every transaction with BEGIN IMMEDIATE, so that a read which leads to a write cannot be overtaken. On PostgreSQL
-transactions are READ COMMITTED: what must not be overtaken is one conditional update, or takes a lock. All times are seconds since the epoch, as floats, by the database's own clock (`now()` below).
+SQLite runs in WAL mode and opens transactions with BEGIN IMMEDIATE, so that a read which leads to a write cannot be overtaken; those that only read
+(`reading`) wait for nobody. On PostgreSQL transactions are READ COMMITTED: what must not be overtaken is one conditional update, or takes a lock. All
+times are seconds since the epoch, as floats, by the database's own clock (`now()` below).
 """
 
 from __future__ import annotations
@@ -80,7 +81,7 @@ def make_engine(url: str) -> Engine:
 
     @event.listens_for(engine, "begin")
     def _begin(connection):
-        connection.exec_driver_sql("BEGIN IMMEDIATE")
+        connection.exec_driver_sql("BEGIN" if connection.get_execution_options().get("reading") else "BEGIN IMMEDIATE")
 
     return engine
 
@@ -93,3 +94,8 @@ def engine() -> Engine:
 def session() -> Session:
     """A session for one short transaction: `with session() as s, s.begin(): ...`."""
     return Session(engine(), expire_on_commit=False)
+
+
+def reading() -> Session:
+    """A session that reads and never writes: `with reading() as s: ...`."""
+    return Session(engine().execution_options(reading=True, postgresql_readonly=True), expire_on_commit=False)

@@ -23,7 +23,7 @@ from sqlalchemy import select
 
 from app import embedded, readiness
 from app.config import settings
-from app.db import now, session
+from app.db import now, reading
 from app.findings import FAIL, WARN, Check, Finding, Trouble, Watch
 from app.queue import app as celery
 from app.storage import Storage
@@ -133,7 +133,7 @@ def clock() -> str:
     if _no_database_yet():
         return _LATER
     before = time.time()
-    with session() as s:
+    with reading() as s:
         there = s.scalar(select(now()))
     skew = there - (before + time.time()) / 2
     if abs(skew) > SKEW:

@@ -11,7 +11,7 @@ from typing import Any
 from sqlalchemy import insert, select, update
 from sqlalchemy.orm import Session
 
-from app.db import now, session
+from app.db import now, reading
 from app.models import TERMINAL, Job, JobEvent
 
 STATE, PROGRESS, LOG = KINDS = ("state", "progress", "log")
@@ -54,7 +54,7 @@ def log(s: Session, job_id: str, message: str) -> None:
 
 def after(job_id: str, seq: int) -> tuple[list[JobEvent], bool]:
     """The next events after `seq`, `PAGE` at most, and whether there will be no more of them."""
-    with session() as s:
+    with reading() as s:
         state = s.scalar(select(Job.state).where(Job.id == job_id))  # first: what has ended by now has written its last event
         rows = list(s.scalars(select(JobEvent).where(JobEvent.job_id == job_id, JobEvent.seq > seq).order_by(JobEvent.seq).limit(PAGE)))
     return rows, len(rows) < PAGE and (state is None or state in TERMINAL)

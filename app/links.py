@@ -23,7 +23,7 @@ from sqlalchemy.exc import IntegrityError
 
 from app import auth
 from app.config import settings
-from app.db import now, session
+from app.db import now, reading, session
 from app.errors import InvalidLink
 from app.models import Secret
 
@@ -72,7 +72,7 @@ def _encoded(data: bytes) -> str:
 def _secret() -> tuple[str, float]:
     """The secret, made by whoever needs it first, and the time on the database's clock."""
     query = select(Secret.value, now()).where(Secret.name == NAME)
-    with session() as s:
+    with reading() as s:
         found = s.execute(query).first()
     if found is None:
         try:
@@ -80,7 +80,7 @@ def _secret() -> tuple[str, float]:
                 s.add(Secret(name=NAME, value=secrets.token_urlsafe(32)))
         except IntegrityError:
             pass  # another process was first
-        with session() as s:
+        with reading() as s:
             found = s.execute(query).one()
     return found[0], found[1]
 

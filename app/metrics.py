@@ -19,7 +19,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from app import meters
-from app.db import now, session
+from app.db import now, reading
 from app.models import QUEUED, RUNNING, SIGNING, Blob, Delivery, Job, Outbox, Upload
 from app.workers import live
 
@@ -60,7 +60,7 @@ class Service(Collector):
     def _look(self) -> list[Metric]:
         up = GaugeMetricFamily("modelpress_database_up", "Whether the database answered this scrape; without it the rest is missing.")
         try:
-            with session() as s:
+            with reading() as s:
                 found = [*summed(s), *under_way(s), *waiting(s), *working(s)]
                 if time.monotonic() - self._stored_at > FRESH_STORAGE:
                     self._stored, self._stored_at = [*stored(s)], time.monotonic()

@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 
 from app import migrate, workers
 from app.config import settings
-from app.db import now, session
+from app.db import now, reading
 from app.findings import WARN, Check, Trouble
 from app.models import QUEUED, SIGNING, Job
 from app.public_keys import published
@@ -42,7 +42,7 @@ def newest() -> str:
 
 
 def database() -> str:
-    with session() as s:
+    with reading() as s:
         at = s.scalar(text("select version_num from alembic_version"))
     if at != newest():
         raise Trouble(f"the tables are at revision {at}, this version needs {newest()}: bring them there, or start the version that they belong to")
@@ -56,7 +56,7 @@ def broker() -> str:
 
 
 def key() -> str:
-    with session() as s:
+    with reading() as s:
         keys = published(s)
     if not keys:
         raise Trouble("no public key is published: start the sign process, which makes and publishes one, and look at its log")
@@ -64,7 +64,7 @@ def key() -> str:
 
 
 def jail() -> str:
-    with session() as s:
+    with reading() as s:
         live = workers.live(s)
     holding = [w for w in live if w.jail.get("holds")]
     if not live:
@@ -77,7 +77,7 @@ def jail() -> str:
 
 
 def queues() -> str:
-    with session() as s:
+    with reading() as s:
         waiting = dict(s.execute(select(Job.queue, func.count()).where(Job.state == QUEUED).group_by(Job.queue)).all())
         served = Counter(queue for w in workers.live(s) for queue in w.queues)
     if unserved := sorted(waiting.keys() - served.keys()):
@@ -87,7 +87,7 @@ def queues() -> str:
 
 
 def signing() -> str:
-    with session() as s:
+    with reading() as s:
         late = _unsigned(s)
     if late:
         raise Trouble(f"{late} results have waited to be signed for over {UNSIGNED:.0f} seconds: is the sign process there, and does it have its key?", WARN)

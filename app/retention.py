@@ -8,7 +8,7 @@ from __future__ import annotations
 from sqlalchemy import delete, exists, select
 from sqlalchemy.orm import Session
 
-from app.db import now, session
+from app.db import now, reading, session
 from app.errors import InUse
 from app.models import TERMINAL, Artifact, Delivery, Job
 
@@ -50,7 +50,7 @@ def expire() -> tuple[int, int]:
 def _expired_artifacts() -> list[str]:
     """The longest expired first."""
     query = select(Artifact.id).where(Artifact.expires_at < now(), ~_WORKED_ON).order_by(Artifact.expires_at).limit(BATCH)
-    with session() as s:
+    with reading() as s:
         return list(s.scalars(query))
 
 

@@ -18,7 +18,7 @@ from sqlalchemy.exc import DBAPIError, IntegrityError, InterfaceError, Operation
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session
 
-from app.db import session
+from app.db import reading, session
 from app.errors import Unavailable
 
 log = logging.getLogger(__name__)
@@ -83,5 +83,5 @@ def settled(work: Callable[[Session], T], holds: Callable[[Session], T | None] |
 
 
 def _ask(holds: Callable[[Session], T | None]) -> T | None:
-    with session() as s:
+    with reading() as s:
         return holds(s)

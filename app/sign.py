@@ -22,7 +22,7 @@ from sqlalchemy.orm import Session
 from app import gates, jobs, meters
 from app.blobs import hold, keep, refer
 from app.config import settings
-from app.db import session
+from app.db import reading, session
 from app.forecast import Forecast
 from app.errors import GateFailed, ModelpressError, StorageDamaged, StorageFull, Unavailable
 from app.logs import about
@@ -160,7 +160,7 @@ def _judged(storage: Storage, job: Job, advance: Callable[[int], None]) -> dict:
 
 def _finish(storage: Storage, job: Job, key: PrivateKey, files: list[dict], report: dict, started: float) -> None:
     """Sign, and make the artifact visible. `started`: when the signing began, on the monotonic clock."""
-    with session() as s:
+    with reading() as s:
         source = s.get_one(Artifact, job.input_id)
     digests = {f["path"]: f["sha256"] for f in files}
     made = provenance(

@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 
 from app import deliveries, jobs, meters, workers
 from app.config import settings
-from app.db import now, session
+from app.db import now, reading
 from app.errors import WorkerCrashed
 from app.models import QUEUED, RUNNING, SIGNING, Job, Outbox, Upload
 from app.queues import CPU, GPU
@@ -71,7 +71,7 @@ def rehome(s: Session) -> int:
 
 def live_claims() -> set[tuple[str, str]]:
     """(job, fence) of every job that somebody may be working on or is handing over, and (`uploads`, id) of every upload that may go on."""
-    with session() as s:
+    with reading() as s:
         uploads = s.scalars(select(Upload.id).where(Upload.received < Upload.length)).all()
         rows = s.execute(select(Job.id, Job.fence, Job.handoff, Job.state).where(Job.state.in_([RUNNING, SIGNING]))).all()
     claims = {(job_id, str(fence)) for job_id, fence, _, _ in rows} | {("uploads", ident) for ident in uploads}

@@ -12,7 +12,7 @@ from sqlalchemy import select
 from sse_starlette.sse import AppStatus
 
 from app import events
-from app.db import session
+from app.db import reading
 from app.models import TERMINAL, Job, JobEvent
 
 PERIOD = 0.2  # seconds
@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 def look(ids: list[str]) -> dict[str, tuple[str, int]]:
     """State and newest event of these jobs; those that are gone are left out."""
     query = select(Job.id, Job.state, Job.last_event)
-    with session() as s:
+    with reading() as s:
         return {i: (state, last) for at in range(0, len(ids), _CHUNK) for i, state, last in s.execute(query.where(Job.id.in_(ids[at : at + _CHUNK])))}
 
 

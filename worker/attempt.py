@@ -23,7 +23,7 @@ from sqlalchemy.orm import Session
 from app import jobs, meters
 from app.blobs import keep, refer
 from app.config import settings
-from app.db import session
+from app.db import reading
 from app.errors import DeadlineExceeded, ModelpressError, NoSpace, StorageDamaged, Unavailable
 from app.memory import proof_wanted
 from app.logs import about
@@ -95,7 +95,7 @@ class Attempt:
     def _clear(self) -> None:
         """Remove what was stored, unless the job refers to it. The database is asked: a commit may have happened though its answer was lost."""
         try:
-            with session() as s:
+            with reading() as s:
                 job = s.get(Job, self.job.id)
             if job is None or (job.handoff or {}).get("prefix") != self.prefix:
                 self.storage.delete_all(self.prefix)

@@ -16,7 +16,7 @@ from app.api.views import Artifacts, ArtifactView, artifact_view
 from app.auth import Owner
 from app.compose import Composition, compose
 from app.config import settings
-from app.db import now, session
+from app.db import now, reading, session
 from app.errors import MalformedRequest, NotFound, Unprocessable, UnsupportedMediaType
 from app.models import KINDS, Artifact, new_id
 from app.owned import owned
@@ -75,14 +75,14 @@ async def _upload(request: Request, owner: str, name: str | None, kind: str) -> 
 @router.get("")
 def list_artifacts(owner: Owner, limit: Limit = 50, cursor: Cursor = None) -> Artifacts:
     """The newest first."""
-    with session() as s:
+    with reading() as s:
         rows, following = page(s, Artifact, owner, cursor, limit)
         return Artifacts(items=[artifact_view(a) for a in rows], next=following)
 
 
 @router.get("/{ident}")
 def get_artifact(ident: str, owner: Owner) -> ArtifactView:
-    with session() as s:
+    with reading() as s:
         return artifact_view(owned(s, Artifact, ident, owner))
 
 
@@ -114,7 +114,7 @@ def _change(ident: str, owner: str, asked: Lifetime) -> ArtifactView:
 @router.delete("/{ident}", status_code=204)
 def delete_artifact(ident: str, owner: Owner) -> None:
     """Its jobs stay. While one of them is under way it cannot be deleted."""
-    with session() as s:
+    with reading() as s:
         owned(s, Artifact, ident, owner)
     if not settled(lambda s: remove(s, ident), lambda s: None if s.get(Artifact, ident) else True):
         raise NotFound("there is no such artifact")

@@ -13,7 +13,7 @@ from app.api.schemas import body_schema
 from app.api.views import ArtifactView, artifact_view
 from app.auth import Owner
 from app.config import settings
-from app.db import session
+from app.db import reading
 from app.errors import NotFound, PayloadTooLarge
 from app.models import Artifact, Upload
 from app.owned import owned
@@ -79,6 +79,6 @@ def abort(ident: str, request: Request, owner: Owner) -> Response:
 
 def _find(ident: str, owner: str) -> tuple[Upload, Artifact | None]:
     """The upload, and the artifact that it has become."""
-    with session() as s:
+    with reading() as s:
         upload = get(s, ident, owner)
         return upload, owned(s, Artifact, upload.artifact_id, owner) if upload.artifact_id else None

@@ -18,7 +18,7 @@ from app.api.schemas import body_schema
 from app.auth import Owner
 from app.cache import cache_key, found
 from app.compose import check_paths
-from app.db import session
+from app.db import reading
 from app.errors import InputRefused, InvalidJobSpec, NotEstimable
 from app.estimate import check_estimable, estimate
 from app.formats import Limits, SafetensorsHeader, parse_safetensors_header
@@ -80,9 +80,9 @@ def _estimate(body: Any, owner: str, request: Request) -> dict[str, Any]:
             raise InvalidJobSpec("give either input or files", pointer="/files")
         model, spec = _described(body)
         check_device(spec)
-        with session() as s:
+        with reading() as s:
             return estimate(model, spec, None, _rate(s, spec)) | {"cache_hit": False}
-    with session() as s:
+    with reading() as s:
         source = find_input(s, body, owner)
     spec = parse_job(body, has_config(source))
     check_device(spec)
@@ -93,7 +93,7 @@ def _estimate(body: Any, owner: str, request: Request) -> dict[str, Any]:
         raise NotEstimable(f"what is in {source.format} is known once it is parsed; `modelpress estimate FILE` does that on your machine", pointer="/input")
     digests = {f.path: f.sha256 for f in source.files}
     key = cache_key(owner, source.digest, spec.model_dump(mode="json", exclude={"webhook"}), "cpu")
-    with session() as s:
+    with reading() as s:
         rate, hit = _rate(s, spec), found(s, owner, key) is not None
     return estimate(model, spec, lambda path, begin, end: storage.read(digests[path], begin, end), rate) | {"cache_hit": hit}
 

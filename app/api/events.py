@@ -12,7 +12,7 @@ from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from sse_starlette import EventSourceResponse, ServerSentEvent
 
-from app.db import session
+from app.db import reading
 from app.errors import MalformedRequest
 from app.links import Reader
 from app.models import TERMINAL, Job, JobEvent
@@ -51,7 +51,7 @@ def _begin(ident: str, owner: str, last_event_id: str) -> int | None:
     Raises:
         NotFound; MalformedRequest: it is the id of no event of this job.
     """
-    with session() as s:
+    with reading() as s:
         job = owned(s, Job, ident, owner)
     if not re.fullmatch(r"[0-9]+", last_event_id, re.ASCII) or int(last_event_id) > job.last_event:
         raise MalformedRequest(f"Last-Event-ID {last_event_id!r} is no event of this job; its events have the ids 1 to {job.last_event}")

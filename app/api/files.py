@@ -8,7 +8,7 @@ from fastapi.concurrency import run_in_threadpool
 from app.api.artifacts import storage_of
 from app.api.reports import send_report
 from app.archive import archive_of
-from app.db import session
+from app.db import reading
 from app.errors import NotFound
 from app.links import Reader
 from app.models import Artifact
@@ -29,7 +29,7 @@ def _get_and_head(path: str):
 
 
 def _artifact(ident: str, owner: str) -> Artifact:
-    with session() as s:
+    with reading() as s:
         return owned(s, Artifact, ident, owner)
 
 

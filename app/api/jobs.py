@@ -19,7 +19,7 @@ from app.api.views import Jobs, JobView, job_view
 from app.auth import Owner
 from app.cache import cache_key, earlier
 from app.config import settings
-from app.db import session
+from app.db import reading
 from app.errors import InvalidJobSpec, NotFound
 from app.inputs import check_input, expected_peak, find_input, has_config
 from app.links import Reader
@@ -65,20 +65,20 @@ async def submit(request: Request, response: Response, owner: Owner, after: Back
 def _submit_once(body: Any, owner: str, request: Request, key: str | None) -> tuple[Job, bool]:
     """The job, and whether an earlier request with the same Idempotency-Key has made it."""
     asked = idempotency.request(owner, key, body)
-    with session() as s:
+    with reading() as s:
         if job := idempotency.earlier(s, asked):
             return job, True
     try:
         return _submit(body, owner, request, asked), False
     except IntegrityError:
-        with session() as s:
+        with reading() as s:
             if job := idempotency.earlier(s, asked):  # both came at once, and the other one was first
                 return job, True
         raise
 
 
 def _submit(body: Any, owner: str, request: Request, asked: idempotency.Request | None) -> Job:
-    with session() as s:
+    with reading() as s:
         source = find_input(s, body, owner)
     spec = parse_job(body, has_config(source))
     gpu = check_device(spec)
@@ -111,7 +111,7 @@ def check_device(spec: JobSpec) -> bool:
     Raises:
         InvalidJobSpec: the job needs one and there is none.
     """
-    with session() as s:
+    with reading() as s:
         gpu = bool(workers.serving(s, GPU))
     if spec.device == "cuda" and not gpu:
         raise InvalidJobSpec("no worker of this service has a GPU; choose auto or cpu", pointer="/device")
@@ -121,13 +121,13 @@ def check_device(spec: JobSpec) -> bool:
 @router.get("")
 def list_jobs(owner: Owner, limit: Limit = 50, cursor: Cursor = None, state: Annotated[Literal[STATES] | None, Query()] = None) -> Jobs:
     """The newest first."""
-    with session() as s:
+    with reading() as s:
         rows, following = page(s, Job, owner, cursor, limit, *([Job.state == state] if state else []), options=UNSHOWN)
         return Jobs(items=[job_view(j) for j in rows], next=following)
 
 
 def _get(ident: str, owner: str) -> Job:
-    with session() as s:
+    with reading() as s:
         return owned(s, Job, ident, owner)
 
 
@@ -171,7 +171,7 @@ async def get_report(ident: str, request: Request, owner: Reader) -> Response:
 
 
 def _report(ident: str, owner: str) -> Blob:
-    with session() as s:
+    with reading() as s:
         job = owned(s, Job, ident, owner)
         if job.report_sha256 is None:
             raise NotFound("this job has no report")

@@ -12,7 +12,7 @@ from app import signing
 from app.api.requests import read_json
 from app.api.schemas import body_schema
 from app.auth import Owner
-from app.db import session
+from app.db import reading
 from app.public_keys import published
 from app.strict import Strict, validate
 from app.verify import verify_bundle
@@ -30,7 +30,7 @@ class Verification(Strict):
 
 
 def _keys() -> list[signing.PublicKey]:
-    with session() as s:
+    with reading() as s:
         return published(s)
 
 

@@ -12,7 +12,7 @@ from app import links
 from app.api.requests import read_json
 from app.api.schemas import body_schema
 from app.auth import Owner
-from app.db import session
+from app.db import reading
 from app.errors import InvalidPath
 from app.models import Artifact, Job
 from app.owned import owned
@@ -53,7 +53,7 @@ async def link_to_job(ident: str, request: Request, owner: Owner) -> LinkView:
 
 
 def _artifact(ident: str, owner: str, asked: LinkRequest) -> LinkView:
-    with session() as s:
+    with reading() as s:
         artifact = owned(s, Artifact, ident, owner)
     files = {f"files/{f.path}" for f in artifact.files} | {f"files/{f.file}" for f in artifact.signatures}
     if asked.path not in files and asked.path not in OF_ARTIFACTS:
@@ -62,7 +62,7 @@ def _artifact(ident: str, owner: str, asked: LinkRequest) -> LinkView:
 
 
 def _job(ident: str, owner: str, asked: LinkRequest) -> LinkView:
-    with session() as s:
+    with reading() as s:
         owned(s, Job, ident, owner)
     if asked.path not in OF_JOBS:
         raise InvalidPath(f"{asked.path!r} is nothing of a job; choose {' or '.join(OF_JOBS)}", pointer="/path")

@@ -21,7 +21,7 @@ from app.api.requests import announce, announced_sha256, clean_name, media_type
 from app.api.views import UploadView, upload_view
 from app.auth import Owner
 from app.config import settings
-from app.db import session
+from app.db import reading
 from app.errors import MalformedRequest, ModelpressError, PayloadTooLarge, UnsupportedMediaType, error_of
 from app.models import KINDS, Upload
 from app.resumable import append, check, create, forget, get
@@ -142,7 +142,7 @@ def terminate(ident: str, request: Request, owner: Owner) -> Response:
 
 
 def _find(ident: str, owner: str, offset: int | None = None) -> Upload:
-    with session() as s:
+    with reading() as s:
         found = get(s, ident, owner)
         if offset is not None:
             check(s, ident, offset)

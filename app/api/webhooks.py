@@ -8,7 +8,7 @@ from pydantic import BaseModel
 from app import deliveries, webhook_secrets
 from app.api.paging import Cursor, Limit, page
 from app.auth import Owner
-from app.db import session
+from app.db import reading, session
 from app.models import Delivery, WebhookSecret
 from app.owned import owned
 from app.queue import flush_outbox
@@ -73,7 +73,7 @@ def rotate_secret(owner: Owner, response: Response) -> SecretView:
 @router.get("/deliveries")
 def list_deliveries(owner: Owner, limit: Limit = 50, cursor: Cursor = None) -> Deliveries:
     """The newest first."""
-    with session() as s:
+    with reading() as s:
         rows, following = page(s, Delivery, owner, cursor, limit)
         return Deliveries(items=[_view(d) for d in rows], next=following)
 

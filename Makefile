@@ -17,11 +17,13 @@ $(VENV)/.installed: pyproject.toml
 demo: install
 	$(BIN)/python -m demo
 
+# Whole services want the machine to themselves; everything else waits more than it computes.
 test: install
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 3 --dist loadfile --ignore tests/service
+	$(BIN)/python -m pytest tests/service
 
-test-postgres: install
-	MODELPRESS_TEST_DATABASE=postgresql $(BIN)/python -m pytest
+test-postgres: export MODELPRESS_TEST_DATABASE = postgresql
+test-postgres: test
 
 up: install
 	$(BIN)/modelpress up $(ARGS)

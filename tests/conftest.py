@@ -11,3 +11,8 @@ def shared_servers():
     yield
     if postgres.server.cache_info().currsize:
         postgres.server().remove()
+
+
+def pytest_make_parametrize_id(val) -> str | None:
+    """Bytes are named by their number: some are random, or hold a date, and every process must find the same tests."""
+    return f"{len(val)} bytes" if isinstance(val, bytes) else None

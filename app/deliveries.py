@@ -16,6 +16,7 @@ from sqlalchemy import and_, or_, select, update
 from sqlalchemy.orm import Session
 
 from app import meters
+from app.claiming import take
 from app.config import settings
 from app.db import now
 from app.models import TERMINAL, Delivery, Job, Outbox
@@ -51,10 +52,8 @@ def claim(s: Session, hosts: Collection[str] = (), owners: Collection[str] = ())
     """The delivery that has been due for longest, leaving out hosts and owners that have enough under way. None: there is none."""
     due = and_(Delivery.due_at <= now(), or_(Delivery.lease_until.is_(None), Delivery.lease_until < now()))
     eligible = select(Delivery.id).where(due, Delivery.host.not_in(hosts), Delivery.owner.not_in(owners))
-    chosen = eligible.order_by(Delivery.due_at, Delivery.id).limit(1).with_for_update(skip_locked=True).scalar_subquery()
-    values = {"attempt": Delivery.attempt + 1, "lease_until": now() + 3 * settings().webhook_timeout, "woken_at": None}
-    statement = update(Delivery).where(Delivery.id == chosen, due).values(values).returning(Delivery)
-    return s.scalars(statement, execution_options=_APART | {"populate_existing": True}).first()
+    lease_until = now() + 3 * settings().webhook_timeout
+    return take(s, Delivery, eligible.order_by(Delivery.due_at, Delivery.id), attempt=Delivery.attempt + 1, lease_until=lease_until, woken_at=None)
 
 
 def _settle(s: Session, delivery: Delivery, **values) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, StringConstraints
+from pydantic import AfterValidator, Field, StringConstraints
+from pydantic_core import PydanticCustomError
 
 from app.addresses import check_url
 from app.errors import InvalidJobSpec
@@ -13,7 +15,17 @@ from app.recipe import METHODS, Lossless, Quantize, Recipe, parse_recipe
 from app.strict import Id, Strict, validate
 
 FORMATS = ("packed", "safetensors", "compressed-tensors", "original")
-Tag = Annotated[str, StringConstraints(min_length=1, max_length=100)]
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+
+
+def _plain(value: str) -> str:
+    """One line of text that every database keeps and finds again: PostgreSQL has no U+0000."""
+    if found := _CONTROL.search(value):
+        raise PydanticCustomError("control", "a tag has no control characters, and here is a U+{code}", {"code": f"{ord(found[0]):04X}"})
+    return value
+
+
+Tag = Annotated[str, StringConstraints(min_length=1, max_length=100), AfterValidator(_plain)]
 
 PRESETS: dict[str, dict] = {
     "lossless": {"steps": [{"method": "lossless"}]},

@@ -12,6 +12,7 @@ from sqlalchemy import Select, Update, or_, select, update
 from sqlalchemy.orm import Session
 
 from app import events, meters
+from app.claiming import take
 from app.config import settings
 from app.db import now
 from app.errors import AlreadyFinished, Conflict, ModelpressError, WorkerCrashed
@@ -55,13 +56,8 @@ def submit(
 
 
 def _claim(s: Session, eligible: Select, **values) -> Job | None:
-    """Take the first eligible row: one UPDATE, which locks it first and skips rows that others hold (SQLite has one writer and needs no locks).
-
-    The CTE is evaluated once; a subquery in its place may be evaluated again, and lock a second row, when the first was changed meanwhile.
-    """
-    chosen = eligible.limit(1).with_for_update(skip_locked=True).cte("chosen").prefix_with("MATERIALIZED", dialect="postgresql")
-    statement = update(Job).where(Job.id.in_(select(chosen.c.id))).values(fence=Job.fence + 1, lease_until=now() + settings().lease, **values)
-    return s.scalars(statement.returning(Job), execution_options={"synchronize_session": False, "populate_existing": True}).first()
+    """Take the first eligible job (see `take`), under a new fence and a lease."""
+    return take(s, Job, eligible, fence=Job.fence + 1, lease_until=now() + settings().lease, **values)
 
 
 def claim(s: Session, *queues: str, worker: Claimant | None = None) -> Job | None:
@@ -101,6 +97,11 @@ def claim_signing(s: Session) -> Job | None:
     if job is not None and job.sign_attempt > 1:
         meters.add(s, "leases_expired", queue=SIGN_QUEUE)
     return job
+
+
+def unclaim_signing(s: Session, job_id: str, fence: int) -> bool:
+    """Give a job to be signed back; that costs no attempt."""
+    return _done(s, _held(job_id, fence, SIGNING).where(Job.lease_until.is_not(None)).values(lease_until=None, sign_attempt=Job.sign_attempt - 1))
 
 
 def _done(s: Session, statement: Update) -> bool:
@@ -162,8 +163,12 @@ def fail(s: Session, job_id: str, fence: int, error: ModelpressError | dict, sta
     return _move(s, _held(job_id, fence, state), job_id, FAILED, **values)
 
 
-def requeue(s: Session, job_id: str, fence: int, *, why: str, costs_attempt: bool = True) -> bool:
-    """running -> queued, or failed `worker-crashed` once the attempts are used up. A graceful drain costs none."""
+def requeue(s: Session, job_id: str, fence: int, *, why: str, costs_attempt: bool = True, spared: str = "drain") -> bool:
+    """running -> queued, or failed `worker-crashed` once the attempts are used up. A graceful drain, or a store that is away, costs none.
+
+    Args:
+        spared: what the meter `requeues` says of one that costs no attempt.
+    """
     job = s.get(Job, job_id, populate_existing=True)
     if job is None or job.fence != fence or job.state != RUNNING:
         return False
@@ -175,7 +180,7 @@ def requeue(s: Session, job_id: str, fence: int, *, why: str, costs_attempt: boo
     if done:
         events.log(s, job_id, f"attempt {job.attempt} ended without a result: {why}")
         s.add(Outbox(topic=job.queue))
-        meters.add(s, "requeues", why="crash" if costs_attempt else "drain")
+        meters.add(s, "requeues", why="crash" if costs_attempt else spared)
     return done
 
 

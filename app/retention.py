@@ -57,7 +57,10 @@ def _expired_artifacts() -> list[str]:
 def _expire_artifact(ident: str) -> bool:
     with session() as s, s.begin():
         still = select(Artifact.id).where(Artifact.id == ident, Artifact.expires_at < now(), ~_WORKED_ON).with_for_update(skip_locked=True)
-        return s.scalar(still) is not None and remove(s, ident)
+        try:
+            return s.scalar(still) is not None and remove(s, ident)
+        except InUse:  # by a job that came between the two looks
+            return False
 
 
 def _expire_jobs() -> int:

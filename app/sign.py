@@ -27,6 +27,7 @@ from app.forecast import Forecast
 from app.errors import GateFailed, ModelpressError, StorageDamaged, StorageFull, Unavailable
 from app.logs import about
 from app.models import SIGNING, Artifact, ArtifactFile, Job, Signature, new_id
+from app.pause import Pause
 from app.public_keys import keep_published, publish
 from app.queue import app as celery
 from app.queue import flush_outbox, stopping
@@ -66,18 +67,23 @@ def wake() -> None:
         log.error("nothing can be signed: %s", e)
         return
     publish(settings().keys)  # no signature becomes visible before its key
-    storage = Storage()
+    storage, pause = Storage(), Pause(stopping)
     while not stopping():
         job = settled(jobs.claim_signing)  # one whose answer is lost waits for its lease to end, as if this process had died
         if job is None:
             return
         with about(request=job.request_id, job_id=job.id, attempt=job.sign_attempt):
-            sign(job, key, storage)
+            served = sign(job, key, storage)
         flush_outbox()
+        pause.over() if served else pause.wait()
 
 
-def sign(job: Job, key: PrivateKey, storage: Storage) -> None:
-    """One claimed job, to its end. What is wrong with the result ends it as failed; anything else leaves it to its lease and another attempt."""
+def sign(job: Job, key: PrivateKey, storage: Storage) -> bool:
+    """One claimed job, to its end. What is wrong with the result ends it as failed; anything unforeseen leaves it to its lease and another attempt.
+
+    Returns:
+        False when the store was away or full: the job was given back, and the next one would fare no better just now.
+    """
     report, started = None, time.monotonic()
     try:
         with _lease(job) as advance:
@@ -95,12 +101,15 @@ def sign(job: Job, key: PrivateKey, storage: Storage) -> None:
         log.warning("job %s: the lease is lost; nothing was made visible", job.id)
     except (StorageFull, Unavailable) as e:
         log.error("job %s will be tried again: %s", job.id, e)
+        settled(lambda s: jobs.unclaim_signing(s, job.id, job.fence), seconds=settings().lease)
+        return False
     except ModelpressError as e:
         log.error("job %s failed while it was signed: %s", job.id, e)
         report_sha256 = e.extra.pop("report_sha256", None)
         settled(lambda s: jobs.fail(s, job.id, job.fence, e, SIGNING, report_sha256=report_sha256), seconds=settings().lease)
     except Exception:
         log.exception("job %s will be tried again", job.id)
+    return True
 
 
 def _take(storage: Storage, job: Job, name: str, file: dict, advance: Callable[[int], None]) -> None:

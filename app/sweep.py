@@ -63,9 +63,13 @@ def rehome(s: Session) -> int:
         return 0
     moved = 0
     for there, here in zip(GPU, CPU):
-        waiting = update(Job).where(Job.state == QUEUED, Job.queue == there, Job.spec["device"].as_string() == "auto")
-        moved += (count := s.execute(waiting.values(queue=here), execution_options=_APART).rowcount)
-        s.add_all([Outbox(topic=here)] if count else [])
+        waiting = (Job.state == QUEUED, Job.queue == there)
+        specs = s.execute(select(Job.id, Job.spec).where(*waiting)).all()  # read here: PostgreSQL looks into no document that holds a \u0000
+        free = [ident for ident, spec in specs if spec.get("device") == "auto"]
+        for at in range(0, len(free), _SPOKEN_OF):
+            these = update(Job).where(Job.id.in_(free[at : at + _SPOKEN_OF]), *waiting)
+            moved += s.execute(these.values(queue=here, cache_key=None), execution_options=_APART).rowcount  # the key says that a GPU computed it
+        s.add_all([Outbox(topic=here)] if free else [])
     return moved
 
 
@@ -84,11 +88,12 @@ def live_claims() -> set[tuple[str, str]]:
 def drop_orphans(storage: Storage) -> int:
     """Remove what dead attempts and broken uploads left in `tmp/` and in the scratch folder, once it is a lease old (uploads: `orphan_age`)."""
     dropped = drop_expired(storage)
+    before = time.time()  # what appears after the claims were read is of claims that they do not have
     claims = live_claims()
     for found in [*storage.list("tmp")]:
         parts = found.key.split("/")
         age = settings().orphan_age if parts[1] in ("uploads", "check") else settings().lease
-        if found.modified < time.time() - age and tuple(parts[1:3]) not in claims:
+        if found.modified < before - age and tuple(parts[1:3]) not in claims:
             storage.delete(found.key)
             dropped += 1
     return dropped + drop_scratch() + storage.drop_unfinished(settings().orphan_age)

@@ -24,7 +24,7 @@ from app import jobs, meters
 from app.blobs import keep, refer
 from app.config import settings
 from app.db import reading
-from app.errors import DeadlineExceeded, ModelpressError, NoSpace, StorageDamaged, Unavailable
+from app.errors import DeadlineExceeded, ModelpressError, NoSpace, StorageDamaged, StorageFull, Unavailable
 from app.memory import proof_wanted
 from app.logs import about
 from app.models import Artifact, Job
@@ -59,20 +59,24 @@ class Attempt:
         self.started = time.time()
         self.deadline = time.monotonic() + settings().job_timeout
 
-    def run(self) -> None:
+    def run(self) -> bool:
         """See `_run`; what is logged meanwhile says which job it is about."""
         with about(request=self.job.request_id, job_id=self.job.id, attempt=self.job.attempt):
             log.info("job %s begins", self.job.id)
-            self._run()
+            return self._run()
 
-    def _run(self) -> None:
-        """To its end: handed over, failed, given back, or dropped because the claim is void. An error of the service leaves the job to its lease,
-        which puts some time between the attempts."""
+    def _run(self) -> bool:
+        """To its end: handed over, failed, given back, or dropped because the claim is void. An unforeseen error leaves the job to its lease, which puts
+        some time between the attempts.
+
+        Returns:
+            False when the store was away or full: the job was given back, and the next one would fare no better just now.
+        """
         try:
             with Claim(self.job) as claim:
                 try:
                     self._work(claim)
-                except Unavailable:  # storage is away: that ends no job
+                except (Unavailable, StorageFull):  # that ends no job
                     raise
                 except ModelpressError as e:
                     self._fail(e.problem())
@@ -83,7 +87,10 @@ class Attempt:
         except Lost:
             log.info("job %s: the claim is void, nothing was written", self.job.id)
         except Draining:
-            self._requeue("the worker was stopped", costs_attempt=False)
+            self._requeue("the worker was stopped", spared="drain")
+        except (Unavailable, StorageFull) as e:
+            self._requeue(e.detail, spared="storage")
+            return False
         except (Crashed, result.Unusable) as e:
             self._requeue(str(e))
         except Exception:
@@ -91,6 +98,7 @@ class Attempt:
         finally:
             shutil.rmtree(self.scratch, ignore_errors=True)
             self._clear()
+        return True
 
     def _clear(self) -> None:
         """Remove what was stored, unless the job refers to it. The database is asked: a commit may have happened though its answer was lost."""
@@ -229,7 +237,8 @@ class Attempt:
         log.info("job %s failed: %s", self.job.id, problem["type"])
         flush_outbox()
 
-    def _requeue(self, why: str, costs_attempt: bool = True) -> None:
+    def _requeue(self, why: str, spared: str = "") -> None:
         log.warning("job %s, attempt %s: %s", self.job.id, self.job.attempt, why)
-        settled(lambda s: jobs.requeue(s, self.job.id, self.job.fence, why=why, costs_attempt=costs_attempt), seconds=settings().lease)
+        back = {"why": why, "costs_attempt": not spared, "spared": spared}
+        settled(lambda s: jobs.requeue(s, self.job.id, self.job.fence, **back), seconds=settings().lease)
         flush_outbox()

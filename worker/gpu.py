@@ -22,4 +22,4 @@ def devices() -> list[Path]:
 def environment() -> dict[str, str]:
     """What a zygote is told: which GPU, and that CUDA has no folder to keep compiled kernels in."""
     chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return {} if chosen is None else {"CUDA_VISIBLE_DEVICES": chosen, "CUDA_CACHE_DISABLE": "1"}
+    return {"CUDA_CACHE_DISABLE": "1"} | ({} if chosen is None else {"CUDA_VISIBLE_DEVICES": chosen})

@@ -12,6 +12,7 @@ from celery import signals
 
 from app import jobs, queues, sweep
 from app.config import settings
+from app.pause import Pause
 from app.queue import app as celery
 from app.queue import stopping
 from app.settled import settled
@@ -29,15 +30,15 @@ _presence: list[Presence] = []  # this process's one, once it has started
 
 @celery.task(name="compress.wake")
 def wake() -> None:
-    """Claim and run jobs of this worker's queues until there is none."""
+    """Claim and run jobs of this worker's queues until there is none. While the store is away, seldom."""
     sweep.drop_scratch()
-    storage = Storage()
+    storage, pause = Storage(), Pause(stopping)
     while not stopping():
         me = _presence[0]
         job = settled(lambda s: jobs.claim(s, *me.queues, worker=me), lambda s: jobs.claimed(s, me.id), settings().lease)
         if job is None:
             return
-        Attempt(job, storage, _zygotes, stopping).run()
+        pause.over() if Attempt(job, storage, _zygotes, stopping).run() else pause.wait()
 
 
 @signals.worker_init.connect

@@ -91,6 +91,8 @@ def test_an_input_in_use_is_kept(alice, model, problem):
         ({"preset": "lossless", "state": "succeeded"}, "invalid-job-spec", "/state"),
         ({"preset": "lossless", "priority": "highest"}, "invalid-job-spec", "/priority"),
         ({"preset": "lossless", "seed": -1}, "invalid-job-spec", "/seed"),
+        ({"preset": "lossless", "tags": {"run": "a\0b"}}, "invalid-job-spec", "/tags/run"),
+        ({"preset": "lossless", "tags": {"a\nb": "7"}}, "invalid-job-spec", "/tags/a\nb/[key]"),
         ({"preset": "lossless", "device": "cuda"}, "invalid-job-spec", "/device"),
         ({"recipe": {"steps": [{"method": "prune", "targets": ["nope.*"]}]}}, "no-tensor-matched", "/recipe/steps/0/targets"),
         ({"recipe": {"steps": [{"method": "prune", "targets": ["re:("]}]}}, "invalid-pattern", "/recipe/steps/0/targets/0"),
@@ -98,6 +100,11 @@ def test_an_input_in_use_is_kept(alice, model, problem):
 )
 def test_a_spec_that_cannot_be_carried_out(alice, artifact, problem, spec, kind, pointer):
     problem(submit(alice, artifact, **spec), 422, kind, pointer)
+
+
+def test_an_id_that_no_database_keeps_is_an_unknown_one(alice, problem):
+    for path in ("/v1/jobs/a%00b", "/v1/artifacts/a%00b", "/v1/jobs/a%00b/events"):
+        problem(alice.get(path), 404, "not-found")
 
 
 def test_bodies_that_are_no_jobs(alice, problem):

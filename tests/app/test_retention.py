@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from homes import KINDS, own_home
-from sqlalchemy import func, select, update
+from sqlalchemy import false, func, select, update
 
 from app import control, jobs, queue, retention
 from app.config import settings
@@ -51,6 +51,13 @@ def test_artifacts_go_when_they_have_expired_and_no_job_works_on_them(monkeypatc
         assert s.get_one(Job, ended).input_id is None
         s.execute(update(Job).values(state="failed"))
     assert retention.expire() == (1, 0) and left(Artifact) == {kept, later}
+
+
+def test_an_artifact_that_a_job_takes_at_the_last_moment_stays_and_the_others_go(monkeypatch):
+    monkeypatch.setattr(retention, "_WORKED_ON", false())  # as where the job comes after the look
+    used, gone = artifact(-9), artifact(-1)
+    job("running", used)
+    assert retention.expire() == (1, 0) and left(Artifact) == {used} and gone
 
 
 def test_jobs_go_with_all_that_is_theirs_once_nobody_is_to_be_told(monkeypatch):

@@ -14,9 +14,10 @@ from lossy import HOW, lossy
 from postgres import server
 from sqlalchemy import select, update
 
-from app import sign, signing
+from app import pause, sign, signing
 from app.config import settings
 from app.db import now, session
+from app.errors import StorageFull, Unavailable
 from app.models import FAILED, SIGNING, SUCCEEDED, Artifact, ArtifactFile, Blob, Job, Meter
 from app.storage import Storage, blob_key
 from app.verify import verify_folder
@@ -141,6 +142,23 @@ def test_without_a_key_jobs_wait_and_are_never_unsigned(home, storage):
     aside.rename(pem)
     sign.wake()
     assert job().state == SUCCEEDED
+
+
+@pytest.mark.parametrize("error", [Unavailable, StorageFull])
+def test_a_store_that_is_away_or_full_costs_no_attempt(home, storage, monkeypatch, error):
+    waiting(storage)
+    stream, times, claims = Storage.stream, settings().max_attempts + 1, []
+
+    def away(self, name, *args):
+        claims.append(job().sign_attempt)
+        if len(claims) <= times:
+            raise error("the store is away")
+        return stream(self, name, *args)
+
+    monkeypatch.setattr(Storage, "stream", away)
+    monkeypatch.setattr(pause, "FIRST", 0.01)
+    sign.wake()
+    assert set(claims) == {1} and len(claims) > times and (job().state, job().sign_attempt, job().fence) == (SUCCEEDED, 1, times + 2)
 
 
 def test_a_process_that_is_to_stop_signs_to_the_end_and_takes_no_other(home, storage, monkeypatch):

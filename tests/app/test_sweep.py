@@ -100,6 +100,15 @@ def test_a_job_that_nobody_claims_is_woken_again_now_and_then():
     assert swept(sweep.rewake) == {"compress.gpu"}
 
 
+def test_a_job_comes_home_from_the_gpu_without_the_key_of_its_results_there():
+    """Whatever a stranger has written into its document: PostgreSQL cannot look into one that holds U+0000."""
+    stranger, asked = job(queue="compress.gpu"), job(queue="compress.gpu")
+    set_job(stranger, spec={"device": "auto", "tags": {"a\0": "\ud800"}})
+    set_job(asked, spec={"device": "cuda"})
+    assert swept(sweep.rehome) == 1 and topics() == ["compress.cpu"]
+    assert [(get(i).queue, get(i).cache_key) for i in (stranger, asked)] == [("compress.cpu", None), ("compress.gpu", "k")]
+
+
 def test_without_a_broker_the_outbox_waits_and_nobody_else_does(monkeypatch):
     """Connections to a port that nobody listens on."""
     monkeypatch.setitem(queue.app.conf, "broker_url", "redis://127.0.0.1:1/0")
@@ -129,6 +138,20 @@ def test_what_dead_attempts_left_goes_and_what_live_ones_need_stays(home, storag
     sweep.drop_orphans(storage)
     assert sorted(f.key for f in storage.list("tmp")) == sorted([*stay, *young, "tmp/uploads/new"])
     assert sorted(p.name for p in settings().scratch.iterdir()) == sorted([f"{running}-2", f"{ended}-9"])
+
+
+def test_a_claim_that_came_while_orphans_are_looked_for_keeps_its_files(storage, monkeypatch):
+    """As in a listing that takes longer than a lease: what was young when the claims were read is old at its end."""
+    key = f"tmp/{job('queued')}/1/files/a"
+    put(storage, key)
+
+    def slow(real=sweep.live_claims, clock=time.time):
+        monkeypatch.setattr(sweep.time, "time", lambda: clock() + settings().lease + 5)
+        return real()
+
+    monkeypatch.setattr(sweep, "live_claims", slow)
+    sweep.drop_orphans(storage)
+    assert [f.key for f in storage.list("tmp")] == [key]
 
 
 def test_two_sweeps_at_once_do_no_harm():

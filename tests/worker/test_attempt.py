@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import threading
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from celery.worker import state
 from homes import own_home
 from lossy import HOW, lossy
 from postgres import server
 from safetensors.numpy import save
 from sqlalchemy import select, update
 
-from app import jobs, logs, meters, sweep
+from app import jobs, logs, meters, pause, sweep
 from app.blobs import hold
 from app.config import settings
 from app.db import now, session
-from app.errors import Unavailable
+from app.errors import StorageFull, Unavailable
 from app.models import Artifact, ArtifactFile, Job, Meter, Outbox
 from app.storage import Storage
-from worker import attempt
+from worker import attempt, tasks
 from worker.attempt import Attempt
 from worker.zygote import Zygote
 
@@ -96,16 +98,13 @@ def test_what_was_handed_over_stays_whatever_happens_next(storage, zygotes, monk
     assert get(job).state == "signing" and len(left(storage)) == 2
 
 
-@pytest.mark.parametrize("error", [ConnectionError, Unavailable])
-def test_an_error_of_the_service_leaves_the_job_to_its_lease(storage, zygotes, monkeypatch, error):
-    """A store that is away for a moment must not use up three attempts in that moment."""
-
-    def away(*_):
-        raise error("the store is away")
+def test_an_unforeseen_error_leaves_the_job_to_its_lease(storage, zygotes, monkeypatch):
+    def broken(*_):
+        raise ConnectionError("unforeseen")
 
     job = claimed(storage)
     with monkeypatch.context() as patch:
-        patch.setattr(Storage, "get_file", away)
+        patch.setattr(Storage, "get_file", broken)
         Attempt(job, storage, zygotes, lambda: False).run()
     assert (get(job).state, get(job).attempt) == ("running", 1) and left(storage) == []
     with session() as s, s.begin():
@@ -113,6 +112,49 @@ def test_an_error_of_the_service_leaves_the_job_to_its_lease(storage, zygotes, m
     with session() as s, s.begin():
         sweep.expire(s)
     assert get(job).state == "queued"
+
+
+@pytest.mark.parametrize("error, method", [(Unavailable, "get_file"), (StorageFull, "put_file")])
+def test_a_store_that_is_away_or_full_costs_no_attempt(storage, zygotes, monkeypatch, error, method):
+    def away(*_):
+        raise error("the store is away")
+
+    job = claimed(storage)
+    monkeypatch.setattr(Storage, method, away)
+    for fence in range(1, settings().max_attempts + 2):
+        assert Attempt(job, storage, zygotes, lambda: False).run() is False
+        assert (get(job).state, get(job).attempt, get(job).fence) == ("queued", 0, fence) and left(storage) == []
+        with session() as s, s.begin():
+            job = jobs.claim(s, "compress.cpu")
+    monkeypatch.undo()
+    assert Attempt(job, storage, zygotes, lambda: False).run() and get(job).state == "signing"
+    with session() as s:
+        assert s.scalar(select(Meter.count).where(Meter.labels == "why=storage")) == settings().max_attempts + 1
+
+
+def test_while_the_store_is_away_a_worker_claims_seldom_and_stops_at_once(storage, zygotes, monkeypatch):
+    def away(*_):
+        raise Unavailable("the store is away")
+
+    one = claimed(storage)
+    with session() as s, s.begin():
+        jobs.requeue(s, one.id, one.fence, why="x", costs_attempt=False)
+        jobs.submit(s, owner="o", input_id=one.input_id, spec=SPEC, queue="compress.cpu", cache_key="k")
+    monkeypatch.setattr(Storage, "get_file", away)
+    monkeypatch.setattr(pause, "FIRST", 300.0)
+    monkeypatch.setattr(state, "should_stop", None)
+    monkeypatch.setattr(tasks, "_zygotes", zygotes)
+    monkeypatch.setattr(tasks, "_presence", [SimpleNamespace(id="w", device="cpu", queues=["compress.cpu"])])
+    working = threading.Thread(target=tasks.wake)
+    working.start()
+    while get(one).fence < 2 or get(one).state != "queued":
+        time.sleep(0.01)
+    time.sleep(0.3)
+    with session() as s:
+        assert sorted(s.execute(select(Job.state, Job.attempt, Job.fence))) == [("queued", 0, 0), ("queued", 0, 2)]
+    state.should_stop = 0  # as Celery does on SIGTERM
+    working.join(30)
+    assert not working.is_alive()
 
 
 def test_a_refusal_is_final(storage, zygotes):

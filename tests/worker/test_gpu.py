@@ -51,7 +51,8 @@ def test_a_zygote_is_told_which_gpu_its_worker_has(monkeypatch, chosen):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if chosen is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", chosen)
-    assert gpu.environment().get("CUDA_VISIBLE_DEVICES") == chosen
+    told = gpu.environment()
+    assert told.pop("CUDA_VISIBLE_DEVICES", None) == chosen and told == {"CUDA_CACHE_DISABLE": "1"}
 
 
 def test_the_probe_computes_in_the_jail_or_says_why_not():

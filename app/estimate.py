@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import islice
 
-from app import compressed, packed_size
+from app import compressed, packed_size, speeds
 from app.changed import shared_threshold
 from app.errors import InvalidJobSpec
 from app.formats import FORMATS
@@ -29,9 +29,7 @@ _PIECES = 8
 _BUDGET = 3 << 17  # values read of a whole model
 _TEXT = 1 << 20
 _NOTES = 50
-_RATES = {"lossless": 60e6, "prune": 25e6, "quantize": 20e6, "search": 2e6, "restore": 100e6}
 _START = 2.0  # seconds
-"""Bytes of input a second on one common core, where no worker has measured its own; the slowest step counts."""
 
 Read = Callable[[str, int, int], bytes]  # (path, begin, end)
 
@@ -218,9 +216,9 @@ def _actions(rows: list[dict]) -> dict[str, dict]:
 
 
 def _default_rate(treatments: dict[str, Treatment]) -> float:
-    steps = [s for t in treatments.values() for s in t.steps]
-    slow = {"search" if isinstance(s, Quantize) and s.scale_search == "mse" else s.method for s in steps}
-    return min((_RATES[s] for s in slow), default=_RATES["lossless"])
+    """Bytes of input a second, where no worker has measured its own; the slowest step counts, and what is done around it."""
+    slowest = max((speeds.of(s.method, getattr(s, "scale_search", None)) for t in treatments.values() for s in t.steps), default=speeds.COPY)
+    return 1 / (slowest + sum(speeds.STAGES[stage] for stage in ("fetch", "verify", "store")))
 
 
 def _notes(treatments: dict[str, Treatment], made: Estimate) -> Iterator[str]:

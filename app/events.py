@@ -1,6 +1,6 @@
 """What happened to a job, row by row, each written in the transaction in which it happened.
 
-`seq` counts per job without a gap: it is taken from the job's own row, whose lock the writer then holds until it commits. So whoever has read up to
+`seq` counts per job without a gap (once a job has ended for a while, its progress is forgotten: `app.retention`): it is taken from the job's own row, whose lock the writer then holds until it commits. So whoever has read up to
 some `seq` and asks for what came after it misses nothing, however many processes write.
 """
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from app import speeds
 from app.models import SUCCEEDED, Job
 
 WINDOW, MARKS = 60.0, 8  # seconds that a pace is taken over, and the marks that it needs at least
@@ -22,9 +23,6 @@ LEAST = 1e-6  # of a stage that counts as going on: a child may tell any fractio
 SEEN = 0.1  # of a stage; after it the guess counts no more
 RECENT = 20  # jobs that are looked at
 PROVE = 5.0  # seconds that importing transformers takes
-RATES = {"fetch": 3e-9, "restore": 2e-8, "verify": 1e-8, "prove": 2e-9, "store": 4e-9, "sign": 4e-9}  # seconds a byte of input
-COMPRESS = {"lossless": 2e-8, "prune": 1e-7, "quantize": 1e-7}
-SEARCH = 1e-6  # `scale_search: mse`
 
 
 def stages(spec: dict) -> list[str]:
@@ -37,9 +35,8 @@ def stages(spec: dict) -> list[str]:
 
 def by_thumb(spec: dict, nbytes: int) -> dict[str, float]:
     """Seconds by stage, of an input of `nbytes`, where nothing like it was measured."""
-    steps = spec["recipe"]["steps"]
-    compress = sum(SEARCH if step.get("scale_search") == "mse" else COMPRESS.get(step["method"], 0) for step in steps)
-    return {stage: nbytes * (compress if stage == "compress" else RATES[stage]) + (PROVE if stage == "prove" else 0) for stage in stages(spec)}
+    rates = speeds.STAGES | {"compress": sum(speeds.of(step["method"], step.get("scale_search")) for step in spec["recipe"]["steps"])}
+    return {stage: nbytes * rates[stage] + (PROVE if stage == "prove" else 0) for stage in stages(spec)}
 
 
 def expected(s: Session, job: Job) -> dict[str, float]:

@@ -149,6 +149,7 @@ class JobEvent(Base):
     kind: Mapped[str] = mapped_column(String(16))  # state | progress | log
     data: Mapped[dict[str, Any]] = mapped_column(JSON, default=dict)
     created_at: Mapped[float] = mapped_column(Float, default=now())
+    __table_args__ = (Index("ix_job_events_old", "kind", "created_at"),)
 
 
 class Upload(Base):
@@ -194,13 +195,13 @@ class Delivery(Base):
     host: Mapped[str] = mapped_column(String(255))  # of the URL; a slow one takes its share of what is sent at a time, and no more
     body: Mapped[dict[str, Any]] = mapped_column(JSON)
     attempt: Mapped[int] = mapped_column(Integer, default=0)
-    due_at: Mapped[float | None] = mapped_column(Float, default=now(), index=True)  # of the next attempt; None once it is over
+    due_at: Mapped[float | None] = mapped_column(Float, default=now())  # of the next attempt; None once it is over
     lease_until: Mapped[float | None] = mapped_column(Float)  # of whoever is sending it
     woken_at: Mapped[float | None] = mapped_column(Float)
     delivered_at: Mapped[float | None] = mapped_column(Float)
     error: Mapped[str | None] = mapped_column(String(500))  # of the last attempt
     created_at: Mapped[float] = mapped_column(Float, default=now())
-    __table_args__ = (Index("ix_deliveries_listing", "owner", "created_at", "id"),)
+    __table_args__ = (Index("ix_deliveries_due", "due_at", "created_at"), Index("ix_deliveries_listing", "owner", "created_at", "id"))
 
 
 class WebhookSecret(Base):

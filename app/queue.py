@@ -25,7 +25,7 @@ from app.parts import APPS
 
 log = logging.getLogger(__name__)
 _wanted, _sending = threading.Event(), threading.Lock()
-_MOST = 32  # wake-ups of one queue at once; workers go on by themselves
+_MOST = 32  # wake-ups that lie in one queue; workers go on by themselves, and where nobody takes them more say nothing
 _CHUNK = 1000  # rows in one statement
 _SOCKET = {"socket_timeout": 5, "socket_connect_timeout": 2, "retry_on_timeout": False}
 
@@ -58,13 +58,19 @@ def stopping() -> bool:
     return state.should_stop is not None or state.should_terminate is not None
 
 
-def wake(topic: str) -> None:
-    """Send one wake-up to the queue `topic`: `compress.cpu.large` runs the task `compress.wake`, `sign` runs `sign.wake`.
+def wake(topic: str, count: int = 1) -> None:
+    """Send wake-ups to the queue `topic`, unless enough lie there: `compress.cpu.large` runs the task `compress.wake`, `sign` runs `sign.wake`.
+
+    Args:
+        count: how many workers there is something for.
 
     Raises:
-        kombu.exceptions.OperationalError: the broker does not answer.
+        kombu.exceptions.OperationalError, redis.exceptions.RedisError: the broker does not answer.
     """
-    app.send_task(f"{topic.split('.')[0]}.wake", queue=topic, retry=False, ignore_result=True)
+    with app.producer_or_acquire() as producer:
+        lying = producer.channel.queue_declare(queue=topic).message_count
+        for _ in range(min(count, _MOST - lying)):
+            app.send_task(f"{topic.split('.')[0]}.wake", queue=topic, producer=producer, retry=False, ignore_result=True)
 
 
 def flush_outbox() -> None:
@@ -87,8 +93,7 @@ def _send() -> None:
         waiting = s.execute(select(Outbox.id, Outbox.topic)).all()
     try:
         for topic, count in sorted(Counter(topic for _, topic in waiting).items()):
-            for _ in range(min(count, _MOST)):
-                wake(topic)
+            wake(topic, count)
     except (KombuError, RedisError, OSError) as e:
         log.warning("the broker does not answer, the sweep will send again: %s", e)
         return

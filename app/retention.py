@@ -1,20 +1,24 @@
-"""What goes when its time has come: artifacts and ended jobs past their `expires_at`. By default nothing has one.
+"""What goes when its time has come: artifacts and ended jobs past their `expires_at` (by default nothing has one); the progress that a job told, a day
+after its end; deliveries that are over, after a month.
 
 Few rows at a time, found by an index, each batch in a transaction of its own.
 """
 
 from __future__ import annotations
 
-from sqlalchemy import delete, exists, select
+from sqlalchemy import ColumnElement, delete, exists, inspect, select, tuple_
 from sqlalchemy.orm import Session
 
 from app.db import now, reading, session
 from app.errors import InUse
-from app.models import TERMINAL, Artifact, Delivery, Job
+from app.events import PROGRESS
+from app.models import TERMINAL, Artifact, Delivery, Job, JobEvent
 
 BATCH = 100
+PROGRESS_KEPT, DELIVERIES_KEPT = 24 * 3600.0, 30 * 24 * 3600.0  # seconds
 _APART = {"synchronize_session": False}
 _WORKED_ON = exists().where(Job.input_id == Artifact.id, Job.state.not_in(TERMINAL))
+_ENDED = exists().where(Job.id == JobEvent.job_id, Job.finished_at < now() - PROGRESS_KEPT)
 _TO_BE_TOLD = exists().where(Delivery.job_id == Job.id, Delivery.due_at.is_not(None))
 
 
@@ -40,11 +44,23 @@ def remove(s: Session, ident: str) -> bool:
 
 def expire() -> tuple[int, int]:
     """Delete what has expired. Returns how many artifacts and jobs."""
+    _forget(JobEvent, JobEvent.kind == PROGRESS, JobEvent.created_at < now() - PROGRESS_KEPT, _ENDED)
+    _forget(Delivery, Delivery.due_at.is_(None), Delivery.created_at < now() - DELIVERIES_KEPT)
     artifacts, gone = 0, BATCH
     while gone:
         gone = sum(map(_expire_artifact, _expired_artifacts()))
         artifacts += gone
     return artifacts, _expire_jobs()
+
+
+def _forget(model: type[JobEvent | Delivery], *old: ColumnElement[bool]) -> None:
+    """Delete the rows that are `old`, the oldest first."""
+    key = tuple_(*inspect(model).primary_key)
+    found = [None] * BATCH
+    while len(found) == BATCH:
+        with session() as s, s.begin():
+            found = s.execute(select(*inspect(model).primary_key).where(*old).order_by(model.created_at).limit(BATCH)).all()
+            s.execute(delete(model).where(key.in_([tuple(row) for row in found])), execution_options=_APART)
 
 
 def _expired_artifacts() -> list[str]:

@@ -13,6 +13,7 @@ from app.forecast import Forecast, expected
 from app.models import Job
 
 log = logging.getLogger(__name__)
+STEP = 0.01  # of the whole; less is told with the next heartbeat
 
 
 class Lost(Exception):
@@ -46,9 +47,9 @@ class Claim:
                 with session() as s, s.begin():
                     forecast = forecast or Forecast(expected(s, self.job), answered)
                     telling = self._telling(forecast)
-                    if (late := time.monotonic() - beat >= settings().heartbeat) or telling != told:
-                        told, good = telling, jobs.heartbeat(s, self.job.id, self.job.fence, progress=telling)
-                        beat = time.monotonic() if late else beat
+                    if time.monotonic() - beat >= settings().heartbeat or _visible(told, telling):
+                        good = jobs.heartbeat(s, self.job.id, self.job.fence, progress=telling)
+                        told, beat = telling, time.monotonic()
                     else:
                         good = jobs.held(s, self.job.id, self.job.fence)
             except Exception as e:  # whatever the database raises: what counts is for how long
@@ -71,3 +72,8 @@ class Claim:
         """
         if self.lost.is_set():
             raise Lost
+
+
+def _visible(told: dict, telling: dict) -> bool:
+    """Whether somebody who watches would see the change; the ETA goes by itself."""
+    return not told or telling["stage"] != told["stage"] or telling["fraction"] - told["fraction"] >= STEP

@@ -7,11 +7,9 @@ from typing import NamedTuple
 
 import torch
 
+from app import speeds
 from app.targets import Treatment
 
-
-COSTS = {"prune": 35, "quantize": 20, "lossless": 3}  # of a byte, copying being 1; measured, one digit is right
-SEARCH_COST, CHECK_COST = 500, 6
 
 
 class Threshold(NamedTuple):
@@ -36,14 +34,13 @@ class TensorPlan(Treatment):
 
     @property
     def cost(self) -> float:
-        """How long it takes, in bytes that are copied in that time: what tells a job's progress by time and not by bytes."""
-        steps = sum(SEARCH_COST if getattr(s, "scale_search", None) == "mse" else COSTS[s.method] for s in self.steps)
-        return self.spec.nbytes * (1 + steps)
+        """How long it takes, in seconds on a common core: what tells a job's progress by time and not by bytes."""
+        return self.spec.nbytes * (speeds.COPY + sum(speeds.of(s.method, getattr(s, "scale_search", None)) for s in self.steps))
 
     @property
     def check_cost(self) -> float:
         """The same, of looking whether the values that are to be changed are finite."""
-        return self.spec.nbytes * CHECK_COST if any(s.method != "lossless" for s in self.steps) else 0
+        return self.spec.nbytes * speeds.CHECK if any(s.method != "lossless" for s in self.steps) else 0
 
     def matrix(self, t: torch.Tensor) -> torch.Tensor:
         """The tensor as [out, in]: a view."""

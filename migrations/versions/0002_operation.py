@@ -97,7 +97,7 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["job_id"], ["jobs.id"], name="fk_deliveries_job_id_jobs", ondelete="CASCADE"),
         sa.PrimaryKeyConstraint("id", name="pk_deliveries"),
     )
-    op.create_index("ix_deliveries_due_at", "deliveries", ["due_at"])
+    op.create_index("ix_deliveries_due", "deliveries", ["due_at", "created_at"])
     op.create_index("ix_deliveries_job_id", "deliveries", ["job_id"])
     op.create_index("ix_deliveries_listing", "deliveries", ["owner", "created_at", "id"])
     op.create_table(
@@ -122,6 +122,7 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["job_id"], ["jobs.id"], name="fk_job_events_job_id_jobs", ondelete="CASCADE"),
         sa.PrimaryKeyConstraint("job_id", "seq", name="pk_job_events"),
     )
+    op.create_index("ix_job_events_old", "job_events", ["kind", "created_at"])
     op.add_column("artifacts", sa.Column("expires_at", sa.Float(), nullable=True))
     op.create_index("ix_artifacts_expires_at", "artifacts", ["expires_at"])
     op.add_column("jobs", sa.Column("priority", sa.Integer(), nullable=False, server_default="0"))
@@ -161,13 +162,14 @@ def downgrade() -> None:
     op.drop_column("jobs", "priority")
     op.drop_index("ix_artifacts_expires_at", table_name="artifacts")
     op.drop_column("artifacts", "expires_at")
+    op.drop_index("ix_job_events_old", table_name="job_events")
     op.drop_table("job_events")
     op.drop_index("ix_idempotency_keys_job_id", table_name="idempotency_keys")
     op.drop_index("ix_idempotency_keys_created_at", table_name="idempotency_keys")
     op.drop_table("idempotency_keys")
     op.drop_index("ix_deliveries_listing", table_name="deliveries")
     op.drop_index("ix_deliveries_job_id", table_name="deliveries")
-    op.drop_index("ix_deliveries_due_at", table_name="deliveries")
+    op.drop_index("ix_deliveries_due", table_name="deliveries")
     op.drop_table("deliveries")
     op.drop_index("ix_uploads_owner", table_name="uploads")
     op.drop_index("ix_uploads_expires_at", table_name="uploads")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from homes import KINDS, own_home
-from sqlalchemy import false, func, select, update
+from sqlalchemy import false, func, null, select, update
 
 from app import control, jobs, queue, retention
 from app.config import settings
@@ -72,6 +72,32 @@ def test_jobs_go_with_all_that_is_theirs_once_nobody_is_to_be_told(monkeypatch):
         assert [s.scalar(select(func.count()).select_from(m)) for m in (JobEvent, IdempotencyKey)] == [1, 1]
         s.execute(update(Delivery).values(due_at=None))
     assert retention.expire() == (0, 1) and left(Delivery) == set()
+
+
+def test_old_progress_goes_and_what_came_of_a_job_stays(monkeypatch):
+    monkeypatch.setattr(retention, "BATCH", 2)
+    old, day = now() - retention.PROGRESS_KEPT - 60, retention.PROGRESS_KEPT
+    ended, late, long = job("succeeded"), job("failed"), job("running")
+    with session() as s, s.begin():
+        s.execute(update(Job).where(Job.id == ended).values(finished_at=old))
+        s.execute(update(Job).where(Job.id == late).values(finished_at=now() - day / 2))
+        for ident in (ended, late, long):
+            kinds = ["state", "progress", "progress", "log", "progress", "progress", "progress", "state"]
+            s.add_all([JobEvent(job_id=ident, seq=n, kind=kind, created_at=old) for n, kind in enumerate(kinds)])
+    retention.expire()
+    with session() as s:
+        rows = s.execute(select(JobEvent.job_id, JobEvent.seq).order_by(JobEvent.job_id, JobEvent.seq)).all()
+    assert sorted(rows) == sorted([(ended, n) for n in (0, 3, 7)] + [(i, n) for i in (late, long) for n in range(8)])
+
+
+def test_deliveries_that_are_over_go_after_a_month(monkeypatch):
+    monkeypatch.setattr(retention, "BATCH", 2)
+    its, old = {"job_id": job("succeeded"), "owner": "o", "url": "https://x", "host": "x", "body": {}}, now() - retention.DELIVERIES_KEPT - 1
+    with session() as s, s.begin():
+        s.add_all([Delivery(due_at=null(), created_at=old, **its) for _ in range(5)])
+        s.add_all([Delivery(id="due", due_at=old, created_at=old, **its), Delivery(id="new", due_at=null(), **its)])
+    retention.expire()
+    assert left(Delivery) == {"due", "new"}
 
 
 def test_a_job_expires_some_time_after_its_end():

@@ -8,6 +8,7 @@ import threading
 import time
 
 import pytest
+from celery import Celery
 from homes import KINDS, own_home
 from sqlalchemy import select, update
 
@@ -168,7 +169,7 @@ def test_one_thread_waits_for_a_broker_that_does_not_answer(monkeypatch):
     tried = []
     with socket.create_server(("127.0.0.1", 0)) as deaf:
         monkeypatch.setitem(queue.app.conf, "broker_url", f"redis://127.0.0.1:{deaf.getsockname()[1]}/0")
-        monkeypatch.setattr(queue, "wake", lambda topic, wake=queue.wake: (tried.append(topic), wake(topic)))
+        monkeypatch.setattr(queue, "wake", lambda topic, count, wake=queue.wake: (tried.append(topic), wake(topic, count)))
         with session() as s, s.begin():
             s.add(Outbox(topic="compress.cpu"))
         first = threading.Thread(target=queue.flush_outbox)
@@ -181,6 +182,18 @@ def test_one_thread_waits_for_a_broker_that_does_not_answer(monkeypatch):
         assert time.monotonic() - start < 0.5
         first.join(30)
         assert not first.is_alive() and len(tried) == 2 and topics() == ["compress.cpu"]
+
+
+def test_wake_ups_that_nobody_takes_do_not_pile_up(monkeypatch):
+    broker = Celery("broker", broker="memory://")
+    monkeypatch.setattr(queue, "app", broker)
+    for _ in range(5):
+        with session() as s, s.begin():
+            s.add_all([Outbox(topic="compress.nobody") for _ in range(30)])
+        queue.flush_outbox()
+    with broker.connection() as c:
+        assert 1 <= c.default_channel.queue_declare(queue="compress.nobody").message_count <= 32 and topics() == []
+        c.default_channel.queue_purge("compress.nobody")
 
 
 def test_the_whole_sweep_is_one_task(monkeypatch):

@@ -6,19 +6,20 @@ import unicodedata
 from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints
-from sqlalchemy.orm import Session
+from sqlalchemy import Row, and_, func, select
+from sqlalchemy.orm import Session, aliased
 
 from app.config import settings
-from app.errors import InputRefused, InvalidPath
+from app.errors import InputRefused, InvalidPath, NotFound
 from app.limits import check_path
 from app.models import Artifact, ArtifactFile
-from app.owned import owned
 from app.retention import until
 from app.strict import Id, Strict
 from app.statement import artifact_digest
 
 Kind = Literal["model", "gradients", "calibration", "images", "dataset"]
 _WEIGHTS = ("safetensors", "packed", "torch")
+_AT_ONCE = 500  # ids of one query
 
 
 class Part(Strict):
@@ -62,21 +63,23 @@ def _folded(path: str) -> str:
 
 
 def compose(s: Session, owner: str, asked: Composition, ident: str) -> Artifact:
-    """The folder as a new artifact with the id `ident`, in the caller's transaction.
+    """The folder as a new artifact with the id `ident`, in the caller's transaction. Its paths have been checked (`check_paths`) before that began.
 
     Raises:
-        InvalidPath; NotFound: no such artifact of this owner; InputRefused: a part that is not one file, an archive, or no weights at all.
+        NotFound: no such artifact of this owner; InputRefused: a part that is not one file, an archive, or no weights at all.
     """
-    check_paths([p.path for p in asked.files])
+    found = _single_files(s, owner, {p.artifact for p in asked.files})
     files, formats = [], set()
     for i, part in enumerate(asked.files):
-        found = owned(s, Artifact, part.artifact, owner, f"/files/{i}/artifact", lock=True)  # what it refers to stays until we do, too
-        if len(found.files) != 1 or found.format not in (*_WEIGHTS, "file"):
-            what = f"artifact {part.artifact} is {found.format} with {len(found.files)} files"
-            raise InputRefused("unsupported-format", f"{what}; a folder is made of single files", pointer=f"/files/{i}/artifact")
-        (file,) = found.files
-        files.append({"path": part.path, "size": file.size, "sha256": file.sha256})
-        formats.add(found.format)
+        pointer = f"/files/{i}/artifact"
+        if part.artifact not in found:
+            raise NotFound("there is no such artifact", pointer=pointer)
+        _, form, size, sha256, first, last = found[part.artifact]
+        if first != last or form not in (*_WEIGHTS, "file"):
+            what = f"artifact {part.artifact} is {form}" + " with several files" * (first != last)
+            raise InputRefused("unsupported-format", f"{what}; a folder is made of single files", pointer=pointer)
+        files.append({"path": part.path, "size": size, "sha256": sha256})
+        formats.add(form)
     chosen = next((f for f in _WEIGHTS if f in formats), None)
     if chosen is None:
         raise InputRefused("no-tensors", "none of the files holds weights: a safetensors or PyTorch file is needed among them", pointer="/files")
@@ -87,3 +90,18 @@ def compose(s: Session, owner: str, asked: Composition, ident: str) -> Artifact:
     s.flush()
     s.refresh(artifact, ["created_at", "expires_at"])
     return artifact
+
+
+def _single_files(s: Session, owner: str, ids: set[str]) -> dict[str, Row]:
+    """(id, format, size and sha256 of the first file, paths of the first and the last one) of those of the artifacts that are there, by id.
+
+    What a folder refers to stays until the folder does, so they are locked, in one order for everybody.
+    """
+    file = aliased(ArtifactFile)
+    first, last = (select(end(file.path)).where(file.artifact_id == Artifact.id).correlate(Artifact).scalar_subquery() for end in (func.min, func.max))
+    query = select(Artifact.id, Artifact.format, ArtifactFile.size, ArtifactFile.sha256, ArtifactFile.path, last)
+    query = query.join(ArtifactFile, and_(ArtifactFile.artifact_id == Artifact.id, ArtifactFile.path == first)).where(Artifact.owner == owner)
+    query = query.order_by(Artifact.id).with_for_update(read=True, of=Artifact)
+    wanted = sorted(ids)
+    chunks = (wanted[i : i + _AT_ONCE] for i in range(0, len(wanted), _AT_ONCE))
+    return {row.id: row for chunk in chunks for row in s.execute(query.where(Artifact.id.in_(chunk)))}

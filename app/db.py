@@ -65,13 +65,13 @@ def _postgresql(url: URL) -> Engine:
         url = url.set(drivername="postgresql+psycopg")
     connect = {name: value for name, value in _CONNECT.items() if name not in url.query}
     pool = {"pool_size": 5, "max_overflow": 15, "pool_timeout": 10, "pool_recycle": 1800, "pool_pre_ping": True, "pool_use_lifo": True}
-    return create_engine(url, connect_args=connect, **pool)
+    return create_engine(url, connect_args=connect, hide_parameters=True, **pool)  # an error's text must not tell secrets
 
 
 def make_engine(url: str) -> Engine:
     if not url.startswith("sqlite"):
         return _postgresql(make_url(url))
-    engine = create_engine(url, connect_args={"timeout": 30, "check_same_thread": False})
+    engine = create_engine(url, connect_args={"timeout": 30, "check_same_thread": False}, hide_parameters=True)
 
     @event.listens_for(engine, "connect")
     def _connect(connection, _record):

@@ -109,6 +109,8 @@ def _check(scope: Scope) -> None:
     headers = Headers(scope=scope)
     if len(headers) > MAX_HEADERS:
         raise HeadersTooLarge(f"the request has {len(headers)} headers; at most {MAX_HEADERS} are taken")
+    if (size := sum(len(name) + len(value) for name, value in scope["headers"])) > MAX_HEADER_BYTES:
+        raise HeadersTooLarge(f"the headers have {size} bytes; at most {MAX_HEADER_BYTES} are taken")
     if len(scope.get("raw_path") or b"") + len(scope["query_string"]) > MAX_TARGET:
         raise UriTooLong(f"the address has more than {MAX_TARGET} bytes")
     if "transfer-encoding" in headers and "content-length" in headers:

@@ -6,9 +6,10 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
-from app.errors import InputNotUsable, InvalidJobSpec, NotFound
-from app.formats import header_bytes_needed, parse_safetensors_header
-from app.models import Artifact
+from app.errors import InputNotUsable, InputRefused, InvalidJobSpec, NotFound
+from app.formats import SafetensorsHeader, header_bytes_needed, parse_safetensors_header
+from app.limits import Limits
+from app.models import Artifact, ArtifactFile
 from app.owned import find
 from app.job_spec import JobSpec, parse_job
 from app.memory import peak_memory, proof_wanted, unknown_peak
@@ -56,21 +57,42 @@ def check_input(source: Artifact, spec: JobSpec, storage: Storage) -> dict[str, 
 
 
 def outlined(source: Artifact, storage: Storage) -> Outline | None:
-    """What the headers of an artifact's safetensors files tell; None where that is not the model."""
+    """What the headers of an artifact's safetensors files tell; None where that is not the model.
+
+    Raises:
+        InputRefused: what `_headers` and `outline` raise.
+    """
     if source.format not in ("safetensors", "compressed-tensors"):
         return None
     by_path = {f.path: f for f in source.files}
-    headers = {}
-    for path, file in by_path.items():
-        if path.lower().endswith(".safetensors") or len(by_path) == 1:
-            head = storage.read(file.sha256, 0, min(8, file.size))
-            head = storage.read(file.sha256, 0, min(header_bytes_needed(head), file.size))
-            headers[path] = parse_safetensors_header(head, file.size)
+    headers = _headers([f for p, f in by_path.items() if p.lower().endswith(".safetensors") or len(by_path) == 1], storage)
 
     def read(path: str, most: int) -> bytes:
         return storage.read(by_path[path].sha256, 0, min(most, by_path[path].size))
 
     return outline({path: f.size for path, f in by_path.items()}, headers, read)
+
+
+def _headers(files: list[ArtifactFile], storage: Storage, limits: Limits = Limits()) -> dict[str, SafetensorsHeader]:
+    """The headers by path. What several paths share is parsed once, and counts for each of them.
+
+    Raises:
+        InputRefused: limit-header, before any is parsed; limit-entries; what `parse_safetensors_header` raises.
+    """
+    distinct = {f.sha256: f for f in files}
+    needed = {sha256: min(header_bytes_needed(storage.read(sha256, 0, min(8, f.size))), f.size) for sha256, f in distinct.items()}
+    if (size := sum(needed[f.sha256] for f in files)) > limits.model_header_bytes:
+        why = f"the headers of {len(files)} safetensors files have {size} bytes; at most {limits.model_header_bytes} are taken"
+        raise InputRefused("limit-header", why, pointer="/input")
+    parsed: dict[str, SafetensorsHeader] = {}
+    tensors = 0
+    for file in files:
+        if file.sha256 not in parsed:
+            parsed[file.sha256] = parse_safetensors_header(storage.read(file.sha256, 0, needed[file.sha256]), file.size)
+        tensors += len(parsed[file.sha256].entries)
+        if tensors > limits.model_tensors:
+            raise InputRefused("limit-entries", f"the model's files have more than {limits.model_tensors} tensors, which is all that is taken", pointer="/input")
+    return {f.path: parsed[f.sha256] for f in files}
 
 
 def expected_peak(source: Artifact, spec: JobSpec, treatments: dict[str, Treatment] | None) -> int:

@@ -13,12 +13,14 @@ from app.errors import InputRefused
 class Limits:
     """Checked before anything is allocated. Sizes are bytes.
 
-    A file of n bytes may expand to `expand_ratio * n`, and a small one to `expanded_bytes`. Tensors that overlap in their storage may take
+    `model_header_bytes` and `model_tensors` are of all safetensors files of a model together. A file of n bytes may expand to `expand_ratio * n`, and a small one to `expanded_bytes`. Tensors that overlap in their storage may take
     `materialised_ratio * n` once each is contiguous, and those of a small file `materialised_bytes`.
     """
 
     safetensors_header_bytes: int = 16 << 20
     tensors: int = 100_000
+    model_header_bytes: int = 32 << 20
+    model_tensors: int = 200_000
     tensor_name_chars: int = 512
     rank: int = 32
     metadata_bytes: int = 1 << 20

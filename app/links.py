@@ -88,7 +88,7 @@ def _secret() -> tuple[str, float]:
 def reader(
     request: Request,
     authorization: Annotated[str | None, Header(include_in_schema=False)] = None,
-    link: Annotated[str | None, Query(max_length=300, description="Of a short-lived link, in place of a key.")] = None,
+    link: Annotated[str | None, Query(max_length=400, description="Of a short-lived link, in place of a key.")] = None,
 ) -> str:
     """The owner for whom a request reads: by the link that it carries, else by its key."""
     return auth.owner(authorization) if link is None else open_link(link, request.method, request.scope["path"])

@@ -22,7 +22,7 @@ DESCRIPTION = "Makes models smaller and proves what it did. Every error is `appl
 
 
 def create_app() -> FastAPI:
-    app = FastAPI(title="modelpress", version=version("modelpress"), description=DESCRIPTION, redoc_url=None, responses=problems.DOCUMENTED)
+    app = FastAPI(title="modelpress", version=version("modelpress"), description=DESCRIPTION, redoc_url=None, redirect_slashes=False, responses=problems.DOCUMENTED)
     app.state.storage = Storage()
     app.state.watcher = Watcher()
     app.state.readiness = Watch(readiness.checks(app.state.storage))

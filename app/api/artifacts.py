@@ -14,7 +14,7 @@ from app.api.requests import announce, announced_sha256, clean_name, media_type,
 from app.api.schemas import body_schema
 from app.api.views import Artifacts, ArtifactView, artifact_view
 from app.auth import Owner
-from app.compose import Composition, compose
+from app.compose import Composition, check_paths, compose
 from app.config import settings
 from app.db import now, reading, session
 from app.errors import MalformedRequest, NotFound, Unprocessable, UnsupportedMediaType
@@ -55,6 +55,7 @@ async def create(
 
 
 def _compose(owner: str, asked: Composition) -> Artifact:
+    check_paths([p.path for p in asked.files])
     ident = new_id()
     return settled(lambda s: compose(s, owner, asked, ident), lambda s: s.get(Artifact, ident))
 

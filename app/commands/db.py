@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from app.commands.options import Json, out, print_json
@@ -54,7 +55,7 @@ def list_keys(as_json: Json = False) -> None:
         return print_json(rows)
     table = Table("id", "owner", "name", "created_at", "revoked_at")
     for row in rows:
-        table.add_row(*(value or "" for value in row.values()))
+        table.add_row(*(escape(value or "") for value in row.values()))
     out.print(table)
 
 

@@ -41,6 +41,8 @@ def test_tables_and_keys(tmp_path, kind):
         modelpress("revoke-key", listed["id"])
         assert owner_of(key) is None and revoked["revoked_at"] and json.loads(modelpress("list-keys", "--json")) == [revoked]
         modelpress("revoke-key", "unknown", code=1)
+        modelpress("create-key", "[bold]x[/bold]")
+        assert "[bold]x" in modelpress("list-keys")
 
 
 def owner_of(key: str) -> str | None:

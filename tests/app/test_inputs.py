@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from app.models import Job
 
 MATRIX = {"fc.weight": ("F32", [64, 96]), "fc.bias": ("F32", [64])}
@@ -29,3 +31,12 @@ def test_what_no_tensor_can_take_is_refused_at_once(alice, model, problem):
     artifact = alice.post("/v1/artifacts", params={"name": "m.safetensors"}, content=model(MATRIX)).json()["id"]
     steps = [{"method": "prune", "targets": ["*.bias"]}]
     problem(alice.post("/v1/jobs", json={"input": artifact, "recipe": {"steps": steps}}), 422, "no-tensor-matched", "/recipe/steps/0/targets")
+
+
+@pytest.mark.parametrize(("length", "tensors", "times", "kind"), [(1, 5000, 41, "limit-entries"), (400, 2500, 31, "limit-header")])
+def test_what_many_files_share_counts_for_each_of_them(alice, model, problem, length, tensors, times, kind):
+    data = model({f"{i:05}" + "n" * length: ("U8", [0]) for i in range(tensors)})
+    part = alice.post("/v1/artifacts", params={"name": "m.safetensors"}, content=data).json()["id"]
+    files = [{"path": f"{i}.safetensors", "artifact": part} for i in range(times)]
+    folder = alice.post("/v1/artifacts", json={"files": files}).json()["id"]
+    problem(alice.post("/v1/jobs", json={"input": folder, "preset": "lossless"}), 422, kind, "/input")

@@ -12,7 +12,7 @@ from app.api.requests import announced_sha256, clean_name, media_type
 from app.errors import ModelpressError
 from app.formats import suffix
 from app.http import MAX_HEADER_BYTES
-from app.serve import _RANGE, _names, byte_range, disposition
+from app.serve import _names, byte_range, disposition
 
 LONG = 2_000_000
 TEXTS = [before + c * LONG + after for c in (" ", ",", ", ", "a,", ".") for before, after in (("", "x"), ("bytes=", "x"), ("sha-256=:", "x"), ("filename ", "="))]
@@ -24,7 +24,6 @@ def request(name: str, value: str) -> Request:
 
 READERS = {
     "range": lambda text: byte_range(text, 10),
-    "range pattern": _RANGE.fullmatch,
     "if-none-match": lambda text: _names(text, '"tag"'),
     "repr-digest": lambda text: announced_sha256(request("repr-digest", text)),
     "digest": lambda text: announced_sha256(request("digest", text)),
@@ -46,11 +45,6 @@ def test_one_pass(name):
             READERS[name](text)
         except ModelpressError:
             pass
-
-
-def test_a_long_range_asks_for_nothing(alice, model):
-    assert byte_range("bytes=" + " " * 10 + "0-3", 10) == (0, 4)
-    assert byte_range("bytes=" + " " * 100 + "0-3", 10) is None
 
 
 def test_a_name_stays_in_its_folder():

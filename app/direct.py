@@ -11,13 +11,11 @@ The row is the one of any upload (`app.resumable`): who holds its fence complete
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 from dataclasses import dataclass
 from typing import Annotated
 
 from pydantic import Field, StringConstraints
-from sqlalchemy.orm import Session
 
 from app.compose import Kind
 from app.config import settings
@@ -25,11 +23,10 @@ from app.db import session
 from app.errors import ChecksumMismatch, Conflict, NotFound
 from app.formats import header_bytes_needed, sniff
 from app.models import Artifact, Upload
-from app.resumable import alive, claim, create, forget, in_session, to_its_end, write
+from app.resumable import alive, at_length, claim, create, finish, forget, in_session, seal, to_its_end, write
 from app.staging import direct_key, staging
 from app.storage import Storage
 from app.strict import Strict
-from app.upload import keep
 
 MAX_PARTS = 1000  # so that the answer with all URLs stays below a megabyte; S3 takes 10,000
 MIN_PART = 64 << 20  # bytes
@@ -92,13 +89,15 @@ async def complete(storage: Storage, upload: Upload) -> Artifact:
     fence = await in_session(claim, upload.id, 0, False)
     async with alive(upload.id, fence):
         made: list[Artifact] = []
-        await to_its_end(staging(storage), upload.id, fence, asyncio.to_thread(lambda: made.append(_verified(storage, upload, fence))))
+        await to_its_end(staging(storage), upload.id, fence, at_length(lambda: made.append(_verified(storage, upload, fence))))
     return made[0]
 
 
 def _verified(storage: Storage, upload: Upload, fence: int) -> Artifact:
+    if "whole" in upload.details:  # an earlier request came as far as that
+        return finish(storage, upload, fence)
     key = direct_key(upload.id)
-    if not storage.exists(key):  # else an earlier request came as far as this
+    if not storage.exists(key):  # else one came as far as this
         _join(storage, key, upload)
     head = storage.read(key, 0, min(8, upload.length))
     found = sniff(upload.name, storage.read(key, 0, min(header_bytes_needed(head), upload.length)), upload.length)
@@ -110,12 +109,8 @@ def _verified(storage: Storage, upload: Upload, fence: int) -> Artifact:
     if size != upload.length or upload.sha256 not in (None, sha256):
         announced = f"{upload.length} bytes" + (f" with SHA-256 {upload.sha256}" if upload.sha256 else "")
         raise ChecksumMismatch(f"{size} bytes with SHA-256 {sha256} arrived, and {announced} were announced")
-    artifact = Artifact(owner=upload.owner, kind=upload.kind, format=found, name=upload.name)
-
-    def completed(s: Session) -> None:
-        write(s, upload.id, fence, received=upload.length, format=found, artifact_id=artifact.id, lease_until=None)
-
-    return keep(storage, key, sha256, size, artifact, completed)
+    seal(upload, fence, key, sha256, found)
+    return finish(storage, upload, fence)
 
 
 def _join(storage: Storage, key: str, upload: Upload) -> None:

@@ -1,51 +1,38 @@
 """Uploads that can be resumed: who may write, up to where, and what becomes of the bytes once all are there.
 
-    create -> append, append, ... -> the artifact, or a refusal that stays
+    create -> claim, write, ... (`app.appending`) -> seal -> finish: the artifact, or a refusal that stays
 
-Whoever appends claims the upload: a new fence and a lease, as with a job. Every write to the row is `WHERE fence = :f`, so that of several writers one
-goes on. `received` moves only after the bytes are on disk, and to the full length only in the transaction that makes the artifact.
+Whoever writes claims the upload: a new fence and a lease, as with a job. Every write to the row is `WHERE fence = :f`, so that of several writers one
+goes on. `received` moves only after the bytes are on disk, and to the full length only in the transaction that makes the artifact. Before the bytes move to their place
+the upload is sealed: where they are and their digest stand in the row, so that what breaks off after that needs no byte again.
 """
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
-from collections import OrderedDict
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import ExitStack, asynccontextmanager, suppress
-from typing import NoReturn
+from contextlib import asynccontextmanager, suppress
+from typing import NoReturn, TypeVar
 
+from anyio import CapacityLimiter, to_thread
 from sqlalchemy import delete, func, or_, select, true, update
 from sqlalchemy.orm import Session
-from starlette.requests import ClientDisconnect
 
 from app.config import settings
 from app.db import now, session
-from app.errors import (
-    ChecksumMismatch,
-    InputRefused,
-    Locked,
-    ModelpressError,
-    NotFound,
-    OffsetMismatch,
-    PayloadTooLarge,
-    PieceMismatch,
-    QuotaExceeded,
-    RequestTimeout,
-    error_of,
-)
-from app.formats import header_bytes_needed, sniff
+from app.errors import ChecksumMismatch, InputRefused, Locked, ModelpressError, NotFound, OffsetMismatch, QuotaExceeded, error_of
 from app.models import ApiKey, Artifact, Upload
 from app.owned import owned
-from app.staging import Place, Staging, direct_key, staging
-from app.storage import BATCH, Storage
-from app.tus import Checksum
+from app.staging import Staging, direct_key, staging
+from app.storage import Storage
 from app.upload import keep
 
 LOCKED = "another request is writing to this upload; ask for its offset when that has ended"
 _APART = {"synchronize_session": False}
-_hashes: OrderedDict[str, tuple[int, hashlib._Hash]] = OrderedDict()  # upload -> how much of it this process has hashed; it spares reading it again
-_MAX_HASHES = 1000
+_AT_LENGTH = CapacityLimiter(2)  # threads of their own, so that hashing whole files holds up nobody else's bytes and leases
+T = TypeVar("T")
+log = logging.getLogger(__name__)
 
 
 def create(storage: Storage, *, owner: str, name: str, kind: str, length: int, sha256: str | None, metadata: str) -> Upload:
@@ -94,7 +81,7 @@ def claim(s: Session, ident: str, offset: int, exclusive: bool) -> int:
     return fence
 
 
-def _miss(s: Session, ident: str, offset: int) -> NoReturn:
+def miss(s: Session, ident: str, offset: int) -> NoReturn:
     """There are no bytes: whoever was faster has made an artifact of them or is about to, or somebody has deleted them.
 
     Raises:
@@ -149,23 +136,24 @@ def drop_expired(storage: Storage) -> int:
     return forget(storage, Upload.expires_at < now())
 
 
-async def append(storage: Storage, upload: Upload, offset: int, body: AsyncIterator[bytes], checksum: Checksum | None = None) -> None:
-    """Write what `body` holds, committing every `upload_piece` bytes; with a checksum, all of it or nothing. What arrived of a
-    body that breaks off is kept. The last bytes make the artifact.
+def seal(upload: Upload, fence: int, key: str, sha256: str, found: str) -> None:
+    """All bytes are there, hashed and judged. Raises what `write` raises."""
+    upload.format, upload.details = found, upload.details | {"whole": {"key": key, "sha256": sha256}}
+    with session() as s, s.begin():
+        write(s, upload.id, fence, format=found, details=upload.details)
 
-    Raises:
-        Locked, OffsetMismatch, NotFound, PayloadTooLarge, PieceMismatch, StorageFull, what `body` raises, and, when it is then refused for good:
-        InputRefused, ChecksumMismatch.
-    """
-    places = staging(storage)
-    try:
-        with ExitStack() as stack:
-            place = await asyncio.to_thread(stack.enter_context, places.open(upload.id))
-            fence = await in_session(claim, upload.id, offset, place.exclusive)
-            async with alive(upload.id, fence):
-                await to_its_end(places, upload.id, fence, _Writing(storage, places, place, upload, fence, offset).run(body, checksum))
-    except FileNotFoundError:
-        await in_session(_miss, upload.id, offset)
+
+def finish(storage: Storage, upload: Upload, fence: int) -> Artifact:
+    """The artifact of an upload that was sealed, now or by an earlier request."""
+    made = Artifact(owner=upload.owner, kind=upload.kind, format=upload.format, name=upload.name)
+
+    def completed(s: Session) -> None:
+        write(s, upload.id, fence, received=upload.length, artifact_id=made.id, lease_until=None)
+
+    whole = upload.details["whole"]
+    keep(storage, whole["key"], whole["sha256"], upload.length, made, completed)
+    staging(storage).drop(upload.id)
+    return made
 
 
 async def to_its_end(places: Staging, ident: str, fence: int, writing: Awaitable[None]) -> None:
@@ -182,129 +170,17 @@ async def to_its_end(places: Staging, ident: str, fence: int, writing: Awaitable
         raise
 
 
-class _Writing:
-    """One request's bytes on their way into an upload that it has claimed."""
-
-    def __init__(self, storage: Storage, places: Staging, place: Place, upload: Upload, fence: int, offset: int):
-        self._storage, self._places, self._place, self._upload, self._fence, self._at = storage, places, place, upload, fence, offset
-        self._format = upload.format
-        known_to, known = _hashes.get(upload.id, (0, hashlib.sha256()))
-        self._digest = known.copy() if known_to == offset else None
-
-    async def run(self, body: AsyncIterator[bytes], checksum: Checksum | None) -> None:
-        incoming, length = Incoming(body, self._upload.length - self._at), self._upload.length
-        hashes = [self._digest] if self._digest else []
-        check = checksum and checksum.new()
-        hashes += [check] if check else []
-        await asyncio.to_thread(self._place.begin, self._at, self._fence)
-        while not incoming.ended:
-            at = self._at + await self._place.write(incoming.piece(length if check else settings().upload_piece), *hashes)
-            if check and (incoming.broken or check.digest() != checksum.digest):
-                raise incoming.broken or PieceMismatch(f"{at - self._at} bytes arrived, and their {checksum.algorithm} is another one")
-            await self._judge(at)
-            if at < length:
-                await in_session(write, self._upload.id, self._fence, received=at, format=self._format, lease_until=_lease(incoming.ended))
-            self._at = at
-        self._remember()
-        if incoming.broken and self._at < length:
-            raise incoming.broken
-        if self._at == length:
-            await self._finish()
-
-    async def _judge(self, at: int) -> None:
-        """Look at the head as soon as it is there.
-
-        Raises:
-            InputRefused.
-        """
-        if self._format is None:
-            head = await asyncio.to_thread(self._head, at)
-            if head is not None:
-                self._format = await asyncio.to_thread(sniff, self._upload.name, head, self._upload.length)
-
-    def _head(self, at: int) -> bytes | None:
-        ident, length = self._upload.id, self._upload.length
-        if at < min(8, length):
-            return None
-        needed = min(header_bytes_needed(self._places.read(ident, 0, min(8, length))), length)
-        return self._places.read(ident, 0, needed) if at >= needed else None
-
-    def _remember(self) -> None:
-        if self._digest is not None:
-            _hashes[self._upload.id] = (self._at, self._digest)
-            _hashes.move_to_end(self._upload.id)
-            while len(_hashes) > _MAX_HASHES:
-                _hashes.popitem(last=False)
-
-    async def _finish(self) -> None:
-        upload, storage = self._upload, self._storage
-        made = Artifact(owner=upload.owner, kind=upload.kind, format=self._format, name=upload.name)
-
-        def completed(s: Session) -> None:
-            write(s, upload.id, self._fence, received=upload.length, format=self._format, artifact_id=made.id, lease_until=None)
-
-        key, told = await self._places.whole(upload.id, upload.length)
-        sha256 = told or (self._digest.hexdigest() if self._digest else await asyncio.to_thread(self._hash, key))
-        if upload.sha256 not in (None, sha256):
-            raise ChecksumMismatch(f"{upload.length} bytes with SHA-256 {sha256} arrived, and {upload.sha256} was announced")
-        await asyncio.to_thread(keep, storage, key, sha256, upload.length, made, completed)
-        _hashes.pop(upload.id, None)
-        await asyncio.to_thread(self._places.drop, upload.id)
-
-    def _hash(self, key: str) -> str:
-        digest = hashlib.sha256()
-        for batch in self._storage.stream(key):
-            digest.update(batch)
-        return digest.hexdigest()
-
-
-class Incoming:
-    """The body of a request in batches, and those in pieces.
-
-    Args:
-        room: bytes that are taken at most.
-    """
-
-    def __init__(self, body: AsyncIterator[bytes], room: int):
-        self._body, self._room = body, room
-        self.ended = False
-        self.broken: Exception | None = None  # with what it broke off
-
-    async def piece(self, limit: int) -> AsyncIterator[bytes]:
-        """Batches that make at least `limit` bytes, or all that is left.
-
-        Raises:
-            PayloadTooLarge.
-        """
-        taken, held = 0, bytearray()
-        while not self.ended and taken + len(held) < limit:
-            try:
-                data = await anext(self._body, None)
-            except (ClientDisconnect, RequestTimeout) as e:
-                self.broken, data = e, None
-            self.ended = data is None
-            self._room -= len(data or b"")
-            if self._room < 0:
-                raise PayloadTooLarge("the body goes on beyond Upload-Length")
-            held += data or b""
-            if len(held) >= BATCH:
-                taken += len(held)
-                yield held
-                held = bytearray()
-        if held:
-            yield held
-
-
-def _lease(ended: bool):
-    return None if ended else now() + settings().lease
-
-
 async def in_session(call: Callable, *args, **values):
     def run():
         with session() as s, s.begin():
             return call(s, *args, **values)
 
     return await asyncio.to_thread(run)
+
+
+async def at_length(call: Callable[[], T]) -> T:
+    """`call`, which may take minutes, in a thread."""
+    return await to_thread.run_sync(call, limiter=_AT_LENGTH)
 
 
 @asynccontextmanager
@@ -319,7 +195,10 @@ async def alive(ident: str, fence: int) -> AsyncIterator[None]:
     async def beat() -> None:
         while True:
             await asyncio.sleep(settings().heartbeat)
-            await in_session(extend)
+            try:
+                await in_session(extend)
+            except Exception as e:  # whatever the database raises: the lease says for how long that may go on
+                log.warning("upload %s: no heartbeat: %s", ident, e)
 
     beating = asyncio.create_task(beat())
     try:

@@ -24,8 +24,16 @@ _KEPT = 7 * 24 * 3600.0  # seconds that an upload's address is remembered
 
 def upload_file(path: Path, name: str, kind: str | None, progress: Progress, service: str) -> Flow:
     """`service`: its address, for what is remembered of an upload that broke off."""
+    address = Address(path, service, name, kind)
+    made = yield from _upload(path, name, kind, progress, address)
+    address.forget()
+    return made
+
+
+def _upload(path: Path, name: str, kind: str | None, progress: Progress, address: Address) -> Flow:
+    """The address is kept, so that whoever breaks off after this finds the artifact again."""
     if path.stat().st_size >= LARGE:
-        return (yield from _resumable(path, name, kind, progress, service))
+        return (yield from _resumable(path, name, kind, progress, address))
     with path.open("rb") as f:
         digest = base64.b64encode(hashlib.file_digest(f, "sha256").digest()).decode()
     params = {"name": name} | ({"kind": kind} if kind else {})
@@ -37,19 +45,21 @@ def upload_folder(folder: Path, name: str, kind: str | None, progress: Progress,
     paths = sorted(p for p in folder.rglob("*") if p.is_file())
     if not paths:
         raise InputRefused("unsupported-format", f"{folder} holds no file")
-    sent = yield Together([upload_file(path, path.name, None, progress, service) for path in paths], AT_ONCE)
+    addresses = [Address(path, service, path.name, None) for path in paths]
+    sent = yield Together([_upload(path, path.name, None, progress, address) for path, address in zip(paths, addresses, strict=True)], AT_ONCE)
     parts = [{"path": path.relative_to(folder).as_posix(), "artifact": part["id"]} for path, part in zip(paths, sent, strict=True)]
     body = {"files": parts, "name": name} | ({"kind": kind} if kind else {})
     whole = (yield Call("POST", "/v1/artifacts", json=body)).json()
     for ident in {p["artifact"] for p in parts}:
         yield Call("DELETE", f"/v1/artifacts/{ident}")
+    for address in addresses:
+        address.forget()
     return whole
 
 
-def _resumable(path: Path, name: str, kind: str | None, progress: Progress, service: str) -> Flow:
+def _resumable(path: Path, name: str, kind: str | None, progress: Progress, address: Address) -> Flow:
     """Send a file by tus. Its digest is computed meanwhile and compared in the end, so that nothing waits for it."""
     size, moved, tries, answered = path.stat().st_size, 0, 0, False
-    address = Address(path, service, name, kind)
 
     def advance(n: int) -> None:
         nonlocal moved
@@ -94,9 +104,9 @@ def _begin(path: Path, size: int, name: str, kind: str | None, address: Address)
 
 def _verified(artifact: str, path: Path, hashing: Hashing, address: Address) -> Flow:
     """The artifact, once it has proved to be what the file is."""
-    address.forget()
     made, sha256 = (yield Call("GET", f"/v1/artifacts/{artifact}")).json(), hashing.result()
     if (got := made["files"][0]["sha256"]) != sha256:
+        address.forget()
         yield Call("DELETE", f"/v1/artifacts/{artifact}")
         raise ChecksumMismatch(f"{path} has SHA-256 {sha256}, and {got} arrived: it was changed while it was sent; send it again")
     return made

@@ -96,6 +96,8 @@ class Files:
                 fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise Locked("another request is writing to this upload; ask for its offset when that has ended") from None
+            if not os.path.samestat(os.fstat(f.fileno()), os.stat(self._path(ident))):
+                raise FileNotFoundError(self._path(ident))  # it was moved between the opening and the lock, and is a blob by now
             yield _OpenFile(f.fileno())
 
     def read(self, ident: str, start: int, end: int) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 
 from fastapi.concurrency import run_in_threadpool
 from sqlalchemy.orm import Session
@@ -43,12 +44,13 @@ async def receive(
         found = found or await run_in_threadpool(sniff, name, head, size)
         return await run_in_threadpool(keep, storage, key, digest, size, Artifact(owner=owner, kind=kind, format=found, name=name))
     except BaseException:
-        storage.delete(key)
+        with suppress(Exception):  # what stays, the sweep removes
+            await run_in_threadpool(storage.delete, key)
         raise
 
 
 def keep(storage: Storage, key: str, sha256: str, size: int, artifact: Artifact, also: Callable[[Session], None] | None = None) -> Artifact:
-    """Staged bytes become the one file of `artifact`, whose name is its path: the one way in.
+    """Staged bytes become the one file of `artifact`, whose name is its path: the one way in. It may be asked again after it broke off.
 
     Args:
         key: where they are; gone afterwards.
@@ -59,7 +61,11 @@ def keep(storage: Storage, key: str, sha256: str, size: int, artifact: Artifact,
         StorageFull, Unavailable; FileNotFoundError: they are not there.
     """
     settled(lambda s: hold(s, sha256, size))
-    storage.promote(key, sha256)
+    try:
+        storage.promote(key, sha256)
+    except FileNotFoundError:
+        if not storage.exists(sha256):  # else it came as far as this before
+            raise
     file = ArtifactFile(path=artifact.name, size=size, sha256=sha256)
     artifact.id, artifact.files, artifact.signatures, artifact.size = new_id(), [file], [], size
     artifact.digest = artifact_digest([{"path": file.path, "size": size, "sha256": sha256}])

@@ -19,12 +19,13 @@ from app.api import problems
 from app.api.artifacts import storage_of
 from app.api.requests import announce, announced_sha256, clean_name, media_type
 from app.api.views import UploadView, upload_view
+from app.appending import append
 from app.auth import Owner
 from app.config import settings
 from app.db import reading
 from app.errors import MalformedRequest, ModelpressError, PayloadTooLarge, UnsupportedMediaType, error_of
 from app.models import KINDS, Upload
-from app.resumable import append, check, create, forget, get
+from app.resumable import check, create, forget, get
 
 _SHA256 = re.compile(r"[0-9a-fA-F]{64}")
 

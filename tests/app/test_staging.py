@@ -12,7 +12,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from sqlalchemy import update
 
-from app import resumable
+from app import appending, resumable
 from app.db import session
 from app.errors import Locked, NotFound, OffsetMismatch, StorageDamaged
 from app.models import Artifact, Upload
@@ -41,7 +41,7 @@ def row(ident: str) -> Upload:
 
 
 def append(storage: Storage, upload: Upload, *parts: bytes) -> None:
-    asyncio.run(resumable.append(storage, now := row(upload.id), now.received, body(*parts)))
+    asyncio.run(appending.append(storage, now := row(upload.id), now.received, body(*parts)))
 
 
 def kept(storage: Storage, upload: Upload) -> bytes:
@@ -73,7 +73,7 @@ def test_pieces_make_the_whole(storage, data, cuts):
         append(storage, upload, data[at : at + size // 2], data[at + size // 2 : at + size])
         assert row(upload.id).received == at + size
         if forgotten:
-            resumable._hashes.clear()
+            appending._hashes.clear()
     append(storage, upload, data[row(upload.id).received :])
     assert kept(storage, upload) == data
     assert not [*storage.list(key_of(upload.id))] and not storage.exists(key_of(upload.id))
@@ -86,15 +86,15 @@ def test_one_writer_at_a_time(storage):
         async def slow():
             yield b"0123"
             with pytest.raises(Locked):
-                await resumable.append(storage, upload, 0, body(b"abc"))
+                await appending.append(storage, upload, 0, body(b"abc"))
             yield b"456789"
 
-        await resumable.append(storage, upload, 0, slow())
+        await appending.append(storage, upload, 0, slow())
 
     asyncio.run(both())
     assert kept(storage, upload) == b"0123456789"
     with pytest.raises(OffsetMismatch):
-        asyncio.run(resumable.append(storage, upload, 4, body(b"abc")))
+        asyncio.run(appending.append(storage, upload, 4, body(b"abc")))
 
 
 def test_a_writer_that_was_overtaken_writes_nothing_more(storage):
@@ -106,14 +106,14 @@ def test_a_writer_that_was_overtaken_writes_nothing_more(storage):
         with session() as s, s.begin():
             s.execute(update(Upload).where(Upload.id == upload.id).values(lease_until=0))
         try:
-            await resumable.append(storage, upload, 0, body(b"01234"))
+            await appending.append(storage, upload, 0, body(b"01234"))
             overtaken.append(True)
         except Locked:
             pass
         yield b"xxxx"
 
     try:
-        asyncio.run(resumable.append(storage, upload, 0, late()))
+        asyncio.run(appending.append(storage, upload, 0, late()))
     except Locked:
         assert overtaken
     after = b"01234" if overtaken else b"xxxxxxxx"
@@ -127,7 +127,7 @@ def test_bytes_that_were_committed_and_are_gone_are_missed(storage):
     append(storage, upload, b"x" * 2000)
     for found in [*storage.list("tmp/uploads")]:
         storage.delete(found.key)
-    resumable._hashes.clear()
+    appending._hashes.clear()
     with pytest.raises((NotFound, StorageDamaged)):
         append(storage, upload, b"x" * 1000)
     assert row(upload.id).artifact_id is None

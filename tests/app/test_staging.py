@@ -14,7 +14,7 @@ from sqlalchemy import update
 
 from app import appending, resumable
 from app.db import session
-from app.errors import Locked, NotFound, OffsetMismatch, StorageDamaged
+from app.errors import Locked, NotFound, OffsetMismatch, StorageDamaged, Unavailable
 from app.models import Artifact, Upload
 from app.staging import key_of, staging
 from app.storage import Storage
@@ -131,3 +131,17 @@ def test_bytes_that_were_committed_and_are_gone_are_missed(storage):
     with pytest.raises((NotFound, StorageDamaged)):
         append(storage, upload, b"x" * 1000)
     assert row(upload.id).artifact_id is None
+
+
+@pytest.mark.parametrize("parts", [[b"0123456789"], [b"0123", b"456789"]])
+def test_what_breaks_off_after_the_bytes_have_moved_needs_none_of_them_again(storage, parts, monkeypatch):
+    upload = begun(storage, 10)
+    for part in parts[:-1]:
+        append(storage, upload, part)
+    with monkeypatch.context() as m, pytest.raises(Unavailable):
+        m.setattr("app.upload.refer", lambda *_: (_ for _ in ()).throw(Unavailable("the database is away")))
+        append(storage, upload, parts[-1])
+    assert row(upload.id).artifact_id is None and storage.exists(hashlib.sha256(b"0123456789").hexdigest())
+    append(storage, upload)
+    assert kept(storage, upload) == b"0123456789" and row(upload.id).received == 10
+    assert [f.key for f in storage.list("tmp/uploads") if upload.id in f.key] == []

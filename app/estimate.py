@@ -13,7 +13,7 @@ from itertools import islice
 
 from app import compressed, packed_size, speeds
 from app.changed import shared_threshold
-from app.errors import InvalidJobSpec
+from app.errors import InvalidJobSpec, NotEstimable
 from app.formats import FORMATS
 from app.job_spec import JobSpec
 from app.layout import Folder, dense_parts, header
@@ -23,10 +23,13 @@ from app.packed_size import Look, Size, Text, container_size, tensor_size
 from app.recipe import Lossless, Prune, Quantize, matcher
 from app.sensitive import strips
 from app.targets import Treatment, treat
-from app.values import WIDTH, Values, drawn, from_bytes
+from app.values import DRAWN_LEAST, DRAWN_MOST, WIDTH, Values, drawn, from_bytes
 
 _PIECES = 8
 _BUDGET = 3 << 17  # values read of a whole model
+_LOOKED = 1 << 12  # tensors that are looked at, the largest; the others are few bytes, or there are very many
+_DRAWN = 1 << 21  # drawn values of a whole model, those of equal tensors counted once
+_KINDS = 1 << 13
 _TEXT = 1 << 20
 _NOTES = 50
 _START = 2.0  # seconds
@@ -96,13 +99,25 @@ def check_estimable(spec: JobSpec) -> None:
 
 
 def looker(model: Outline, read: Read | None) -> Look:
-    """What is known of a tensor's values: a sample of its floats, bytes of its integers, drawn weights without `read`."""
-    share = _share([math.prod(t.shape) for t in model.tensors.values()])
-    seen: dict[str, Values | bytes | None] = {}
+    """What is known of a tensor's values: a sample of its floats, bytes of its integers, drawn weights without `read`.
+
+    Raises:
+        NotEstimable: it would take long, for there are too many tensors that differ and cannot be looked at.
+    """
+    readable = {} if read is None else {n: t for n, t in model.tensors.items() if n in model.offsets and t.nbytes}
+    largest = sorted(readable.values(), key=lambda t: -t.nbytes)[:_LOOKED]
+    share = _share([math.prod(t.shape) for t in largest])
+    seen: dict[str, Values | bytes | None] = {t.name: None for t in largest}
+    kinds = len({(t.dtype, t.shape) for n, t in model.tensors.items() if n not in seen})
+    if kinds > _KINDS:
+        raise NotEstimable(f"there are {kinds} tensors of different shapes or dtypes; what {_KINDS} come to is told at most")
+    each = min(DRAWN_MOST, max(DRAWN_LEAST, 1 << (_DRAWN // max(1, kinds)).bit_length() - 1))
 
     def look(spec: TensorSpec) -> Values | bytes | None:
         if spec.name not in seen:
-            seen[spec.name] = _values(spec, model.offsets.get(spec.name), read, share)
+            return drawn(spec.dtype, each) if spec.dtype in WIDTH else None
+        if seen[spec.name] is None:
+            seen[spec.name] = _values(spec, model.offsets[spec.name], read, share)
         return seen[spec.name]
 
     return look
@@ -118,9 +133,7 @@ def _share(counts: list[int]) -> int:
     return _BUDGET
 
 
-def _values(spec: TensorSpec, at: int | None, read: Read | None, share: int) -> Values | bytes | None:
-    if read is None or at is None or not spec.nbytes:
-        return drawn(spec.dtype) if spec.dtype in WIDTH else None
+def _values(spec: TensorSpec, at: int, read: Read, share: int) -> Values | bytes:
     width = spec.nbytes // math.prod(spec.shape)
     count, piece = spec.nbytes // width, share // _PIECES
     if count <= share:
@@ -162,13 +175,17 @@ def _packed(made: Estimate, model: Outline, spec: JobSpec, treatments: dict[str,
     thresholds = {id(s): _threshold(s, treatments, look) for s in recipe.step(Prune) if s.scope == "global"}
     wanted = [matcher(s) for s in recipe.steps]
     sizes, described = {}, []
+    known: dict[tuple, Size] = {}  # drawn values are the same for many tensors
     for name, t in treatments.items():
         if whole and not t.spec.nbytes:
             size = Size(0)
-        elif whole:
-            size = packed_size.dense_size(t.spec, look(t.spec)) if any(w(name) for w in wanted) else packed_size.raw_size(t.spec)
+        elif whole and not any(w(name) for w in wanted):
+            size = packed_size.raw_size(t.spec)
         else:
-            size = tensor_size(t, look, thresholds.get(id(t.step(Prune))))
+            alike = id(look(t.spec)), t.spec.dtype, t.spec.shape, t.transposed, repr(t.steps)
+            if alike not in known:
+                known[alike] = packed_size.dense_size(t.spec, look(t.spec)) if whole else tensor_size(t, look, thresholds.get(id(t.step(Prune))))
+            size = known[alike]
         if t.spec.nbytes or not whole:
             sizes[name] = size
             described.append(packed_size.described(t, model.offsets.get(name, 0), whole))
@@ -181,8 +198,12 @@ def _packed(made: Estimate, model: Outline, spec: JobSpec, treatments: dict[str,
 
 
 def _threshold(step: Prune, treatments: dict[str, Treatment], look: Look) -> int:
-    chosen = [t for t in treatments.values() if step in t.steps]
-    return shared_threshold([(look(t.spec), math.prod(t.spec.shape)) for t in chosen], step.sparsity)
+    weights: dict[int, tuple[Values, int]] = {}
+    for t in treatments.values():
+        if step in t.steps:
+            values = look(t.spec)
+            weights[id(values)] = values, weights.get(id(values), (values, 0))[1] + math.prod(t.spec.shape)
+    return shared_threshold(list(weights.values()), step.sparsity)
 
 
 def _folder(made: Estimate, model: Outline, treatments: dict[str, Treatment], output: str, text: Text) -> None:

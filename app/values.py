@@ -13,7 +13,7 @@ from functools import cache
 
 SAMPLED, DRAWN, DRAWN_CHANGED = 0.02, 0.08, 0.3
 """How far entropy-coded bytes may be off: told from a sample; from headers alone; of pruned or quantized weights from headers alone."""
-_DRAWN = 1 << 15
+DRAWN_MOST, DRAWN_LEAST = 1 << 15, 1 << 10
 _SPREAD = 0.35  # of the logarithm of a row's scale
 _ROW = 512
 _SIGMA = 0.04
@@ -58,11 +58,11 @@ def tops_of(dtype: str, values: list[float]) -> list[int]:
 
 
 @cache
-def drawn(dtype: str) -> Values:
-    """Weights as training leaves them: Gaussian in a row, the rows of different scales."""
+def drawn(dtype: str, count: int = DRAWN_MOST) -> Values:
+    """Weights as training leaves them: Gaussian in a row, the rows of different scales. The same object for the same arguments."""
     r = random.Random(0)
     values = []
-    for _ in range(_DRAWN // _ROW):
+    for _ in range(count // _ROW):
         scale = _SIGMA * 2 ** r.gauss(0, _SPREAD)
         values += [r.gauss(0, scale) for _ in range(_ROW)]
     return Values(dtype, tops_of(dtype, values), doubt=DRAWN)

@@ -8,7 +8,6 @@ from typing import Annotated, Any
 from anyio import CapacityLimiter, to_thread
 from fastapi import APIRouter, Query, Request
 from pydantic import Field
-from sqlalchemy.orm import Session
 
 from app import meters
 from app.api.artifacts import storage_of
@@ -25,6 +24,7 @@ from app.formats import Limits, SafetensorsHeader, parse_safetensors_header
 from app.inputs import check_input, find_input, has_config, outlined
 from app.job_spec import JobSpec, parse_job
 from app.outline import Outline, outline
+from app.queues import GPU, choose
 from app.strict import Strict, validate
 
 router = APIRouter(prefix="/v1/estimates", tags=["jobs"])
@@ -32,6 +32,7 @@ router = APIRouter(prefix="/v1/estimates", tags=["jobs"])
 BODY_BYTES = 20 << 20  # headers of many shards
 _ANY_ID = "00000000-0000-0000-0000-000000000000"  # a job names its input by id; here there is none yet
 _OWN = ("files", "config")
+_CPU = {"cpu"}
 _AT_ONCE = CapacityLimiter(2)  # they compute, and all requests of the process share its core
 
 
@@ -70,7 +71,7 @@ async def make_estimate(
 @router.get("/rates")
 def rates(owner: Owner) -> dict[str, Any]:
     """Bytes of input a second that this service's workers have managed on a CPU, by method; `prune+quantize` is one that does both."""
-    with session() as s:
+    with reading() as s:
         return {"bytes_per_second": meters.rates(s, "cpu")}
 
 
@@ -79,27 +80,40 @@ def _estimate(body: Any, owner: str, request: Request) -> dict[str, Any]:
         if "input" in body:
             raise InvalidJobSpec("give either input or files", pointer="/files")
         model, spec = _described(body)
-        check_device(spec)
-        with reading() as s:
-            return estimate(model, spec, None, _rate(s, spec)) | {"cache_hit": False}
+        rate = _rate(spec, _devices(spec))
+        return estimate(model, spec, None, rate) | {"cache_hit": False}
     with reading() as s:
         source = find_input(s, body, owner)
     spec = parse_job(body, has_config(source))
-    check_device(spec)
+    devices = _devices(spec)
     storage = storage_of(request)
     check_input(source, spec, storage)
     check_estimable(spec)
     if (model := outlined(source, storage)) is None:
         raise NotEstimable(f"what is in {source.format} is known once it is parsed; `modelpress estimate FILE` does that on your machine", pointer="/input")
     digests = {f.path: f.sha256 for f in source.files}
-    key = cache_key(owner, source.digest, spec.model_dump(mode="json", exclude={"webhook"}), "cpu")
+    key = cache_key(owner, source.digest, spec.model_dump(mode="json", exclude={"webhook"}), "cpu" if devices == _CPU else "cuda")
     with reading() as s:
-        rate, hit = _rate(s, spec), found(s, owner, key) is not None
+        hit = found(s, owner, key) is not None
+    rate = _rate(spec, devices)
     return estimate(model, spec, lambda path, begin, end: storage.read(digests[path], begin, end), rate) | {"cache_hit": hit}
 
 
-def _rate(s: Session, spec: JobSpec) -> float | None:
-    return meters.rate(s, meters.method(spec.recipe.model_dump(mode="json")), "cpu")
+def _devices(spec: JobSpec) -> set[str]:
+    """Those that may compute the job, as in `Job.device`.
+
+    Raises:
+        InvalidJobSpec: see `check_device`.
+    """
+    gpus = check_device(spec)
+    return gpus if choose(spec.device, spec.recipe, 0, bool(gpus)) in GPU else _CPU
+
+
+def _rate(spec: JobSpec, devices: set[str]) -> float | None:
+    """What the slowest of them has managed, of those that have done such work."""
+    method = meters.method(spec.recipe.model_dump(mode="json"))
+    with reading() as s:
+        return min((rate for d in devices if (rate := meters.rate(s, method, d))), default=None)
 
 
 def _described(body: dict) -> tuple[Outline, JobSpec]:

@@ -30,6 +30,7 @@ from app.queues import GPU, choose
 from app.job_spec import PRESETS, JobSpec, Output, parse_job
 from app.recipe import Recipe
 from app.settled import settled
+from app.strict import ID
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 
@@ -81,11 +82,11 @@ def _submit(body: Any, owner: str, request: Request, asked: idempotency.Request 
     with reading() as s:
         source = find_input(s, body, owner)
     spec = parse_job(body, has_config(source))
-    gpu = check_device(spec)
+    gpus = check_device(spec)
     treatments = check_input(source, spec, storage_of(request))
     memory = expected_peak(source, spec, treatments)
     document = spec.model_dump(mode="json", exclude={"webhook"})
-    queue = choose(spec.device, spec.recipe, memory, gpu)
+    queue = choose(spec.device, spec.recipe, memory, bool(gpus))
     # all methods so far are to give the same bits on any device, but no test has shown it on a GPU: until then neither answers for the other
     key = cache_key(owner, source.digest, document, "cuda" if queue in GPU else "cpu")
     ident = new_id()
@@ -105,17 +106,17 @@ def _submit(body: Any, owner: str, request: Request, asked: idempotency.Request 
     return settled(insert, lambda s: s.get(Job, ident))
 
 
-def check_device(spec: JobSpec) -> bool:
-    """Whether a worker has a GPU.
+def check_device(spec: JobSpec) -> set[str]:
+    """The GPUs that workers have, as in `Job.device`.
 
     Raises:
         InvalidJobSpec: the job needs one and there is none.
     """
     with reading() as s:
-        gpu = bool(workers.serving(s, GPU))
-    if spec.device == "cuda" and not gpu:
+        gpus = {w.device for w in workers.serving(s, GPU)}
+    if spec.device == "cuda" and not gpus:
         raise InvalidJobSpec("no worker of this service has a GPU; choose auto or cpu", pointer="/device")
-    return gpu
+    return gpus
 
 
 @router.get("")
@@ -127,8 +128,12 @@ def list_jobs(owner: Owner, limit: Limit = 50, cursor: Cursor = None, state: Ann
 
 
 def _get(ident: str, owner: str) -> Job:
+    """What is shown of it: asked for at every poll. A foreign id answers as an unknown one."""
     with reading() as s:
-        return owned(s, Job, ident, owner)
+        job = s.get(Job, ident, options=UNSHOWN) if ID.fullmatch(ident) else None
+    if job is None or job.owner != owner:
+        raise NotFound("there is no such job")
+    return job
 
 
 @router.get("/{ident}")

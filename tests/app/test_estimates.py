@@ -8,10 +8,16 @@ import uuid
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from homes import KINDS, own_home
 from typer.testing import CliRunner
 
-from app import meters
+from app import meters, workers
+from app.api import estimates
+from app.cache import cache_key
 from app.cli import app
+from app.db import engine, now
+from app.job_spec import parse_job
+from app.models import Job, Worker
 from app.safetensors_header import parse_safetensors_header
 
 TENSORS = {"fc.weight": ("F32", [64, 96]), "fc.bias": ("F32", [64]), "embed.weight": ("F32", [50, 96])}
@@ -156,3 +162,32 @@ def test_what_cannot_be_told(alice, data, problem):
     packed["header"]["__metadata__"] = {"format": "modelpress.packed"}
     problem(ask(alice, [packed | {"size": packed["size"] + 100}]), 422, "not-estimable", "/files")
     problem(ask(alice, [packed | {"size": packed["size"] + 100}, {"path": "README.md", "size": 10}]), 422, "unsupported-format")
+
+
+def test_the_device_that_would_compute_it_is_the_one_asked_about(api, alice, artifact):
+    recipe = {"steps": [{"method": "prune", "sparsity": 0.25}]}
+    body = {"input": artifact, "recipe": recipe}
+    spec = parse_job(body, False).model_dump(mode="json", exclude={"webhook"})
+    key = cache_key("alice", alice.get(f"/v1/artifacts/{artifact}").json()["digest"], spec, "cuda")
+    with api.session() as s:
+        for name, count in (("A", 4000), ("B", 2000)):
+            workers.register(s, Worker(id=name, queues=["compress.gpu"], device=f"cuda {name}", memory=1, threads=1, jail={"holds": True}, version="0", seen_at=now()))
+            meters.add(s, "work", count=count, total=1000.0, method="prune", device=f"cuda {name}")
+        s.add(Job(owner="alice", spec=spec, state="succeeded", cache_key=key, input_id=artifact, output_id=artifact, finished_at=now()))
+        s.commit()
+    on_gpu = alice.post("/v1/estimates", json=body).json()
+    with api.session() as s, s.begin():
+        workers.leave(s, "A")
+        workers.leave(s, "B")
+    on_cpu = alice.post("/v1/estimates", json=body).json()
+    assert (on_gpu["cache_hit"], on_gpu["seconds_basis"]) == (True, "measured") and on_gpu["seconds"] > on_gpu["bytes_before"] / 2  # the slower one's
+    assert (on_cpu["cache_hit"], on_cpu["seconds_basis"]) == (False, "default")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_connection_is_held_while_it_computes(tmp_path, monkeypatch, data, kind):
+    held, told = [], estimates.estimate
+    monkeypatch.setattr(estimates, "estimate", lambda *given: held.append(engine().pool.checkedout()) or told(*given))
+    with own_home(tmp_path, kind):
+        assert estimates._estimate({"files": [described(data)], "preset": "w8a16"}, "alice", None)["bytes_after"]
+    assert held == [0]

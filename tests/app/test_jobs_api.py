@@ -8,8 +8,14 @@ import uuid
 from pathlib import Path
 
 import pytest
+from homes import KINDS, own_home
+from sqlalchemy.orm.exc import DetachedInstanceError
 
+from app.api.jobs import _get
+from app.db import session
+from app.errors import NotFound
 from app.job_spec import PRESETS
+from app.models import Job
 
 SPECS = Path(__file__).parents[3] / "shared" / "hostile" / "job_specs.json"
 
@@ -140,3 +146,17 @@ def test_the_catalogue(alice):
     methods = {m["name"]: m["schema"] for m in alice.get("/v1/methods").json()["items"]}
     assert methods.keys() == {"prune", "quantize", "lossless", "restore"} and "num_bits" in methods["quantize"]["properties"]
     assert {"packed", "safetensors", "compressed-tensors"} <= {f["name"] for f in alice.get("/v1/formats").json()["items"]}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_poll_does_not_load_what_the_job_was_handed_over_with(tmp_path, kind):
+    with own_home(tmp_path, kind):
+        with session() as s, s.begin():
+            s.add(job := Job(owner="o", spec={}, handoff={"files": []}))
+        found = _get(job.id, "o")
+        assert found.state == "queued"
+        with pytest.raises(DetachedInstanceError):
+            _ = found.handoff
+        for ident, owner in ((job.id, "p"), ("a\0b", "o")):
+            with pytest.raises(NotFound):
+                _get(ident, owner)

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import json
 import math
+from itertools import accumulate
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
+import app.estimate
+from app import packed_size
 from app.coded import raw_payload
+from app.errors import NotEstimable
 from app.estimate import estimate
 from app.job_spec import PRESETS, parse_job
 from app.local import open_local
-from app.values import DRAWN_CHANGED
+from app.outline import Outline, TensorSpec
+from app.values import DRAWN_CHANGED, DRAWN_LEAST, DRAWN_MOST
 from worker import pipeline
 from worker.kernels.chunks import Layout
 from worker.kernels.payload import chunk_log2
@@ -111,3 +116,36 @@ def test_every_preset_has_an_estimate(folder, preset):
     said = estimate(model, parse_job({"input": ID, "preset": preset}, True), read)
     assert 0 < said["bytes_least"] <= said["bytes_after"] <= said["bytes_most"] < said["bytes_before"]
     assert said["peak_memory"] > 100 << 20 and said["scratch_bytes"] > said["bytes_before"] and said["seconds"] > 0 and said["loaders"]
+
+
+def drawn_model(shapes: list[tuple[int, int]]) -> Outline:
+    tensors = {f"l{i}.weight": TensorSpec(f"l{i}.weight", "BF16", shape, 2 * math.prod(shape), "m.safetensors") for i, shape in enumerate(shapes)}
+    offsets = dict(zip(tensors, accumulate((t.nbytes for t in tensors.values()), initial=1000)))
+    return Outline({"m.safetensors": 1000 + sum(t.nbytes for t in tensors.values())}, ("m.safetensors",), tensors, offsets)
+
+
+def drawn_spec(*steps: dict):
+    return parse_job({"input": ID, "recipe": {"steps": list(steps)}, "output": {"format": "packed"}})
+
+
+def test_equal_tensors_are_told_once(monkeypatch):
+    told, size = [], packed_size.tensor_size
+    monkeypatch.setattr(app.estimate, "tensor_size", lambda t, *given: told.append(t.spec.shape) or size(t, *given))
+    model = drawn_model([(64, 64 + i % 3) for i in range(300)])
+    said = estimate(model, drawn_spec({"method": "prune", "scope": "global"}, {"method": "lossless"}), None)
+    assert sorted(told) == [(64, 64), (64, 65), (64, 66)] and len({t["bytes_after"] for t in said["tensors"]}) == 3
+
+
+def test_the_more_tensors_differ_the_less_is_drawn_of_each():
+    several, many = (app.estimate.looker(model := drawn_model([(8, 8 + i) for i in range(n)]), None)(model.tensors["l0.weight"]) for n in (10, 2000))
+    assert len(several.tops) == DRAWN_MOST and len(many.tops) == DRAWN_LEAST
+    with pytest.raises(NotEstimable, match="9000 tensors"):
+        estimate(drawn_model([(8, 8 + i) for i in range(9000)]), drawn_spec({"method": "lossless"}), None)
+
+
+def test_only_the_largest_of_very_many_are_read(monkeypatch):
+    monkeypatch.setattr(app.estimate, "_LOOKED", 2)
+    model, read = drawn_model([(64, 64), (64, 96), (64, 80)]), []
+    said = estimate(model, drawn_spec({"method": "lossless"}), lambda path, begin, end: read.append(begin) or bytes(end - begin))
+    assert {begin for begin in read if begin >= 1000} == {model.offsets["l1.weight"], model.offsets["l2.weight"]}
+    assert [t["bytes_after"] > 4000 for t in said["tensors"]] == [True, False, False]  # the others are zeros all over

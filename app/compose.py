@@ -5,13 +5,13 @@ from __future__ import annotations
 import unicodedata
 from typing import Annotated, Literal
 
-from pydantic import Field, StringConstraints
+from pydantic import AfterValidator, Field, StringConstraints
 from sqlalchemy import Row, and_, func, select
 from sqlalchemy.orm import Session, aliased
 
 from app.config import settings
 from app.errors import InputRefused, InvalidPath, NotFound
-from app.limits import check_path
+from app.limits import check_path, shown, unsafe_text
 from app.models import Artifact, ArtifactFile
 from app.retention import until
 from app.strict import Id, Strict
@@ -20,6 +20,12 @@ from app.statement import artifact_digest
 Kind = Literal["model", "gradients", "calibration", "images", "dataset"]
 _WEIGHTS = ("safetensors", "packed", "torch")
 _AT_ONCE = 500  # ids of one query
+
+
+def _safe(name: str) -> str:
+    if why := unsafe_text(name):
+        raise ValueError(f"{shown(name)} cannot be a name: {why}")
+    return name
 
 
 class Part(Strict):
@@ -31,7 +37,7 @@ class Composition(Strict):
     """The JSON body of `POST /v1/artifacts`."""
 
     files: Annotated[list[Part], Field(min_length=1, max_length=10_000)]
-    name: Annotated[str, StringConstraints(min_length=1, max_length=255)] = "model"
+    name: Annotated[str, StringConstraints(min_length=1, max_length=255), AfterValidator(_safe)] = "model"
     kind: Kind = "model"
 
 

@@ -22,6 +22,8 @@ def parse_rfc3339(text: str) -> float:
     if not _RFC3339.fullmatch(text):
         raise ValueError(f"{text[:100]!r} is not a time such as 2027-01-31T12:00:00Z")
     try:
-        return datetime.fromisoformat(text.upper()).timestamp()
+        seconds = datetime.fromisoformat(text.upper()).timestamp()
+        rfc3339(seconds)  # in UTC it may lie beyond the years that can be written
+        return seconds
     except (ValueError, OverflowError) as e:
         raise ValueError(f"{text[:100]!r} names no moment: {e}") from None

@@ -5,17 +5,20 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import math
 import re
 import unicodedata
 from typing import Any
 
 from fastapi import Request
+from fastapi.concurrency import run_in_threadpool
 
 from app.config import settings
 from app.errors import InvalidCursor, MalformedRequest, PayloadTooLarge, UnsupportedMediaType
-from app.strict import parse_json
+from app.strict import ID, parse_json
 
 MAX_NAME = 255  # bytes, as file systems have it
+LARGE = 64 << 10  # bytes; parsing more would hold up other requests
 _DIGESTS = ("repr-digest", "content-digest", "digest")
 _DEVICES = re.compile(r"(?i)(con|prn|aux|nul|com\d|lpt\d)(\..*)?")
 
@@ -41,7 +44,7 @@ async def read_json(request: Request, limit: int | None = None) -> Any:
         body += piece
         if len(body) > limit:
             raise PayloadTooLarge(f"a JSON body has at most {limit} bytes here")
-    return parse_json(bytes(body))
+    return await run_in_threadpool(parse_json, bytes(body)) if len(body) > LARGE else parse_json(bytes(body))
 
 
 def announce(request: Request, limit: int) -> int | None:
@@ -103,6 +106,6 @@ def parse_cursor(text: str) -> tuple[float, str]:
         created_at, ident = json.loads(base64.b64decode(text + "=" * (-len(text) % 4), b"-_", validate=True))
     except (ValueError, TypeError, RecursionError):
         raise InvalidCursor("the cursor is not one that this list has given out") from None
-    if type(created_at) is not float or type(ident) is not str:
+    if type(created_at) is not float or not math.isfinite(created_at) or type(ident) is not str or not ID.fullmatch(ident):
         raise InvalidCursor("the cursor is not one that this list has given out")
     return created_at, ident

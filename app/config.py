@@ -18,6 +18,7 @@ class Settings(BaseSettings):
     home: Path = Path.home() / ".modelpress"
     host: str = "127.0.0.1"
     port: int = 8720
+    api_grace: int = Field(3, ge=0)  # how long open requests have once the API is stopped
 
     public_url: str | None = None  # what links begin with; default: they are relative to the service
     database_url: str | None = None  # default: SQLite in the home folder

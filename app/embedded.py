@@ -34,7 +34,7 @@ from app.parts import command
 from app.queues import GPU
 
 _OUT_BYTES = 10 << 20  # of what a child says outside its log
-_GRACE = 5.0  # seconds between SIGTERM and SIGKILL
+_GRACE = 5.0  # seconds between SIGTERM and SIGKILL; the API has at least 2 more than its requests
 _BACKOFF = (0.1, 0.5, 1.0, 2.0, 5.0)
 _PRIVATE = "mp-"  # a socket's path has 107 bytes at most
 _HEALTHY = 10.0  # a child that ran this long starts its backoff anew
@@ -205,7 +205,7 @@ def _stop(children: list[Child]) -> None:
         running = [c.process for c in group if c.process is not None and c.process.poll() is None]
         for process in running:
             process.terminate()
-        end = time.monotonic() + _GRACE
+        end = time.monotonic() + max(_GRACE, settings().api_grace + 2)
         for process in running:
             try:
                 process.wait(max(0.0, end - time.monotonic()))

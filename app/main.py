@@ -49,7 +49,7 @@ def serve() -> None:
         ws="none",
         h11_max_incomplete_event_size=MAX_HEADER_BYTES,
         timeout_keep_alive=15,
-        timeout_graceful_shutdown=3,
+        timeout_graceful_shutdown=settings().api_grace,
         backlog=512,
         server_header=False,
         log_config=None,

@@ -14,8 +14,9 @@ from sqlalchemy.orm import Session
 from app import migrate, workers
 from app.config import settings
 from app.db import now, reading
-from app.findings import WARN, Check, Trouble
-from app.models import QUEUED, SIGNING, Job
+from app.events import STATE
+from app.findings import FAIL, WARN, Check, Trouble
+from app.models import QUEUED, SIGNING, Job, JobEvent
 from app.public_keys import published
 from app.queue import app as celery
 from app.storage import Storage
@@ -32,7 +33,7 @@ def checks(storage: Storage) -> dict[str, Check]:
         return "it can be written to and read from"
 
     needed = {"database": database, "broker": broker, "storage": stored, "key": key, "jail": jail}
-    return needed | {"queues": queues, "signing": signing, "disk": lambda: disk(settings().home)}
+    return needed | {"queues": queues, "signing": signing, "disk": lambda: disk(settings().home) if kept() else "database and store are elsewhere"}
 
 
 @cache
@@ -96,13 +97,20 @@ def signing() -> str:
 
 def _unsigned(s: Session) -> int:
     unclaimed = or_(Job.lease_until.is_(None), Job.lease_until < now())
-    begun = func.coalesce(Job.started_at, Job.created_at)
-    return s.scalar(select(func.count()).where(Job.state == SIGNING, unclaimed, Job.woken_at.is_not(None), begun < now() - UNSIGNED))
+    handed = select(func.max(JobEvent.created_at)).where(JobEvent.job_id == Job.id, JobEvent.kind == STATE).scalar_subquery()
+    return s.scalar(select(func.count()).where(Job.state == SIGNING, unclaimed, Job.woken_at.is_not(None), handed < now() - UNSIGNED))
 
 
 def disk(folder: Path) -> str:
+    """Room on the disk of the home folder. A worker wants it for scratch, whatever else lies elsewhere."""
     free = shutil.disk_usage(folder).free
     said = f"{free / (1 << 30):.1f} GiB free on the disk of the home folder"
     if free < LOW:
-        raise Trouble(f"{said}: make room", WARN if free > FULL else "fail")
+        raise Trouble(f"{said}: make room", FAIL if free <= FULL and kept() else WARN)
     return said
+
+
+def kept() -> bool:
+    """Whether database or store lie in the home folder."""
+    places = settings().database.partition("sqlite:///")[2], settings().store.partition("file://")[2]
+    return any(place and Path(place).resolve().is_relative_to(settings().home.resolve()) for place in places)

@@ -105,12 +105,26 @@ def test_what_runs_has_a_health_check_and_time_to_stop(name):
 
 def test_who_can_reach_whom():
     inside = {n for n, network in COMPOSE["networks"].items() if network.get("internal")}
-    assert inside == {"front", "backend", "workers"}
+    assert inside == {"front", "backend", "messages", "workers"}
     assert {n for n, s in SERVICES.items() if set(s["networks"]) - inside} == {"proxy", "webhooks"}
     assert [n for n, s in SERVICES.items() if "ports" in s] == ["proxy"]
     assert {n for n, s in SERVICES.items() if "workers" in s["networks"]} == {"worker", "worker-gpu", *DATA}
     assert SERVICES["worker"]["networks"] == SERVICES["worker-gpu"]["networks"] == ["workers"]
     assert {n for n, s in SERVICES.items() if "front" in s["networks"]} == {"proxy", "api"}
+    met = {n for n, s in SERVICES.items() if set(s["networks"]) & set(SERVICES["webhooks"]["networks"])}
+    assert met == {"webhooks", "postgres", "redis"}
+
+
+def test_open_requests_have_the_time_that_the_documentation_promises():
+    grace = SERVICES["api"]["environment"]["MODELPRESS_API_GRACE"]
+    assert grace < int(SERVICES["api"]["stop_grace_period"].removesuffix("s"))
+    assert f"{grace} seconds (`MODELPRESS_API_GRACE`)" in (ROOT / "docs" / "production.md").read_text()
+
+
+def test_whatever_reads_a_whole_file_has_time_in_the_proxy():
+    conf = (ROOT / "docker" / "nginx.conf").read_text()
+    (pattern,) = re.findall(r"location ~ (\S+) \{[^}]*proxy_read_timeout 3600s;", conf)
+    assert all(re.search(pattern, path) for path in ("/v1/artifacts", "/v1/uploads/5", "/v1/direct-uploads/5/complete")) and not re.search(pattern, "/v1/jobs")
 
 
 def test_the_key_is_the_sign_process_own():

@@ -65,9 +65,9 @@ def test_the_database_and_its_clock(home):
     assert level(doctor.database)[0] == OK and level(doctor.clock)[0] == OK
 
 
-def test_a_store_that_knows_conditional_writes(home):
+def test_the_store_is_tried(home):
     Storage()
-    assert level(doctor.storage) == (OK, "written to, read from; conditional writes hold")
+    assert level(doctor.storage) == (OK, "it can be written to and read from")
     assert [*Storage().list("tmp")] == []
 
 

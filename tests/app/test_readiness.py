@@ -9,10 +9,11 @@ import pytest
 from homes import KINDS, own_home
 from sqlalchemy import text, update
 
-from app import migrate, readiness, workers
+from app import doctor, migrate, readiness, workers
+from app.config import settings
 from app.db import Base, engine, now, session
 from app.findings import FAIL, OK, WARN, find
-from app.models import Job, Worker
+from app.models import Job, JobEvent, Worker
 from app.storage import Storage
 
 
@@ -60,11 +61,15 @@ def test_a_queue_that_nobody_serves_is_named():
 
 
 def test_a_sign_process_that_does_not_sign_is_missed():
+    """From when it was handed over: the work itself may have taken hours."""
     with session() as s, s.begin():
-        s.add(Job(owner="o", spec={}, state="signing", woken_at=now()))
+        s.add(job := Job(owner="o", spec={}, state="signing", woken_at=now(), created_at=now() - 9000, started_at=now() - 8000))
+        s.flush()
+        s.add_all([JobEvent(job_id=job.id, seq=1, kind="state", created_at=now() - 8000), JobEvent(job_id=job.id, seq=2, kind="state")])
     assert level("signing")[0] == OK
     with session() as s, s.begin():
-        s.execute(update(Job).values(created_at=now() - readiness.UNSIGNED - 1))
+        s.execute(update(JobEvent).where(JobEvent.seq == 2).values(created_at=now() - readiness.UNSIGNED - 1))
+        s.add(JobEvent(job_id=job.id, seq=3, kind="progress"))
     assert level("signing")[0] == WARN and level("signing")[1].startswith("1 results")
     with session() as s, s.begin():
         s.execute(update(Job).values(lease_until=now() + 30))
@@ -75,3 +80,13 @@ def test_a_sign_process_that_does_not_sign_is_missed():
 def test_a_disk_that_runs_full(monkeypatch, free, expected):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: namedtuple("Usage", "free")(free))
     assert level("disk")[0] == expected
+
+
+def test_a_small_home_holds_nothing_up_where_database_and_store_are_elsewhere(monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: namedtuple("Usage", "free")(16 << 20))
+    monkeypatch.setattr(settings(), "database_url", "postgresql://modelpress@postgres/modelpress")
+    checks = readiness.checks(Storage())
+    assert find("disk", checks["disk"]).level == FAIL  # the store is still in it
+    monkeypatch.setattr(settings(), "storage_url", "s3://modelpress")
+    assert find("disk", checks["disk"]).level == OK
+    assert find("disk", doctor.disk).level == WARN  # for whoever works there

@@ -13,6 +13,9 @@ import httpx
 import psutil
 import pytest
 
+from app import main
+from app.config import settings
+
 
 @pytest.fixture
 def api(tmp_path, serve_api):
@@ -87,3 +90,12 @@ def test_what_does_not_end_holds_nothing_up(api):
         stop(api)
         psutil.Process(api.pid).wait(30)
     assert not any("uploads" in name for name in api.stored())
+
+
+def test_how_long_open_requests_have_is_for_the_operator_to_say(monkeypatch):
+    given = {}
+    monkeypatch.setattr(main.uvicorn, "run", lambda _, **said: given.update(said))
+    monkeypatch.setattr(main.logs, "setup", lambda part: None)
+    monkeypatch.setattr(settings(), "api_grace", 25)
+    main.serve()
+    assert given["timeout_graceful_shutdown"] == 25

@@ -86,7 +86,7 @@ def owner(authorization: Annotated[str | None, Header(include_in_schema=False)] 
     """
     scheme, _, key = (authorization or "").partition(" ")
     if scheme.lower() != "bearer" or not key.strip():
-        raise Unauthorized("send an API key: `Authorization: Bearer mp_...`")
+        raise Unauthorized("no key was sent: `Authorization: Bearer mp_...`; the command line takes it from MODELPRESS_API_KEY, else from the file api-key in MODELPRESS_HOME")
     with db.reading() as s:
         found = owner_of(s, key.strip())
     if found is None:

@@ -85,7 +85,7 @@ def _connection(url: str | None, api_key: str | None) -> dict:
     url = url or os.environ.get("MODELPRESS_URL") or f"http://{settings().host}:{settings().port}"
     file = settings().home / "api-key"
     api_key = api_key or os.environ.get("MODELPRESS_API_KEY") or (file.read_text().strip() if file.is_file() else "")
-    return {"base_url": url, "headers": {"Authorization": f"Bearer {api_key}"} if api_key else {}, "timeout": httpx.Timeout(120, connect=10)}
+    return {"base_url": url, "headers": {"Authorization": f"Bearer {api_key}"} if api_key else {}, "timeout": httpx.Timeout(120, connect=10), "follow_redirects": True}
 
 
 def _raise_for(response: httpx.Response) -> None:

@@ -24,6 +24,7 @@ from app.errors import Unavailable
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 _STATES = {"25006", "25P03"}  # of PostgreSQL, beside its operational errors: a read-only server; a transaction ended because it was idle for too long
+_NO_TABLE = "42P01"
 _PAUSE = 0.05, 1.0  # seconds between the tries, at first and at most
 
 
@@ -43,6 +44,8 @@ def reachable() -> Iterator[None]:
     try:
         yield
     except (DBAPIError, PoolTimeout) as e:
+        if getattr(getattr(e, "orig", None), "sqlstate", None) == _NO_TABLE or "no such table" in str(e):
+            raise Unavailable("the database has no tables yet; `modelpress db upgrade` makes them") from None
         if not away(e):
             raise
         raise Unavailable(f"the database does not answer: {str(getattr(e, 'orig', e)).splitlines()[0]}") from None

@@ -27,6 +27,10 @@ def compress(
     sanitize: Annotated[str | None, typer.Option(help="report or strip. Default: report for lossless, else strip.")] = None,
     seed: Annotated[int, typer.Option(help="For methods that draw random numbers.")] = 0,
     gate: Annotated[list[str] | None, typer.Option(help="A bound that the result must keep, e.g. max_relative_error=0.1; may be repeated.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu or cuda. Default: auto.")] = None,
+    priority: Annotated[str | None, typer.Option(help="low, normal or high, among your own jobs. Default: normal.")] = None,
+    tag: Annotated[list[str] | None, typer.Option(help="NAME=TEXT, kept with the job; may be repeated.")] = None,
+    webhook: Annotated[str | None, typer.Option(help="A URL that is told of the job's end.")] = None,
     url: Url = None,
     as_json: Json = False,
 ) -> None:
@@ -36,6 +40,7 @@ def compress(
     check_empty(output)
     spec: dict[str, Any] = {"preset": preset} if preset else {"recipe": _recipe(recipe)}
     given = {"output": {"format": format} if format else None, "sanitize": sanitize, "gates": _gates(gate or []), "seed": seed}
+    given |= {"device": device, "priority": priority, "tags": _tags(tag or []), "webhook": {"url": webhook} if webhook else None}
     spec |= {k: v for k, v in given.items() if v}
     with Client(url) as client, bars(err) as shown:
         size = size_of(source)
@@ -54,6 +59,12 @@ def compress(
 def _recipe(path: Path) -> dict:
     recipe = parse_json(path.read_bytes())
     return parse_recipe(recipe, "").model_dump(mode="json", exclude_unset=True)
+
+
+def _tags(pairs: list[str]) -> dict:
+    if any("=" not in pair for pair in pairs):
+        raise InvalidJobSpec(f"a tag is NAME=TEXT, not one of {', '.join(pairs)}", pointer="/tags")
+    return dict(pair.split("=", 1) for pair in pairs)
 
 
 def _gates(pairs: list[str]) -> dict:

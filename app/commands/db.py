@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from app.commands.options import Json, out, print_json
 
@@ -53,7 +53,7 @@ def list_keys(as_json: Json = False) -> None:
     rows = [{"id": k.id, "owner": k.owner, "name": k.name, "created_at": rfc3339(k.created_at), "revoked_at": rfc3339(k.revoked_at)} for k in found]
     if as_json:
         return print_json(rows)
-    table = Table("id", "owner", "name", "created_at", "revoked_at")
+    table = Table(Column("id", min_width=36), "owner", "name", "created_at", "revoked_at")
     for row in rows:
         table.add_row(*(escape(value or "") for value in row.values()))
     out.print(table)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
-from rich.table import Table
+from rich.table import Column, Table
 
 from app.bars import bars, job_bar
 from app.client import Client
@@ -27,7 +27,7 @@ def list_jobs(url: Url = None, as_json: Json = False) -> None:
         found = client.jobs()
     if as_json:
         return print_json(found)
-    table = Table("id", "state", "stage", "output", "error")
+    table = Table(Column("id", min_width=36), "state", "stage", "output", "error")
     for job in found:
         table.add_row(job["id"], job["state"], _stage(job), job.get("output") or "", (job.get("error") or {}).get("type", ""))
     out.print(table)

@@ -12,7 +12,7 @@ from app.bars import bars, byte_bar
 from app.client import Client
 from app.commands.options import Json, Url, err, out, print_json
 from app.config import settings
-from app.errors import InvalidSignature
+from app.errors import NotFound
 from app.verify import verify_folder
 
 _KEY = "A public key (PEM); may be repeated. Default: the keys of the home folder."
@@ -26,7 +26,7 @@ def verify(
     """Check every file of a result against its signatures, offline."""
     keys = [signing.parse_public(p.read_bytes(), str(p)) for p in key] if key else list(signing.public_keys(settings().keys).values())
     if not keys:
-        raise InvalidSignature(f"{settings().keys} holds no public key: give one with --key (`modelpress keys --pem` prints it)")
+        raise NotFound(f"{settings().keys} holds no public key: give one with --key (`modelpress keys --pem` prints it)")
     size = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
     with bars(err) as shown:
         done = verify_folder(folder, keys, byte_bar(shown, "verify", size))

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
-out, err = Console(highlight=False), Console(stderr=True, highlight=False)
+WIDE = 200  # columns of what goes into a file or another program: nothing is cut off there
+out, err = Console(highlight=False, width=None if sys.stdout.isatty() else WIDE), Console(stderr=True, highlight=False)
 
 _URL = "The service. Default: the one of this machine. Its key: MODELPRESS_API_KEY, else HOME/api-key."
 Url = Annotated[str | None, typer.Option("--url", envvar="MODELPRESS_URL", help=_URL)]

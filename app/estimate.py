@@ -69,8 +69,8 @@ def estimate(model: Outline, spec: JobSpec, read: Read | None, rate: float | Non
         _packed(made, model, spec, treatments, looker(model, read), texter(model, read))
     else:
         _folder(made, model, treatments, output, texter(model, read))
-    before, total = sum(model.files.values()), made.total
-    seconds = _START + before / (rate or _default_rate(treatments))
+    before, total, proof = sum(model.files.values()), made.total, proof_wanted(output, model.files)
+    seconds = _START + before / (rate or _default_rate(treatments)) + (speeds.PROVE + before * speeds.STAGES["prove"] if proof else 0)
     return {
         "output_format": output,
         "bytes_before": before,
@@ -83,7 +83,7 @@ def estimate(model: Outline, spec: JobSpec, read: Read | None, rate: float | Non
         "files": [{"path": p, "bytes": round(s.total), "exact": not s.margin} for p, s in sorted(made.files.items())],
         "actions": _actions(made.rows),
         "tensors": made.rows,
-        "peak_memory": peak_memory(treatments.values(), proof=proof_wanted(output, model.files)),
+        "peak_memory": peak_memory(treatments.values(), proof=proof),
         "scratch_bytes": before + math.ceil(total.total + total.margin),
         "seconds": round(seconds, 1),
         "seconds_basis": "measured" if rate else "default",

@@ -22,7 +22,6 @@ WINDOW, MARKS = 60.0, 8  # seconds that a pace is taken over, and the marks that
 LEAST = 1e-6  # of a stage that counts as going on: a child may tell any fraction
 SEEN = 0.1  # of a stage; after it the guess counts no more
 RECENT = 20  # jobs that are looked at
-PROVE = 5.0  # seconds that importing transformers takes
 
 
 def stages(spec: dict) -> list[str]:
@@ -36,7 +35,7 @@ def stages(spec: dict) -> list[str]:
 def by_thumb(spec: dict, nbytes: int) -> dict[str, float]:
     """Seconds by stage, of an input of `nbytes`, where nothing like it was measured."""
     rates = speeds.STAGES | {"compress": sum(speeds.of(step["method"], step.get("scale_search")) for step in spec["recipe"]["steps"])}
-    return {stage: nbytes * rates[stage] + (PROVE if stage == "prove" else 0) for stage in stages(spec)}
+    return {stage: nbytes * rates[stage] + (speeds.PROVE if stage == "prove" else 0) for stage in stages(spec)}
 
 
 def expected(s: Session, job: Job) -> dict[str, float]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 METHODS = {"lossless": 6e-9, "prune": 7e-8, "quantize": 4e-8, "restore": 1e-8}
 SEARCH = 5e-7  # to quantize with `scale_search: mse`
 COPY, CHECK = 2e-9, 1.2e-8  # to carry a tensor over, and to look whether its values are finite
+PROVE = 5.0  # seconds that a load proof takes to import transformers, whatever the size
 STAGES = {"fetch": 3e-9, "restore": METHODS["restore"], "verify": 1e-8, "prove": 2e-9, "store": 4e-9, "sign": 4e-9}
 
 

@@ -34,6 +34,7 @@ class Settings(BaseSettings):
     upload_ttl: float = 24 * 3600.0  # how long an upload that is not whole waits for more
     upload_piece: int = 64 << 20  # of a resumable upload: how much a killed server may lose
     max_open_uploads: int = 100  # of one owner
+    max_open_jobs: int = 10_000  # of one owner, not ended yet
 
     lease: float = 30.0
     heartbeat: float = 5.0

@@ -25,6 +25,7 @@
     │   ├── GateFailed, AccountingMismatch, LoadProofFailed, OutOfMemory, NoSpace, DeadlineExceeded, WorkerCrashed
     ├── Locked                           423
     ├── QuotaExceeded                    429
+    │   └── TooManyJobs
     ├── HeadersTooLarge                  431
     ├── PieceMismatch                    460  tus: a part of an upload is not what its checksum says
     ├── StorageDamaged                   500  stored bytes are no longer what they were
@@ -253,6 +254,10 @@ class Locked(ModelpressError):
 
 class QuotaExceeded(ModelpressError):
     status, type, title, retry_after = 429, "quota-exceeded", "There are too many of them already", 60
+
+
+class TooManyJobs(QuotaExceeded):
+    type, title = "too-many-jobs", "Too many jobs have not ended yet"
 
 
 class PieceMismatch(ModelpressError):

@@ -8,20 +8,20 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
-from sqlalchemy import Select, Update, or_, select, update
+from sqlalchemy import Select, Update, func, or_, select, update
 from sqlalchemy.orm import Session
 
 from app import events, meters
 from app.claiming import take
 from app.config import settings
 from app.db import now
-from app.errors import AlreadyFinished, Conflict, ModelpressError, WorkerCrashed
+from app.errors import AlreadyFinished, Conflict, ModelpressError, TooManyJobs, WorkerCrashed
 from app.followers import moved
 from app.logs import request_id
 from app.models import CANCELLED, FAILED, QUEUED, RUNNING, SIGNING, SUCCEEDED, TERMINAL, Artifact, ArtifactFile, Job, Outbox, Signature, new_id
 from app.queues import GPU
 from app.retention import until
-from app.turns import turns
+from app.turns import signing_turns, turns
 
 SIGN_QUEUE = "sign"
 PRIORITIES = {"high": -1, "normal": 0, "low": 1}
@@ -42,7 +42,13 @@ def submit(
 
     Args:
         memory: its child's peak, bytes. ident: its id, for whoever must find it again.
+
+    Raises:
+        TooManyJobs: of this owner have not ended yet. Several that come at once may exceed the limit by their number.
     """
+    most = settings().max_open_jobs
+    if s.scalar(select(func.count()).where(Job.owner == owner, Job.state.in_([QUEUED, RUNNING, SIGNING]))) >= most:
+        raise TooManyJobs(f"{most} jobs of yours have not ended yet, and no more may be; wait for one, or cancel one")
     state = SIGNING if handoff else QUEUED
     job = Job(id=ident or new_id(), owner=owner, input_id=input_id, spec=spec, queue=queue, state=state)
     job.cache_key, job.handoff, job.cached = cache_key, handoff, handoff is not None
@@ -90,10 +96,12 @@ def _by(worker: Claimant | None, queue: str) -> dict:
 
 
 def claim_signing(s: Session) -> Job | None:
-    """The oldest job to be signed that nobody is signing."""
+    """The oldest job that nobody is signing of the owner whose turn it is (`app.turns`)."""
     free = or_(Job.lease_until.is_(None), Job.lease_until < now())
     eligible = select(Job.id).where(Job.state == SIGNING, free, Job.sign_attempt < settings().max_attempts)
-    job = _claim(s, eligible.order_by(Job.created_at, Job.id), sign_attempt=Job.sign_attempt + 1)
+    eligible = eligible.order_by(Job.created_at, Job.id)
+    owners = signing_turns(s)
+    job = next((job for owner in owners if (job := _claim(s, eligible.where(Job.owner == owner), sign_attempt=Job.sign_attempt + 1))), None)
     if job is not None and job.sign_attempt > 1:
         meters.add(s, "leases_expired", queue=SIGN_QUEUE)
     return job

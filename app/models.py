@@ -125,6 +125,7 @@ class Job(Base):
         Index("ix_jobs_claim", "queue", "state", "owner", "priority", "created_at", "id"),
         Index("ix_jobs_running", "state", "owner"),
         Index("ix_jobs_served", "owner", "started_at"),
+        Index("ix_jobs_ended", "owner", "finished_at"),
         Index("ix_jobs_listing", "owner", "created_at", "id"),
         Index("ix_jobs_listing_by_state", "owner", "state", "created_at", "id"),
     )

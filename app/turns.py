@@ -3,30 +3,27 @@
     owner    fewest running jobs first; then whoever was served the longest ago, or never; then whoever has waited longest
     queue    the one with the job of the highest priority first; then the most specialised one
 
-So an owner's thousand jobs hold up another's single one by no more than the job that is running, and nobody's priorities come before another's.
+Results are signed by turns as well: `signing_turns`. So an owner's thousand jobs hold up another's single one by no more than the job that is running, and nobody's priorities come before another's.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sqlalchemy import func, literal, select, true, union_all
+from sqlalchemy import CTE, func, literal, select, true, union_all
 from sqlalchemy.orm import Session
 
-from app.models import QUEUED, RUNNING, Job
+from app.db import now
+from app.models import QUEUED, RUNNING, SIGNING, Job
 
 
 def turns(s: Session, queues: Sequence[str]) -> list[tuple[str, str]]:
     """(owner, queue) of everyone who has a queued job there, in turn. Nothing is locked: by the time that one is served, another may have been.
 
-    The index is jumped through from owner to owner, so that it costs a few look-ups for each, however many jobs they have.
-
     Args:
         queues: the most specialised first.
     """
-    waiting = select(func.min(Job.owner).label("owner")).where(Job.state == QUEUED).cte("waiting", recursive=True)
-    following = select(func.min(Job.owner)).where(Job.state == QUEUED, Job.owner > waiting.c.owner).scalar_subquery()
-    waiting = waiting.union_all(select(following).where(waiting.c.owner.is_not(None)))
+    waiting = _owners(QUEUED)
     mine = Job.owner == waiting.c.owner
     standing = select(
         waiting.c.owner,
@@ -41,3 +38,21 @@ def turns(s: Session, queues: Sequence[str]) -> list[tuple[str, str]]:
     order = (pairs.c.running, pairs.c.served.nulls_first(), pairs.c.since, pairs.c.owner, pairs.c.first, pairs.c.rank)
     found = s.execute(select(pairs.c.owner, pairs.c.queue, pairs.c.first).order_by(*order))
     return [(owner, queue) for owner, queue, first in found if first is not None]
+
+
+def signing_turns(s: Session) -> list[str]:
+    """Everyone who has a job to be signed: fewest being signed first; then whoever's last job ended the longest ago; then whoever has waited longest."""
+    waiting = _owners(SIGNING)
+    mine = Job.owner == waiting.c.owner
+    signing = select(func.count()).where(mine, Job.state == SIGNING, Job.lease_until >= now()).scalar_subquery()
+    served = select(func.max(Job.finished_at)).where(mine).scalar_subquery()
+    since = select(func.min(Job.created_at)).where(mine, Job.state == SIGNING).scalar_subquery()
+    query = select(waiting.c.owner).where(waiting.c.owner.is_not(None))
+    return list(s.scalars(query.order_by(signing, served.nulls_first(), since, waiting.c.owner)))
+
+
+def _owners(state: str) -> CTE:
+    """Who has jobs in a state. The index is jumped through from owner to owner, so it costs a few look-ups for each, however many jobs they have."""
+    found = select(func.min(Job.owner).label("owner")).where(Job.state == state).cte("waiting", recursive=True)
+    following = select(func.min(Job.owner)).where(Job.state == state, Job.owner > found.c.owner).scalar_subquery()
+    return found.union_all(select(following).where(found.c.owner.is_not(None)))

@@ -141,9 +141,11 @@ def upgrade() -> None:
     op.create_index("ix_jobs_listing_by_state", "jobs", ["owner", "state", "created_at", "id"])
     op.create_index("ix_jobs_running", "jobs", ["state", "owner"])
     op.create_index("ix_jobs_served", "jobs", ["owner", "started_at"])
+    op.create_index("ix_jobs_ended", "jobs", ["owner", "finished_at"])
 
 
 def downgrade() -> None:
+    op.drop_index("ix_jobs_ended", table_name="jobs")
     op.drop_index("ix_jobs_served", table_name="jobs")
     op.drop_index("ix_jobs_running", table_name="jobs")
     op.drop_index("ix_jobs_listing_by_state", table_name="jobs")

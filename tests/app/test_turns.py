@@ -12,9 +12,11 @@ from hypothesis import strategies as st
 from sqlalchemy import delete, select
 
 from app import jobs
+from app.config import settings
 from app.db import session
+from app.errors import TooManyJobs
 from app.jobs import PRIORITIES
-from app.models import QUEUED, RUNNING, Job, Outbox
+from app.models import QUEUED, RUNNING, SIGNING, Job, Outbox
 from app.queues import CPU, GPU
 from app.turns import turns
 
@@ -144,3 +146,45 @@ def test_there_is_one_turn_for_each_owner_and_queue_however_many_jobs():
         s.add_all([Job(owner=f"o{i % 3}", spec={}, queue=CPU[i // 3 % 2]) for i in range(60)])
     with session() as s:
         assert Counter(turns(s, CPU)) == Counter((f"o{i}", q) for i in range(3) for q in CPU)
+
+
+def sign() -> Job | None:
+    with session() as s, s.begin():
+        return jobs.claim_signing(s)
+
+
+def handed(owner: str) -> None:
+    with session() as s, s.begin():
+        jobs.submit(s, owner=owner, input_id=None, spec={}, queue=SMALL, cache_key="k", handoff={"files": []})
+
+
+@pytest.mark.parametrize("signers", [1, 3])
+def test_owners_take_turns_at_being_signed(signers):
+    for _ in range(20):
+        handed("many")
+    signing = [sign() for _ in range(signers)]
+    handed("one")
+    handed("two")
+    assert [sign().owner for _ in range(2)] == ["one", "two"]
+    for job in signing:
+        with session() as s, s.begin():
+            assert jobs.fail(s, job.id, job.fence, {"type": "x"}, state=SIGNING)
+    handed("one")
+    handed("three")
+    assert sign().owner == "three"  # never served; of the others one and two are being signed already
+    assert [sign().owner for _ in range(21 - signers)].count("many") == 20 - signers and sign() is None
+
+
+def test_an_owner_has_so_many_jobs_that_have_not_ended(monkeypatch):
+    monkeypatch.setattr(settings(), "max_open_jobs", 3)
+    handed("a")
+    first = submit("a")
+    claim()
+    submit("a")
+    with pytest.raises(TooManyJobs) as refused:
+        submit("a")
+    assert refused.value.status == 429 and refused.value.type == "too-many-jobs" and refused.value.retry_after
+    submit("b")
+    with session() as s, s.begin():
+        jobs.cancel(s, first)
+    submit("a")

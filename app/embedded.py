@@ -29,6 +29,7 @@ import httpx
 
 from app.config import settings
 from app.gpus import gpus
+from app.home import close, make
 from app.parent import tied
 from app.parts import command
 from app.queues import GPU
@@ -109,14 +110,15 @@ def up() -> int:
     """Run until SIGINT or SIGTERM. Returns the exit code.
 
     Raises:
-        SystemExit: the home folder or the port is in use, or there is no Redis. Unavailable: the database does not answer.
+        SystemExit: the home folder or the port is in use, the folder is somebody else's, or there is no Redis. Unavailable: the database does not answer.
     """
     stopping: list[int] = []
     for sig in (signal.SIGINT, signal.SIGTERM):
         signal.signal(sig, lambda number, _: stopping.append(number))
     home = settings().home
-    for folder in (home, settings().scratch, home / "logs"):
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    make()
+    close()
+    (home / "logs").mkdir(exist_ok=True)
     with (home / "lock").open("a+") as lock, tempfile.TemporaryDirectory(prefix=_PRIVATE) as private:
         _lock(lock, home, Path(private))
         free(settings().host, settings().port)

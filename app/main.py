@@ -11,6 +11,7 @@ from app import logs, readiness
 from app.api import artifacts, catalog, direct_uploads, estimates, events, files, health, jobs, keys, links, metrics, problems, schemas, uploads, webhooks
 from app.config import settings
 from app.findings import Watch
+from app.home import private
 from app.http import MAX_HEADER_BYTES, Gate
 from app.metrics import Service
 from app.request_ids import Identified
@@ -39,6 +40,7 @@ def create_app() -> FastAPI:
 
 
 def serve() -> None:
+    private()
     logs.setup("api")
     uvicorn.run(
         "app.main:create_app",

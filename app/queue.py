@@ -20,6 +20,7 @@ from sqlalchemy import delete, select
 from app import logs
 from app.config import settings
 from app.db import session
+from app.home import private
 from app.models import Outbox
 from app.parts import APPS
 
@@ -50,6 +51,7 @@ app.conf.update(
 @signals.setup_logging.connect
 def _log(**_) -> None:
     """Of a Celery process; its own set-up is left out then."""
+    private()
     logs.setup(next((part for part, target in APPS.items() if target in sys.argv), "celery"))
 
 

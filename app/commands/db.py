@@ -9,8 +9,16 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from app.commands.options import Json, out, print_json
+from app.home import private
 
 db = typer.Typer(help="Tables and API keys, in the database of MODELPRESS_DATABASE_URL.", no_args_is_help=True)
+
+
+@db.callback()
+def _private() -> None:
+    private()  # SQLite's files are
+
+
 # What speaks with the database is imported by the commands themselves: it takes longer than all others need to start.
 
 

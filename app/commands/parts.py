@@ -5,14 +5,13 @@ from __future__ import annotations
 import os
 import sys
 
-from app.config import settings
+from app.home import make
 from app.parts import command
 
 
 def _become(part: str) -> None:
     """This process becomes the part, so that signals reach it."""
-    for folder in (settings().home, settings().scratch):
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    make()
     os.execv(sys.executable, command(part))
 
 

@@ -45,6 +45,12 @@ def modelpress(service, tmp_path):
     return run
 
 
+def test_what_the_service_keeps_is_its_users_alone(service):
+    assert not any(service.home.stat().st_mode & 0o077 or p.stat().st_mode & 0o077 for p in service.home.glob("modelpress.db*"))
+    for part in ("sign", "control", "webhooks", "worker", "api"):
+        assert "Umask:\t0077" in Path(f"/proc/{service.pid(part)}/status").read_text()
+
+
 def test_a_result_is_signed_accounted_for_and_restorable(client, model, tmp_path):
     seen, out = [], tmp_path / "out"
     source = client.upload(model)

@@ -31,6 +31,7 @@ _LOOKED = 1 << 12  # tensors that are looked at, the largest; the others are few
 _DRAWN = 1 << 21  # drawn values of a whole model, those of equal tensors counted once
 _KINDS = 1 << 13
 _TEXT = 1 << 20
+_TEXTS, _LEAST = 32 << 20, 1 << 14  # bytes of text read of a whole model; what one read counts for at least
 _NOTES = 50
 _START = 2.0  # seconds
 
@@ -62,7 +63,8 @@ def estimate(model: Outline, spec: JobSpec, read: Read | None, rate: float | Non
     check_estimable(spec)
     output, recipe = spec.output.format, spec.recipe
     if spec.sanitize == "strip":
-        model = replace(model, files={p: n for p, n in model.files.items() if p in model.weight_files or not strips(p)})
+        weights = set(model.weight_files)
+        model = replace(model, files={p: n for p, n in model.files.items() if p in weights or not strips(p)})
     treatments = treat(model.tensors, model.config, recipe, output)
     made = Estimate(sampled=read is not None)
     if output == "packed":
@@ -145,29 +147,36 @@ def _values(spec: TensorSpec, at: int, read: Read, share: int) -> Values | bytes
 
 
 def texter(model: Outline, read: Read | None) -> Text:
-    """The first part of a file's bytes that are in no tensor."""
+    """The first part of a file's bytes that are in no tensor; None where so much was read that what is left has to be guessed."""
+    inside: dict[str, list[tuple[int, int]]] = {}
+    for name, spec in model.tensors.items() if read else ():
+        if (at := model.offsets.get(name)) is not None:
+            inside.setdefault(spec.file, []).append((at, at + spec.nbytes))
+    left = _TEXTS
 
     def text(path: str) -> bytes | None:
-        if read is None:
+        nonlocal left
+        if read is None or left <= 0:
             return None
         body = bytearray()
-        for begin, end in _gaps(model, path):
-            body += read(path, begin, min(end, begin + _TEXT - len(body)))
-            if len(body) >= _TEXT:
+        for begin, end in _gaps(inside.get(path, []), model.files[path]):
+            body += (piece := read(path, begin, min(end, begin + _TEXT - len(body))))
+            left -= max(len(piece), _LEAST)
+            if len(body) >= _TEXT or left <= 0:
                 break
         return bytes(body)
 
     return text
 
 
-def _gaps(model: Outline, path: str) -> Iterator[tuple[int, int]]:
+def _gaps(spans: list[tuple[int, int]], size: int) -> Iterator[tuple[int, int]]:
     at = 0
-    for begin, spec in sorted((model.offsets[n], s) for n, s in model.tensors.items() if s.file == path and n in model.offsets):
+    for begin, end in sorted(spans):
         if begin > at:
             yield at, begin
-        at = max(at, begin + spec.nbytes)
-    if at < model.files[path]:
-        yield at, model.files[path]
+        at = max(at, end)
+    if at < size:
+        yield at, size
 
 
 def _packed(made: Estimate, model: Outline, spec: JobSpec, treatments: dict[str, Treatment], look: Look, text: Text) -> None:

@@ -97,8 +97,11 @@ def rest_size(model: Outline, beside: list[str], headers: bool, text: Text) -> S
         raw += size
         packed = text_bytes(body, size) if body else size * _TEXT_RATIO
         total, margin = total + packed, margin + packed * (SAMPLED if body else _TEXT_DOUBT)
-    for path in model.weight_files if headers else ():
-        inside = {n: s for n, s in model.tensors.items() if s.file == path and n in model.offsets}
+    held: dict[str, dict[str, TensorSpec]] = {path: {} for path in model.weight_files if headers}
+    for name, spec in model.tensors.items() if headers else ():
+        if name in model.offsets:
+            held[spec.file][name] = spec
+    for path, inside in held.items():
         size = model.files[path] - sum(s.nbytes for s in inside.values())
         described = {n: {"dtype": s.dtype, "shape": list(s.shape), "data_offsets": [model.offsets[n], model.offsets[n] + s.nbytes]} for n, s in inside.items()}
         raw += size
@@ -126,7 +129,8 @@ def container_size(payloads: dict[str, Size], index: dict) -> Size:
 
 def beside(model: Outline, whole: bool) -> list[str]:
     """Files that are kept as bytes: of whole files all but the weights, of tensors not the index either."""
-    return [f for f in model.files if f not in model.weight_files and (whole or not f.endswith(INDEXES))]
+    weights = set(model.weight_files)
+    return [f for f in model.files if f not in weights and (whole or not f.endswith(INDEXES))]
 
 
 def described(t: Treatment, offset: int, whole: bool) -> dict:

@@ -128,10 +128,11 @@ def _described(body: dict) -> tuple[Outline, JobSpec]:
     asked = {k: v for k, v in body.items() if k not in _OWN}
     spec = parse_job({"input": _ANY_ID} | asked, has_config=given.config is not None and "config.json" in paths)
     headers = {f.path: _header(f, f"/files/{i}/header") for i, f in enumerate(given.files) if f.header is not None}
-    if given.config is None:
-        paths = [p for p in paths if p != "config.json"]
-    text = {"config.json": json.dumps(given.config).encode()} | {p: _weight_map(p, headers) for p in paths if p.endswith(".index.json")}
-    model = outline({f.path: f.size for f in given.files}, headers, lambda path, most: text[path][:most])
+
+    def read(path: str, most: int) -> bytes:
+        return (_weight_map(path, headers) if path.endswith(".index.json") else json.dumps(given.config).encode())[:most]
+
+    model = outline({f.path: f.size for f in given.files}, headers, read)
     if model is None:
         raise NotEstimable("no file has a header that tells its tensors: give that of the safetensors files as `header`", pointer="/files")
     return model, spec

@@ -16,8 +16,10 @@ from app.api import estimates
 from app.cache import cache_key
 from app.cli import app
 from app.db import engine, now
+from app.estimate import texter
 from app.job_spec import parse_job
 from app.models import Job, Worker
+from app.outline import Outline, TensorSpec
 from app.safetensors_header import parse_safetensors_header
 
 TENSORS = {"fc.weight": ("F32", [64, 96]), "fc.bias": ("F32", [64]), "embed.weight": ("F32", [50, 96])}
@@ -191,3 +193,35 @@ def test_no_connection_is_held_while_it_computes(tmp_path, monkeypatch, data, ki
     with own_home(tmp_path, kind):
         assert estimates._estimate({"files": [described(data)], "preset": "w8a16"}, "alice", None)["bytes_after"]
     assert held == [0]
+
+
+def test_only_the_index_that_is_read_is_made(data, monkeypatch):
+    made = []
+
+    def weight_map(path, headers, real=estimates._weight_map):
+        made.append(path)
+        return real(path, headers)
+
+    monkeypatch.setattr(estimates, "_weight_map", weight_map)
+    files = [described(data, "model-1.safetensors"), *({"path": f"{i}model.safetensors.index.json", "size": 9} for i in range(99))]
+    estimates._described({"preset": "w8a16", "config": CONFIG, "files": [*files, {"path": "config.json", "size": 9}]})
+    assert made == []
+    model, _ = estimates._described({"preset": "prune-50", "files": [*files, {"path": "model.safetensors.index.json", "size": 9}]})
+    assert made == ["model.safetensors.index.json"] and list(model.tensors) == list(TENSORS)
+
+
+@pytest.mark.parametrize("size", [10, 1 << 20])
+def test_text_is_read_up_to_a_bound(size):
+    """Of many small files as well as of many large ones; each tensor is looked at once, not for each file."""
+    files = {f"{i}.safetensors": size for i in range(5000)}
+    tensors = {path: TensorSpec(path, "U8", (4,), 4, path) for path in files}
+    reads: list[tuple[str, int, int]] = []
+
+    def read(path: str, begin: int, end: int) -> bytes:
+        reads.append((path, begin, end))
+        return bytes(end - begin)
+
+    text = texter(Outline(files, tuple(files), tensors, dict.fromkeys(tensors, 3)), read)
+    bodies = [text(path) for path in files]
+    assert len(bodies[0]) == size - 4 and bodies[-1] is None and [(b, e) for p, b, e in reads if p == "0.safetensors"] == [(0, 3), (7, size)]
+    assert sum(end - begin for _, begin, end in reads) < 34 << 20 and len(reads) <= 2048

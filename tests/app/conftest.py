@@ -138,13 +138,14 @@ def safetensors(tensors: dict[str, tuple[str, list[int]]] | None = None, fill: b
 
 
 def check_problem(response: httpx.Response, status: int, kind: str, pointer: str | None = None) -> dict:
-    """The answer is this problem, in every respect."""
+    """The answer is this problem, in every respect. Returns it without the request's id, which each answer has of its own."""
     assert response.headers["content-type"] == "application/problem+json", response.text
     document = response.json()
     assert (response.status_code, document["status"], document["type"]) == (status, status, kind), document
     assert document["title"] and document["detail"]
     if pointer is not None:
         assert document["pointer"] == pointer, document
+    assert document.pop("request_id")
     return document
 
 

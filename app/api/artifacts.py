@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
-from sqlalchemy import select
-from sqlalchemy.orm import Session
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session, lazyload, selectinload
 
 from app.api.paging import Cursor, Limit, page
 from app.api.requests import announce, announced_sha256, clean_name, media_type, read_json
@@ -18,7 +19,7 @@ from app.compose import Composition, check_paths, compose
 from app.config import settings
 from app.db import now, reading, session
 from app.errors import MalformedRequest, NotFound, Unprocessable, UnsupportedMediaType
-from app.models import KINDS, Artifact, new_id
+from app.models import KINDS, Artifact, ArtifactFile, new_id
 from app.owned import owned
 from app.retention import remove
 from app.settled import settled
@@ -29,6 +30,8 @@ from app.upload import receive
 
 router = APIRouter(prefix="/v1/artifacts", tags=["artifacts"])
 
+PAGE_FILES = 20_000  # of all artifacts of a page
+_COUNTED = 50  # artifacts at a time
 RAW = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
 
 
@@ -75,10 +78,26 @@ async def _upload(request: Request, owner: str, name: str | None, kind: str) -> 
 
 @router.get("")
 def list_artifacts(owner: Owner, limit: Limit = 50, cursor: Cursor = None) -> Artifacts:
-    """The newest first."""
+    """The newest first. A page ends early where its artifacts have very many files."""
     with reading() as s:
-        rows, following = page(s, Artifact, owner, cursor, limit)
-        return Artifacts(items=[artifact_view(a) for a in rows], next=following)
+        rows, following = page(s, Artifact, owner, cursor, limit, options=[lazyload(Artifact.files)], enough=partial(_enough, s))
+        query = select(Artifact).where(Artifact.id.in_([a.id for a in rows])).options(selectinload(Artifact.files))
+        found = {a.id: a for a in s.scalars(query, execution_options={"populate_existing": True})}
+    return Artifacts(items=[artifact_view(found[a.id]) for a in rows if a.id in found], next=following)  # one may have been deleted in between
+
+
+def _enough(s: Session, rows: list[Artifact]) -> int:
+    """How many of the rows, one at least, have no more than `PAGE_FILES` files in all. They are counted a few at a time, and not beyond that."""
+    total = 0
+    for i in range(0, len(rows), _COUNTED):
+        some = [a.id for a in rows[i : i + _COUNTED]]
+        query = select(ArtifactFile.artifact_id, func.count()).where(ArtifactFile.artifact_id.in_(some)).group_by(ArtifactFile.artifact_id)
+        counts = dict(s.execute(query).all())
+        for n, ident in enumerate(some, start=i):
+            total += counts.get(ident, 0)
+            if total > PAGE_FILES:
+                return max(n, 1)
+    return len(rows)
 
 
 @router.get("/{ident}")

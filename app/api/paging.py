@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated
 
 from fastapi import Query
@@ -16,12 +16,17 @@ Limit = Annotated[int, Query(ge=1, le=500, description="Items on a page.")]
 Cursor = Annotated[str | None, Query(max_length=200, description="`next` of the page before.")]
 
 
-def page(s: Session, model, owner: str, after: str | None, limit: int, *conditions, options: Sequence[ORMOption] = ()) -> tuple[list, str | None]:
-    """One owner's rows and the next page's cursor. Comparing (created_at, id) as one value lets an index lead straight to the place."""
+def page(
+    s: Session, model, owner: str, after: str | None, limit: int, *conditions, options: Sequence[ORMOption] = (), enough: Callable[[list], int] = len
+) -> tuple[list, str | None]:
+    """One owner's rows and the next page's cursor. Comparing (created_at, id) as one value lets an index lead straight to the place.
+
+    Args:
+        enough: how many of the rows that there are go on the page, one at least.
+    """
     query = select(model).where(model.owner == owner, *conditions).options(*options)
     if after is not None:
         query = query.where(tuple_(model.created_at, model.id) < parse_cursor(after))
     rows = list(s.scalars(query.order_by(model.created_at.desc(), model.id.desc()).limit(limit + 1)))
-    more = len(rows) > limit
-    rows = rows[:limit]
-    return rows, cursor(rows[-1].created_at, rows[-1].id) if more else None
+    taken = rows[: enough(rows[:limit])]
+    return taken, cursor(taken[-1].created_at, taken[-1].id) if len(rows) > len(taken) else None

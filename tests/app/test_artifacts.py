@@ -8,8 +8,10 @@ import json
 import re
 
 import pytest
+from sqlalchemy import insert
 
-from app.models import Blob, Job
+from app.auth import create_key, new_key
+from app.models import Artifact, ArtifactFile, Blob, Job
 
 
 def digest_of(data: bytes, wrong: bool = False) -> str:
@@ -185,6 +187,27 @@ def test_lists_have_pages_that_nothing_shifts(api, serve_api, tmp_path, model, p
         other = c.get("/v1/artifacts", params={"limit": 2}).json()["next"]
         with api.client("bob") as b:  # a cursor is a place in one's own list, whoever made it
             assert b.get("/v1/artifacts", params={"cursor": other}).json() == {"items": [], "next": None}
+
+
+def test_a_page_ends_before_it_has_too_many_files(api, model):
+    api.keys["files"] = (key := new_key())
+    with api.session() as s, s.begin():
+        create_key(s, "files", key=key)
+    counts = [15_000, 1, 2, 15_000, 25_000, 3]
+    with api.client("files") as c:
+        sha256 = upload(c, model())["files"][0]["sha256"]
+        with api.session() as s, s.begin():
+            for n, count in enumerate(counts):
+                made = Artifact(id=f"{n:08}-0000-4000-8000-000000000000", owner="files", kind="model", format="safetensors", name="m", digest="d", size=1, created_at=n)
+                s.add(made)
+                s.flush()
+                s.execute(insert(ArtifactFile), [{"artifact_id": made.id, "path": f"{i}", "size": 1, "sha256": sha256} for i in range(count)])
+        pages, after = [], None
+        while after or not pages:
+            page = c.get("/v1/artifacts", params={"limit": 500} | ({"cursor": after} if after else {})).json()
+            pages.append([len(a["files"]) for a in page["items"]])
+            after = page["next"]
+        assert pages == [[1, 3], [25_000], [15_000, 2, 1], [15_000]]
 
 
 def test_deletion_waits_for_jobs_and_leaves_them(api, alice, model, problem):

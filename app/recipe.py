@@ -15,10 +15,12 @@ import re2
 from pydantic import AfterValidator, Field, StringConstraints, model_validator
 from pydantic_core import PydanticCustomError
 
-from app.errors import ConflictingSteps, NoTensorMatched
+from app.errors import ConflictingSteps, InvalidJobSpec, NoTensorMatched
 from app.strict import Strict, validate
 
 MAX_STEPS = 8
+MAX_MATCHES = 2_000_000  # of patterns with wildcards against names, which each take about a microsecond
+_WILD = frozenset("*?[")
 
 
 def _pattern(value: str) -> str:
@@ -184,22 +186,31 @@ def parse_recipe(data: Any, prefix: str = "/recipe") -> Recipe:
 
 def matcher(targeted: Targeted):
     """A predicate on tensor names: matched by a target and by no ignore."""
-    def one(pattern: str):
-        if pattern.startswith("re:"):
-            expression = re2.compile(pattern[3:])
-            return lambda name: expression.fullmatch(name) is not None
-        return lambda name: fnmatch.fnmatchcase(name, pattern)
+    targets, ignore = _any(targeted.targets), _any(targeted.ignore)
+    return lambda name: targets(name) and not ignore(name)
 
-    targets, ignore = [one(p) for p in targeted.targets], [one(p) for p in targeted.ignore]
-    return lambda name: any(t(name) for t in targets) and not any(i(name) for i in ignore)
+
+def _any(patterns: list[str]):
+    """A predicate: matched by one of the patterns. Names without a wildcard are looked up."""
+    plain = frozenset(p for p in patterns if not _wild(p))
+    wild = [re2.compile(p[3:]).fullmatch if p.startswith("re:") else re.compile(fnmatch.translate(p)).match for p in patterns if _wild(p)]
+    return lambda name: name in plain or any(match(name) for match in wild)
+
+
+def _wild(pattern: str) -> bool:
+    return pattern.startswith("re:") or not _WILD.isdisjoint(pattern)
 
 
 def check_matched(recipe: Recipe, names: Collection[str]) -> None:
     """Refuse a step whose patterns match none of a model's tensor names.
 
     Raises:
-        NoTensorMatched: with a pointer to the step's targets.
+        NoTensorMatched: with a pointer to the step's targets. InvalidJobSpec: so many patterns against so many names would take too long.
     """
+    wild = sum(map(_wild, (p for step in recipe.steps if isinstance(step, Targeted) for p in (*step.targets, *step.ignore))))
+    if wild > 1 and wild * len(names) > MAX_MATCHES:
+        why = f"the steps have {wild} patterns with wildcards; against {len(names)} tensors at most {max(1, MAX_MATCHES // len(names))} are taken"
+        raise InvalidJobSpec(f"{why}; names without wildcards do not count", pointer="/recipe/steps")
     for i, step in enumerate(recipe.steps):
         if isinstance(step, Targeted) and not any(map(matcher(step), names)):
             some = ", ".join(sorted(names)[:5]) or "none"

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import fnmatch
 import json
 import uuid
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from app.errors import ConflictingSteps, InvalidJobSpec, InvalidPattern, MalformedJson, ModelpressError
 from app.job_spec import PRESETS, parse_job
-from app.recipe import Prune, Quantize, matcher, parse_recipe
+from app.recipe import Prune, Quantize, check_matched, matcher, parse_recipe
 from app.strict import parse_json, validate
 
 ID = str(uuid.uuid4())
@@ -124,3 +127,18 @@ def test_hostile_specs():
 
 def _cases(document):
     return document if isinstance(document, list) else next(v for v in document.values() if isinstance(v, list))
+
+
+@given(st.text("ab.*?[]!-&~", min_size=1, max_size=12), st.text("ab.[]!-&~", max_size=12))
+def test_globs_are_those_of_fnmatch(pattern, name):
+    match = matcher(validate(Prune, {"method": "prune", "targets": ["other", pattern]}))
+    assert match(name) == (fnmatch.fnmatchcase(name, pattern) or name == "other") and match("other")
+
+
+def test_so_many_patterns_against_so_many_names_are_refused():
+    names = [f"layers.{i}.weight" for i in range(10_000)]
+    steps = [{"method": "prune", "targets": [*(f"*.{i}.*" for i in range(150)), *names[:700]], "ignore": [f"re:x{i}" for i in range(51)]}]
+    with pytest.raises(InvalidJobSpec, match="201 patterns.* at most 200"):
+        check_matched(parse_recipe({"steps": steps}), names)
+    steps[0]["ignore"].pop()
+    check_matched(parse_recipe({"steps": steps}), names)

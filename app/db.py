@@ -98,4 +98,4 @@ def session() -> Session:
 
 def reading() -> Session:
     """A session that reads and never writes: `with reading() as s: ...`."""
-    return Session(engine().execution_options(reading=True, postgresql_readonly=True), expire_on_commit=False)
+    return Session(engine().execution_options(reading=True), expire_on_commit=False)

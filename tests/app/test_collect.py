@@ -19,7 +19,7 @@ from app.compose import Composition, compose
 from app.config import settings
 from app.db import Base, engine, make_engine, now, session
 from app.errors import ModelpressError, Unavailable
-from app.models import FAILED, SIGNING, Artifact, ArtifactFile, Blob, Job, Signature
+from app.models import FAILED, SIGNING, Artifact, ArtifactFile, Blob, Job, Signature, new_id
 from app.storage import Storage
 
 CONTENTS = [b"one", b"two", b"three"]
@@ -228,7 +228,7 @@ class Together(RuleBasedStateMachine):
         def work():
             parts = [{"path": f"{i}.safetensors", "artifact": known[p % len(known)]} for i, p in enumerate(picks)]
             with session() as s, s.begin():
-                compose(s, "o", Composition(files=parts))
+                compose(s, "o", Composition(files=parts), new_id())
 
         if known:
             self.begin(work)

@@ -16,7 +16,7 @@ from pathlib import Path
 import httpx
 import pytest
 import s3 as store
-from homes import DEFAULT, KINDS, empty_database, new_storage
+from homes import DEFAULT, empty_database, new_storage
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
@@ -96,9 +96,9 @@ def stop(process: subprocess.Popen) -> None:
         process.wait()
 
 
-@pytest.fixture(scope="session", params=KINDS)
-def api(request, tmp_path_factory, serve_api):
-    with serve_api(tmp_path_factory.mktemp("home"), request.param, max_upload_bytes=str(MAX_UPLOAD), upload_idle_timeout=str(IDLE)) as made:
+@pytest.fixture(scope="session")
+def api(tmp_path_factory, serve_api):
+    with serve_api(tmp_path_factory.mktemp("home"), max_upload_bytes=str(MAX_UPLOAD), upload_idle_timeout=str(IDLE)) as made:
         yield made
 
 

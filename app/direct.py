@@ -24,7 +24,7 @@ from app.errors import ChecksumMismatch, Conflict, NotFound
 from app.formats import header_bytes_needed, sniff
 from app.models import Artifact, Upload
 from app.resumable import alive, at_length, claim, create, finish, forget, in_session, seal, to_its_end, write
-from app.staging import direct_key, staging
+from app.staging import staging, whole_key
 from app.storage import Storage
 from app.strict import Strict
 
@@ -67,7 +67,7 @@ def begin(storage: Storage, owner: str, name: str, asked: DirectUpload) -> Begun
     QuotaExceeded, Unavailable.
     """
     upload = create(storage, owner=owner, name=name, kind=asked.kind, length=asked.size, sha256=asked.sha256, metadata="")
-    key, bucket = direct_key(upload.id), storage.place
+    key, bucket = whole_key(upload.id), storage.place
     try:
         multipart = bucket.client.create(key)
         with session() as s, s.begin():
@@ -96,7 +96,7 @@ async def complete(storage: Storage, upload: Upload) -> Artifact:
 def _verified(storage: Storage, upload: Upload, fence: int) -> Artifact:
     if "whole" in upload.details:  # an earlier request came as far as that
         return finish(storage, upload, fence)
-    key = direct_key(upload.id)
+    key = whole_key(upload.id)
     if not storage.exists(key):  # else one came as far as this
         _join(storage, key, upload)
     head = storage.read(key, 0, min(8, upload.length))

@@ -20,7 +20,7 @@ from app.layout import Folder, dense_parts, header
 from app.memory import peak_memory, proof_wanted
 from app.outline import Outline, TensorSpec
 from app.packed_size import Look, Size, Text, container_size, tensor_size
-from app.recipe import Lossless, Prune, Quantize, matcher
+from app.recipe import Lossless, Prune, matcher
 from app.sensitive import strips
 from app.targets import Treatment, treat
 from app.values import DRAWN_LEAST, DRAWN_MOST, WIDTH, Values, drawn, from_bytes

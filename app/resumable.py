@@ -24,11 +24,10 @@ from app.db import now, session
 from app.errors import ChecksumMismatch, InputRefused, Locked, ModelpressError, NotFound, OffsetMismatch, QuotaExceeded, error_of
 from app.models import ApiKey, Artifact, Upload
 from app.owned import owned
-from app.staging import Staging, direct_key, staging
+from app.staging import LOCKED, Staging, staging, whole_key
 from app.storage import Storage
 from app.upload import keep
 
-LOCKED = "another request is writing to this upload; ask for its offset when that has ended"
 _APART = {"synchronize_session": False}
 _AT_LENGTH = CapacityLimiter(2)  # threads of their own, so that hashing whole files holds up nobody else's bytes and leases
 T = TypeVar("T")
@@ -127,7 +126,7 @@ def forget(storage: Storage, *conditions) -> int:
         found = s.execute(delete(Upload).where(*conditions).returning(Upload.id, Upload.details), execution_options=_APART).all()
     for ident, details in found:
         if "multipart" in details:
-            storage.place.client.abort(direct_key(ident), details["multipart"])
+            storage.place.client.abort(whole_key(ident), details["multipart"])
         staging(storage).drop(ident)
     return len(found)
 

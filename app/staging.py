@@ -22,6 +22,7 @@ from app.errors import Locked, StorageDamaged, StorageFull
 from app.storage import Storage
 from app.storage.folder import Folder
 
+LOCKED = "another request is writing to this upload; ask for its offset when that has ended"
 _FULL = (errno.EFBIG, errno.ENOSPC, errno.EDQUOT)
 
 
@@ -29,8 +30,8 @@ def key_of(ident: str) -> str:
     return f"tmp/uploads/{ident}"
 
 
-def direct_key(ident: str) -> str:
-    """Where the bytes are that a client sends straight to S3 (`app.direct`)."""
+def whole_key(ident: str) -> str:
+    """In S3 the one object with all bytes: a client sends them straight there (`app.direct`), or pieces are streamed together."""
     return f"{key_of(ident)}/whole"
 
 
@@ -95,7 +96,7 @@ class Files:
             try:
                 fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise Locked("another request is writing to this upload; ask for its offset when that has ended") from None
+                raise Locked(LOCKED) from None
             if not os.path.samestat(os.fstat(f.fileno()), os.stat(self._path(ident))):
                 raise FileNotFoundError(self._path(ident))  # it was moved between the opening and the lock, and is a blob by now
             yield _OpenFile(f.fileno())
@@ -189,7 +190,7 @@ class Pieces:
                 async for batch in self._storage.stream_async(key, 0, min(size, length - at)):
                     yield batch
 
-        key = f"{key_of(ident)}/whole"
+        key = whole_key(ident)
         size, sha256 = await self._storage.put_stream(key, joined(), length)
         if size != length:
             raise StorageDamaged(f"upload {ident} has {size} bytes in storage, and {length} were committed")

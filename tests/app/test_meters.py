@@ -6,26 +6,20 @@ import subprocess
 import sys
 
 import pytest
+from homes import own_home
 from hypothesis import given
 from hypothesis import strategies as st
 
 from app import meters
-from app.config import settings
-from app.db import Base, engine, session
+from app.db import session
 
 WORD = st.text(st.characters(categories=("L", "N", "P", "S", "Z", "C")), max_size=100)
 
 
 @pytest.fixture(autouse=True)
-def home(tmp_path, monkeypatch):
-    monkeypatch.setenv("MODELPRESS_HOME", str(tmp_path))
-    settings.cache_clear()
-    engine.cache_clear()
-    Base.metadata.create_all(engine())
-    yield tmp_path
-    engine().dispose()
-    settings.cache_clear()
-    engine.cache_clear()
+def home(tmp_path):
+    with own_home(tmp_path) as folder:
+        yield folder
 
 
 def all_of_them() -> list:

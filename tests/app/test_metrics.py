@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from homes import own_home
 from prometheus_client import CollectorRegistry
 from prometheus_client.openmetrics.exposition import generate_latest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
@@ -16,15 +17,9 @@ from app.models import Artifact, Blob, Delivery, Job, Outbox, Upload, Worker
 
 
 @pytest.fixture(autouse=True)
-def home(tmp_path, monkeypatch):
-    monkeypatch.setenv("MODELPRESS_HOME", str(tmp_path))
-    settings.cache_clear()
-    engine.cache_clear()
-    Base.metadata.create_all(engine())
-    yield tmp_path
-    engine().dispose()
-    settings.cache_clear()
-    engine.cache_clear()
+def home(tmp_path):
+    with own_home(tmp_path) as folder:
+        yield folder
 
 
 def scraped(service: metrics.Service | None = None) -> dict[tuple, float]:

@@ -6,11 +6,11 @@ import json
 import time
 
 import pytest
+from homes import own_home
 from sqlalchemy import delete
 
 from app import public_keys, sign, signing
-from app.config import settings
-from app.db import Base, engine, session
+from app.db import session
 from app.models import PublicKey
 from app.statement import sign_artifact
 
@@ -18,16 +18,9 @@ FILES = {"m.safetensors": "a" * 64}
 
 
 @pytest.fixture
-def home(tmp_path, monkeypatch):
-    monkeypatch.setenv("MODELPRESS_HOME", str(tmp_path))
-    monkeypatch.setenv("MODELPRESS_HEARTBEAT", "0.05")
-    settings.cache_clear()
-    engine.cache_clear()
-    Base.metadata.create_all(engine())
-    yield tmp_path
-    engine().dispose()
-    settings.cache_clear()
-    engine.cache_clear()
+def home(tmp_path):
+    with own_home(tmp_path, heartbeat="0.05") as folder:
+        yield folder
 
 
 def ids() -> list[str]:

@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 import pytest
+from homes import own_home
 from sqlalchemy import delete, select, update
 
 from app import workers
 from app.config import settings
-from app.db import Base, engine, now, session
+from app.db import now, session
 from app.models import Worker
 
 
 @pytest.fixture
-def home(tmp_path, monkeypatch):
-    monkeypatch.setenv("MODELPRESS_HOME", str(tmp_path))
-    settings.cache_clear()
-    engine.cache_clear()
-    Base.metadata.create_all(engine())
-    yield tmp_path
-    engine().dispose()
-    settings.cache_clear()
-    engine.cache_clear()
+def home(tmp_path):
+    with own_home(tmp_path) as folder:
+        yield folder
 
 
 def worker(ident: str, *queues: str, holds: bool = True) -> Worker:

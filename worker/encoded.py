@@ -8,6 +8,7 @@ import torch
 
 from app.recipe import Quantize
 from worker.checkpoint import TensorSpec
+from worker.kernels.lookup import look_up
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,35 @@ class Quantized:
 
 
 @dataclass(frozen=True)
+class Codebook:
+    """Codes of one matrix and the levels that they stand for: `value = levels[k, code]`, k the codebook of the row, group or tensor.
+
+    Args:
+        codes: uint8 [O, I], indices into the levels.
+        levels: float16 or float32 [K, L], L <= 2^num_bits, ascending; a pruned weight has a level that is exactly 0. K is 1 for a tensor, O for rows,
+            O * G for the G groups of every row, one after another.
+        group_size: inputs that share a codebook; I for rows and tensors. The last group may be short.
+        num_bits: of a code, 1 to 8.
+        params: the step that made it, with what was resolved.
+        transposed: as in `Quantized`.
+    """
+
+    codes: torch.Tensor
+    levels: torch.Tensor
+    group_size: int
+    num_bits: int
+    params: Quantize
+    transposed: bool = False
+
+    def dequantize(self) -> torch.Tensor:
+        """float32 [O, I]."""
+        return look_up(self.codes, self.levels, self.group_size)
+
+    def to(self, device: torch.device) -> Codebook:
+        return replace(self, codes=self.codes.to(device), levels=self.levels.to(device))
+
+
+@dataclass(frozen=True)
 class Encoded:
     """One tensor of the result.
 
@@ -55,7 +85,7 @@ class Encoded:
     dense: torch.Tensor
     reason: str | None = None
     mask: torch.Tensor | None = None
-    quantized: Quantized | None = None
+    quantized: Quantized | Codebook | None = None
     lossless: bool = False  # a lossless step targets it (packed then entropy-codes its planes)
     notes: tuple[str, ...] = ()
 

@@ -12,7 +12,7 @@ import torch
 from app.errors import AccountingMismatch
 from worker.checkpoint import Checkpoint, TensorSpec
 from worker.devices import describe
-from worker.encoded import Encoded
+from worker.encoded import Codebook, Encoded
 
 ACTIONS = ("quantized", "pruned", "encoded", "copied", "dropped")
 _BLOCK = 1 << 20  # elements compared at a time: two float64 blocks are 16 MiB
@@ -60,8 +60,9 @@ def encoded_row(original: torch.Tensor, encoded: Encoded, bytes_after: int) -> d
     changed = encoded.action in ("quantized", "pruned")
     figures = errors(original, encoded.dense) if changed else {"relative_error": 0.0}
     if encoded.quantized is not None:
-        p = encoded.quantized.params
-        figures |= {"num_bits": p.num_bits, "type": p.type, "strategy": p.strategy, "group_size": encoded.quantized.group_size}
+        q = encoded.quantized
+        num_bits, kind = (q.num_bits, "codebook") if isinstance(q, Codebook) else (q.params.num_bits, q.params.type)
+        figures |= {"num_bits": num_bits, "type": kind, "strategy": q.params.strategy, "group_size": q.group_size}
     return row(encoded.spec, encoded.action, bytes_after, reason=encoded.reason, notes=encoded.notes, **figures)
 
 

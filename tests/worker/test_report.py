@@ -9,8 +9,10 @@ import pytest
 import torch
 
 from app.errors import AccountingMismatch
+from app.recipe import Quantize
 from worker.checkpoint import Checkpoint, Dropped, TensorSpec
-from worker.report import account, errors, leftover_rows, row, totals
+from worker.encoded import Codebook, Encoded
+from worker.report import account, encoded_row, errors, leftover_rows, row, totals
 
 
 def checkpoint() -> Checkpoint:
@@ -65,3 +67,13 @@ def test_totals():
     total = totals(rows(), {"a": 100}, 240)
     assert total["ratio"] == 2.4 and total["max_relative_error"] == {"tensor": "w", "value": 0.25}
     assert total["actions"] == {"quantized": 1, "copied": 1, "dropped": 1}
+
+
+def test_the_row_of_a_codebook_says_how_it_is_coded():
+    spec = TensorSpec("w", "F32", (2, 3), 24, "m.pt")
+    step = Quantize(method="quantize", num_bits=4, strategy="channel")
+    q = Codebook(torch.tensor([[0, 1, 0], [1, 1, 0]], dtype=torch.uint8), torch.tensor([[0, 1.0], [0, 2.0]]).half(), 3, 3, step)
+    r = encoded_row(torch.tensor([[0, 1.0, 0], [2.0, 2.0, 0]]), Encoded(spec, "quantized", q.dequantize(), quantized=q), 99)
+    assert {k: r[k] for k in ("num_bits", "type", "strategy", "group_size", "relative_error")} == {
+        "num_bits": 3, "type": "codebook", "strategy": "channel", "group_size": 3, "relative_error": 0.0,
+    }  # fmt: skip

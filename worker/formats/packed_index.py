@@ -92,13 +92,32 @@ class PackedQuantized(_Strict):
     step: Natural | None = None  # of Index.steps
 
 
+class PackedCodebook(_Strict):
+    """Codes of a matrix [rows, columns] and the levels [codebooks, levels of each] that they stand for. `sections`: bytes of the payloads codes, levels."""
+
+    type: Literal["codebook"]
+    num_bits: Annotated[int, Field(ge=1, le=8)]
+    rows: Natural
+    columns: Natural
+    transposed: bool = False
+    group_size: Annotated[int, Field(ge=1, lt=1 << 53)]
+    levels_dtype: Literal["F32", "F16"]
+    levels_shape: tuple[Natural, Annotated[int, Field(ge=1, le=256)]]
+    sections: tuple[Natural, Natural]
+    step: Natural | None = None  # of Index.steps
+
+    @property
+    def levels_bytes(self) -> int:
+        return math.prod(self.levels_shape) * DTYPES[self.levels_dtype].itemsize
+
+
 class PackedTensor(_Strict):
     name: str
     payload: str
     shard: Natural
     dtype: str
     shape: Shape
-    quantized: PackedQuantized | None = None
+    quantized: Annotated[PackedQuantized | PackedCodebook, Field(discriminator="type")] | None = None
 
     @property
     def nbytes(self) -> int:
@@ -120,9 +139,10 @@ class Index(_Strict):
         return sum(end - begin for f in self.files for begin, end in f.gaps())
 
     def restored_bytes(self) -> int:
-        """Bytes of all files and tensors once restored; a tied name counts like the tensor it stands for."""
+        """Bytes of all files, tensors and levels once restored; a tied name counts like the tensor it stands for."""
         sizes = {t.name: t.nbytes for t in self.tensors}
-        return sum(f.size for f in self.files) + sum(sizes.values()) + sum(sizes[target] for target in self.aliases.values())
+        levels = sum(t.quantized.levels_bytes for t in self.tensors if isinstance(t.quantized, PackedCodebook))
+        return sum(f.size for f in self.files) + sum(sizes.values()) + sum(sizes[target] for target in self.aliases.values()) + levels
 
 
 def parse_index(text: bytes, payloads: set[str], size: int, limits: Limits) -> Index:
@@ -193,10 +213,24 @@ def _check_tensors(index: Index, limits: Limits) -> None:
         if t.dtype not in DTYPES or t.shard >= len(index.shards) or len(t.shape) > limits.rank:
             raise refuse(f"tensor {shown(t.name)} has dtype {shown(t.dtype)}, shard {t.shard}, {len(t.shape)} dimensions")
         if q := t.quantized:
-            rows, groups = q.scale_shape
-            fits = q.rows * q.columns == math.prod(t.shape) and rows in (1, q.rows) and groups == max(1, -(-q.columns // q.group_size))
-            fits &= not q.transposed or t.shape == (q.columns, q.rows)
-            fits &= (q.step is None or q.step < len(index.steps)) and (q.type == "int" or (q.num_bits == 8 and len(q.sections) == 2))
+            fits = q.rows * q.columns == math.prod(t.shape) and (not q.transposed or t.shape == (q.columns, q.rows))
+            fits &= q.step is None or q.step < len(index.steps)
+            fits &= _levels_fit(q) if isinstance(q, PackedCodebook) else _scales_fit(q)
             if not fits or DTYPES[t.dtype].is_complex or not DTYPES[t.dtype].is_floating_point:
-                codes = f"codes [{q.rows}, {q.columns}] with scales {list(q.scale_shape)}"
-                raise refuse(f"{codes} do not make tensor {shown(t.name)} of {t.dtype} {list(t.shape)}")
+                beside = f"levels {list(q.levels_shape)}" if isinstance(q, PackedCodebook) else f"scales {list(q.scale_shape)}"
+                raise refuse(f"codes [{q.rows}, {q.columns}] with {beside} do not make tensor {shown(t.name)} of {t.dtype} {list(t.shape)}")
+
+
+def _scales_fit(q: PackedQuantized) -> bool:
+    rows, groups = q.scale_shape
+    return rows in (1, q.rows) and groups == _groups(q) and (q.type == "int" or (q.num_bits == 8 and len(q.sections) == 2))
+
+
+def _levels_fit(q: PackedCodebook) -> bool:
+    codebooks, levels = q.levels_shape
+    return codebooks in (1, q.rows * _groups(q)) and levels <= 1 << q.num_bits
+
+
+def _groups(q: PackedQuantized | PackedCodebook) -> int:
+    """Groups in a row."""
+    return max(1, -(-q.columns // q.group_size))

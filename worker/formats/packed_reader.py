@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -13,9 +14,10 @@ from app.limits import Limits, shown
 from app.safetensors_header import PACKED
 from worker.checkpoint import DTYPES
 from worker.formats.packed_container import INDEX, VERSION, threads
-from worker.formats.packed_index import PackedQuantized, PackedSegment, PackedTensor, layout_of, parse_index, refuse
+from worker.formats.packed_index import PackedCodebook, PackedQuantized, PackedSegment, PackedTensor, layout_of, parse_index, refuse
 from worker.formats.safetensors_file import read_header
 from worker.kernels.chunks import BYTES, CorruptPayload, Layout
+from worker.kernels.lookup import look_up
 from worker.kernels.payload import Payload
 from worker.kernels.uniform import dequantize
 
@@ -77,7 +79,8 @@ class PackedReader:
         if isinstance(t, PackedSegment) or t.quantized is None:
             values = self._values(t.payload, *layout_of(t.dtype, t.nbytes))
             return torch.from_numpy(values.view(np.uint8)).view(DTYPES[t.dtype]).reshape(t.shape)
-        return self._dequantized(t)
+        decoded = self._looked_up if isinstance(t.quantized, PackedCodebook) else self._dequantized
+        return decoded(t, t.quantized)
 
     def payload(self, name: str, layout: Layout, count: int, section: tuple[int, int] | None = None) -> Payload:
         """The payload `name`, or the bytes `section` of it, which must hold `count` values of `layout`."""
@@ -108,23 +111,40 @@ class PackedReader:
         except CorruptPayload as e:
             raise refuse(f"the index: {e}") from None
 
-    def _dequantized(self, t: PackedTensor) -> torch.Tensor:
-        q = t.quantized
+    def _dequantized(self, t: PackedTensor, q: PackedQuantized) -> torch.Tensor:
         codes, scale, zero_point = self._codes(t, q)
-        out = torch.empty(q.rows, q.columns, dtype=DTYPES[t.dtype])
-        step = max(1, _BLOCK // max(1, q.columns))
-        for i in range(0, q.rows, step):
-            rows = slice(i, i + step)
+
+        def decoded(rows: slice) -> torch.Tensor:
             part = slice(None) if scale.shape[0] == 1 else rows
-            out[rows] = dequantize(codes[rows], scale[part], None if zero_point is None else zero_point[part], q.group_size).to(out.dtype)
-        return (out.T.contiguous() if q.transposed else out).reshape(t.shape)
+            return dequantize(codes[rows], scale[part], None if zero_point is None else zero_point[part], q.group_size)
+
+        return _by_rows(t, q, decoded)
+
+    def _looked_up(self, t: PackedTensor, q: PackedCodebook) -> torch.Tensor:
+        (count, size), spans = q.levels_shape, self._spans(t)
+        codes = self._values(t.payload, Layout("codes", q.num_bits), q.rows * q.columns, spans[0])
+        levels = self._values(t.payload, layout_of(q.levels_dtype, 0)[0], count * size, spans[1])
+        if size < 1 << q.num_bits and len(codes) and int(codes.max()) >= size:
+            raise refuse(f"a code of {shown(t.name)} stands for none of {size} levels")
+        codes = torch.from_numpy(codes).reshape(q.rows, q.columns)
+        levels = torch.from_numpy(levels.view(np.uint8)).view(DTYPES[q.levels_dtype]).reshape(count, size)
+        groups = count // max(1, q.rows)
+
+        def decoded(rows: slice) -> torch.Tensor:
+            return look_up(codes[rows], levels if count == 1 else levels[rows.start * groups : rows.stop * groups], q.group_size)
+
+        return _by_rows(t, q, decoded)
+
+    def _spans(self, t: PackedTensor) -> list[tuple[int, int]]:
+        """(begin, end) of each section of a tensor's payload."""
+        ends = np.cumsum(t.quantized.sections).tolist()
+        if ends[-1] != self.stored_bytes(t.name):
+            raise refuse(f"the sections of {shown(t.name)} do not fill its payload")
+        return list(zip([0, *ends], ends, strict=False))
 
     def _codes(self, t: PackedTensor, q: PackedQuantized) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
         """int8 or float8_e4m3fn codes [rows, columns], scale, zero point."""
-        ends = np.cumsum(q.sections).tolist()
-        if ends[-1] != self.stored_bytes(t.name):
-            raise refuse(f"the sections of {shown(t.name)} do not fill its payload")
-        spans = list(zip([0, *ends], ends, strict=False))
+        spans = self._spans(t)
         dtypes = ["F8_E4M3" if q.type == "float" else "", q.scale_dtype, "I8"]
         shapes = [(q.rows, q.columns), q.scale_shape, q.scale_shape]
         out = []
@@ -136,6 +156,16 @@ class PackedReader:
                 values -= np.uint8(1 << (q.num_bits - 1))
             out.append(torch.from_numpy(values.view(np.uint8)).view(DTYPES[dtype or "I8"]).reshape(shape))
         return out[0], out[1], out[2] if len(out) == 3 else None
+
+
+def _by_rows(t: PackedTensor, q: PackedQuantized | PackedCodebook, decoded: Callable[[slice], torch.Tensor]) -> torch.Tensor:
+    """The tensor whose matrix has the rows `decoded`, a block of them at a time."""
+    out = torch.empty(q.rows, q.columns, dtype=DTYPES[t.dtype])
+    step = max(1, _BLOCK // max(1, q.columns))
+    for i in range(0, q.rows, step):
+        rows = slice(i, min(q.rows, i + step))
+        out[rows] = decoded(rows).to(out.dtype)
+    return (out.T.contiguous() if q.transposed else out).reshape(t.shape)
 
 
 def mapped(fd: int, begin: int, end: int) -> memoryview:

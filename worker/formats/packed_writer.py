@@ -9,10 +9,10 @@ import torch
 
 from app.layout import INDEXES, index_path, shard_path
 from worker.checkpoint import NAMES, Checkpoint
-from worker.encoded import Encoded, Quantized
+from worker.encoded import Codebook, Encoded, Quantized
 from worker.formats.packed_container import REST, Container
 from worker.formats.packed_files import add_rest, sha256
-from worker.formats.packed_index import Index, PackedFile, PackedQuantized, PackedTensor, Shard, layout_of
+from worker.formats.packed_index import Index, PackedCodebook, PackedFile, PackedQuantized, PackedTensor, Shard, layout_of
 from worker.kernels.chunks import Layout
 from worker.kernels.payload import chunks
 
@@ -20,7 +20,8 @@ from worker.kernels.payload import chunks
 class PackedWriter:
     """Streams encoded tensors into the packed file `path`, then the files around them.
 
-    Numbers are entropy-coded. Codes take `num_bits` each, so that their size is known beforehand, unless a lossless step targets them or they are pruned.
+    Numbers are entropy-coded, and so are the codes of codebooks. Other codes take `num_bits` each, so that their size is known beforehand, unless a
+    lossless step targets them or they are pruned.
     """
 
     def __init__(self, path: Path, checkpoint: Checkpoint):
@@ -41,7 +42,9 @@ class PackedWriter:
         entropy = encoded.quantized is None or encoded.lossless or encoded.mask is not None
         restored = self.copies[spec.name] * spec.nbytes
         quantized = None
-        if encoded.quantized is not None:
+        if isinstance(encoded.quantized, Codebook):
+            quantized = self._codebook(payload, encoded.quantized, restored)
+        elif encoded.quantized is not None:
             quantized = self._quantized(payload, encoded.quantized, entropy, restored)
         else:
             self._add(payload, encoded.dense, entropy, restored)
@@ -65,12 +68,26 @@ class PackedWriter:
             parts = (biased(part, q.params.num_bits) for part in chunks(tensor_bytes(q.codes), layout))
             sections = [self.container.add(payload, parts, q.codes.numel(), layout, entropy=entropy, weight=weight)]
         sections += [self._add(payload, t, entropy) for t in (q.scale, q.zero_point) if t is not None]
-        if (step := q.params.model_dump(mode="json")) not in self.steps:
-            self.steps.append(step)
         return PackedQuantized(
             type=q.params.type, num_bits=q.params.num_bits, rows=rows, columns=columns, transposed=q.transposed, group_size=q.group_size,
-            scale_dtype=NAMES[q.scale.dtype], scale_shape=tuple(q.scale.shape), sections=tuple(sections), step=self.steps.index(step),
+            scale_dtype=NAMES[q.scale.dtype], scale_shape=tuple(q.scale.shape), sections=tuple(sections), step=self._step(q),
         )  # fmt: skip
+
+    def _codebook(self, payload: str, q: Codebook, restored: int) -> PackedCodebook:
+        rows, columns = q.codes.shape
+        layout = Layout("codes", q.num_bits)
+        codes = self.container.add(payload, chunks(tensor_bytes(q.codes), layout), rows * columns, layout, weight=restored / max(1, rows * columns))
+        levels = self._add(payload, q.levels, True, q.levels.nbytes)
+        return PackedCodebook(
+            type="codebook", num_bits=q.num_bits, rows=rows, columns=columns, transposed=q.transposed, group_size=q.group_size,
+            levels_dtype=NAMES[q.levels.dtype], levels_shape=tuple(q.levels.shape), sections=(codes, levels), step=self._step(q),
+        )  # fmt: skip
+
+    def _step(self, q: Quantized | Codebook) -> int:
+        """The number of the step that made the codes, among those of this file."""
+        if (step := q.params.model_dump(mode="json")) not in self.steps:
+            self.steps.append(step)
+        return self.steps.index(step)
 
     def finish(self) -> None:
         """Append the files that are kept beside the weights, and the index; close the file."""

@@ -4,6 +4,7 @@ import hashlib
 import json
 import shutil
 import struct
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from worker.checkpoint import DTYPES, Checkpoint, TensorSpec
-from worker.encoded import Encoded, Quantized
+from worker.encoded import Codebook, Encoded, Quantized
 from worker.formats import open_checkpoint
 from worker.formats.packed import PACKED_NAME, PackedWriter, open_packed, pack_files, restore_packed, verify_packed
 from worker.kernels.uniform import dequantize
@@ -247,6 +248,56 @@ def test_fp8_codes_and_transposed_codes_come_back(tmp_path):
     path, written = lossy(tmp_path, encode, {"conv1d": torch.randn(48, 20)})
     with open_packed(path) as reader:
         assert torch.equal(reader.read("conv1d"), written["conv1d"].dense)
+
+
+def codebook(shape: tuple[int, int], num_bits: int, size: int, count: int, group_size: int, transposed: bool = False) -> Codebook:
+    """Codes of a skewed distribution and any levels, one of them 0."""
+    codes = torch.randn(shape).abs().mul(size / 4).clamp(max=size - 1).to(torch.uint8)
+    levels = torch.randn(count, size).half()
+    levels[:, 0] = 0
+    return Codebook(codes, levels.sort(-1).values, group_size, num_bits, params(max(2, num_bits)), transposed)
+
+
+@given(data=st.data())
+@settings(max_examples=25, deadline=None)
+def test_codebooks_come_back(tmp_path_factory, data):
+    rows, columns, num_bits = data.draw(st.integers(0, 20)), data.draw(st.integers(0, 40)), data.draw(st.integers(1, 8))
+    transposed, group_size = data.draw(st.booleans()), data.draw(st.integers(1, 41))
+    count = data.draw(st.sampled_from([1, rows * max(1, -(-columns // group_size))]))
+    dtype = data.draw(st.sampled_from([torch.float32, torch.float16, torch.bfloat16, torch.float64]))
+    q = codebook((rows, columns), num_bits, data.draw(st.integers(1, 1 << num_bits)), count, group_size, transposed)
+    if data.draw(st.booleans()):
+        q = replace(q, levels=q.levels.float().mul(1.1))
+    w = q.dequantize().to(dtype)
+    w = (w.T if transposed else w.reshape(rows, columns, 1, 1)).contiguous()
+    work = tmp_path_factory.mktemp("codebook")
+    path, _ = lossy(work, lambda spec, x: Encoded(spec, "quantized", x, quantized=q), {"w": w})
+    with open_packed(path) as reader:
+        assert torch.equal(reader.read("w"), w) and reader.read("w").dtype == dtype
+    restore_packed(path, work / "out", quiet)
+    with safe_open(work / "out" / "model.safetensors", "pt") as f:
+        assert torch.equal(f.get_tensor("w"), w)
+
+
+def test_codes_of_codebooks_are_entropy_coded(tmp_path):
+    torch.manual_seed(0)
+    q = codebook((300, 400), 4, 16, 300, 400)
+    path, _ = lossy(tmp_path, lambda spec, x: Encoded(spec, "quantized", x, quantized=q), {"w": q.dequantize()})
+    share = torch.bincount(q.codes.reshape(-1).int(), minlength=16).double() / q.codes.numel()
+    entropy = -(share * share.log2().nan_to_num(neginf=0)).sum().item()
+    with open_packed(path) as reader:
+        codes, levels = reader.index.tensors[0].quantized.sections
+        assert levels < 300 * 16 * 2 + 100
+        assert codes * 8 / q.codes.numel() < 1.02 * entropy + 0.03
+
+
+def test_levels_in_abundance_are_no_bomb(tmp_path):
+    """A codebook of 256 levels for every value would restore to a thousandfold of what the file claims to hold."""
+    q = Codebook(torch.zeros(1200, 1000, dtype=torch.uint8), torch.zeros(1200 * 1000, 256).half(), 1, 8, params(8))
+    path, _ = lossy(tmp_path, lambda spec, x: Encoded(spec, "quantized", x, quantized=q), {"w": torch.zeros(1200, 1000)})
+    assert path.stat().st_size > 1200 * 1000 * 512 // 100
+    with open_packed(path) as reader:
+        assert not reader.read("w").any()
 
 
 @pytest.mark.parametrize("signed, sparsity, ratio", [(False, 0.5, 2.7), (False, 0.9, 11), (True, 0.5, 2.4), (True, 0.9, 7)])

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from app.errors import InputRefused
-from worker.encoded import Encoded, Quantized
+from worker.encoded import Codebook, Encoded, Quantized
 from worker.formats import open_checkpoint
 from worker.formats.packed import PACKED_NAME, PackedWriter, open_packed, pack_files, restore_packed
 from worker.kernels.chunks import BYTES, Layout
@@ -35,7 +35,7 @@ def sample(work: Path, lossy: bool) -> bytes:
     source = work / "in"
     source.mkdir()
     w = torch.randn(60, 50).mul(0.02)
-    save_file({"w": w, "p": torch.where(w.abs() > 0.02, w, 0).bfloat16(), "i": torch.arange(64), "z": torch.zeros(30)}, source / "m.safetensors")
+    save_file({"w": w, "p": torch.where(w.abs() > 0.02, w, 0).bfloat16(), "c": torch.randn(20, 70), "i": torch.arange(64), "z": torch.zeros(30)}, source / "m.safetensors")
     (source / "config.json").write_text('{"a": [' + '1, ' * 60 + '1]}')
     (work / "scratch").mkdir()
     checkpoint = open_checkpoint(source, work / "scratch")
@@ -46,6 +46,9 @@ def sample(work: Path, lossy: bool) -> bytes:
         for name, spec in checkpoint.tensors.items():
             codes = torch.randint(-8, 8, (60, 50), dtype=torch.int8)
             q = Quantized(codes, torch.rand(60, 1), None, 50, Quantize(method="quantize", num_bits=4)) if name == "w" else None
+            if name == "c":
+                levels = torch.randint(0, 7, (20, 70), dtype=torch.uint8)
+                q = Codebook(levels, torch.randn(20 * 7, 7).half(), 10, 3, Quantize(method="quantize", num_bits=3))
             writer.write(Encoded(spec, "quantized" if q else "encoded", checkpoint.read(name), quantized=q, lossless=True))
         writer.finish()
     return (work / PACKED_NAME).read_bytes()
@@ -111,6 +114,12 @@ TENSORS = {"kind": "tensors", "shards": [{"path": "m.safetensors"}], "tensors": 
 CODES = {"type": "int", "num_bits": 4, "rows": 2, "columns": 2, "group_size": 2, "scale_dtype": "F32", "scale_shape": [2, 1], "sections": [10, 10]}
 
 
+CODEBOOK = {"type": "codebook", "num_bits": 2, "rows": 2, "columns": 2, "group_size": 2, "levels_dtype": "F16", "levels_shape": [2, 3]}
+BOOK = {"w": payload(np.array([0, 1, 2, 0], np.uint8), Layout("codes", 2)) + payload(np.arange(6, dtype=np.uint16), Layout("float", 2))}
+SIZES = {"sections": [len(payload(np.array([0, 1, 2, 0], np.uint8), Layout("codes", 2))), len(payload(np.arange(6, dtype=np.uint16), Layout("float", 2)))]}
+CODEBOOK |= SIZES
+
+
 def files(**changes) -> dict:
     return {"kind": "files", "rest": "modelpress.rest", "files": [FILE | changes]}
 
@@ -167,6 +176,20 @@ BAD_INDEXES = {
     "alias over a tensor": (TENSORS | {"aliases": {"w": "w"}}, WEIGHT),
     "alias bomb": ({**tensors(shape=[1 << 24]), "aliases": {f"a{i}": "w" for i in range(1000)}}, WEIGHT),
     "alias name": (TENSORS | {"aliases": {"__metadata__": "w"}}, WEIGHT),
+    "codebook of no matrix": (tensors(quantized=CODEBOOK | {"rows": 3}), BOOK),
+    "codebooks too few": (tensors(shape=[2, 2], quantized=CODEBOOK | {"group_size": 1}), BOOK),
+    "codebook of too many levels": (tensors(quantized=CODEBOOK | {"levels_shape": [1, 6]}), BOOK),
+    "codebook of no levels": (tensors(quantized=CODEBOOK | {"levels_shape": [2, 0]}), BOOK),
+    "codebook without its levels": (tensors(quantized=CODEBOOK | {"sections": CODEBOOK["sections"][:1]}), BOOK),
+    "codebook in other sections": (tensors(quantized=CODEBOOK | {"sections": [10, 10]}), BOOK),
+    "codebook of other bits": (tensors(quantized=CODEBOOK | {"num_bits": 3}), BOOK),
+    "codebook of BF16": (tensors(quantized=CODEBOOK | {"levels_dtype": "BF16"}), BOOK),
+    "codebook with scales": (tensors(quantized=CODEBOOK | {"scale_dtype": "F16"}), BOOK),
+    "codebook of integers": (tensors(quantized=CODEBOOK, dtype="I32"), BOOK),
+    "codebook of an unknown step": (tensors(quantized=CODEBOOK | {"step": 0}), BOOK),
+    "code without a level": (tensors(quantized=CODEBOOK | {"levels_shape": [3, 2], "rows": 3}), BOOK),
+    "code without a level, of one codebook": (tensors(quantized=CODEBOOK | {"levels_shape": [1, 2]}), BOOK),
+    "codebook bomb": (tensors(shape=[1 << 26], quantized=CODEBOOK | {"rows": 1, "columns": 1 << 26, "num_bits": 8, "group_size": 1, "levels_shape": [1 << 26, 256]}), BOOK),
     "codes of no matrix": (tensors(quantized=CODES | {"rows": 3}), WEIGHT),
     "codes of 9 bits": (tensors(quantized=CODES | {"num_bits": 9}), WEIGHT),
     "codes with too few scales": (tensors(quantized=CODES | {"scale_shape": [2, 2]}), WEIGHT),

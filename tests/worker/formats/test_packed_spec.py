@@ -136,6 +136,8 @@ def tensor(t: dict, data: bytes) -> bytes:
         sections.append(payload(data[at : at + size]))
         at += size
     rows, columns = q["rows"], q["columns"]
+    if q["type"] == "codebook":
+        return looked_up(q, sections, rows, columns)
     if q["type"] == "int":
         codes = np.frombuffer(sections[0], np.uint8).astype(np.float32) - (1 << (q["num_bits"] - 1))
     else:
@@ -146,6 +148,17 @@ def tensor(t: dict, data: bytes) -> bytes:
     value = (codes.reshape(rows, columns) - zero[:, g]) * scale[:, g]
     assert t["dtype"] == "F32"
     return (value.T if q.get("transposed") else value).astype(np.float32).tobytes()
+
+
+def looked_up(q: dict, sections: list[bytes], rows: int, columns: int) -> bytes:
+    codes = np.frombuffer(sections[0], np.uint8).reshape(rows, columns)
+    levels = np.frombuffer(sections[1], {"F32": np.float32, "F16": np.float16}[q["levels_dtype"]]).reshape(q["levels_shape"])
+    groups = max(1, -(-columns // q["group_size"]))
+    value = np.zeros((rows, columns), np.float32)
+    for r in range(rows):
+        for c in range(columns):
+            value[r, c] = levels[0 if len(levels) == 1 else r * groups + c // q["group_size"], codes[r, c]]
+    return (value.T if q.get("transposed") else value).tobytes()
 
 
 def sha256(data: bytes) -> str:
@@ -201,3 +214,29 @@ def test_the_reader_still_reads_them(kind, tmp_path):
         assert {name: sha256(tensor_bytes(packed.read(name))) for name in packed.names} == {n: h for n, h in expected.items() if n in packed.names}
     digests = restore_packed(path, tmp_path, lambda nbytes: None)["files"]
     assert kind == "tensors" or digests == EXPECTED["files"]
+
+
+@pytest.mark.parametrize("strategy, transposed", [("tensor", False), ("channel", True), ("group", False)])
+def test_codebooks_are_decoded_by_the_page_alone(tmp_path, strategy, transposed):
+    import torch
+    from safetensors.torch import save_file
+
+    from app.recipe import Quantize
+    from worker.encoded import Codebook, Encoded
+    from worker.formats import open_checkpoint
+    from worker.formats.packed import PackedWriter
+
+    torch.manual_seed(3)
+    rows, columns = 40, 75
+    group_size = 20 if strategy == "group" else columns
+    count = {"tensor": 1, "channel": rows, "group": rows * 4}[strategy]
+    codes = torch.where(torch.rand(rows, columns) < 0.7, 2, torch.randint(0, 6, (rows, columns))).to(torch.uint8)
+    q = Codebook(codes, torch.randn(count, 6).half(), group_size, 3, Quantize(method="quantize", num_bits=3), transposed)
+    dense = (q.dequantize().T if transposed else q.dequantize()).contiguous()
+    save_file({"w": dense}, tmp_path / "model.safetensors")
+    checkpoint = open_checkpoint(tmp_path, tmp_path)
+    writer = PackedWriter(tmp_path / "packed", checkpoint)
+    writer.write(Encoded(checkpoint.tensors["w"], "quantized", dense, quantized=q))
+    writer.finish()
+    payloads, index = container((tmp_path / "packed").read_bytes())
+    assert tensor(index["tensors"][0], payloads["w"]) == dense.numpy().tobytes()

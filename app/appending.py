@@ -87,7 +87,7 @@ class _Writing:
         if self._format is None:
             head = await asyncio.to_thread(self._head, at)
             if head is not None:
-                self._format = await asyncio.to_thread(sniff, self._upload.name, head, self._upload.length)
+                self._format = await asyncio.to_thread(sniff, self._upload.name, head, self._upload.length, kind=self._upload.kind)
 
     def _head(self, at: int) -> bytes | None:
         ident, length = self._upload.id, self._upload.length

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from importlib.metadata import version
+from types import MappingProxyType
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -15,9 +17,15 @@ from app.models import SUCCEEDED, Artifact, Job
 _DECIDES = ("recipe", "output", "sanitize", "seed")  # of a job spec; gates are judged anew, tags and the device's name change no byte
 
 
-def cache_key(owner: str, input_digest: str, spec: dict, backend: str) -> str:
-    """What a result depends on, as one digest. `backend` is the class of device that computes it."""
+def cache_key(owner: str, input_digest: str, spec: dict, backend: str, companions: Mapping[str, str] = MappingProxyType({})) -> str:
+    """What a result depends on, as one digest.
+
+    Args:
+        backend: the class of device that computes it.
+        companions: role -> digest of what the job brings beside its input.
+    """
     parts = {k: spec[k] for k in _DECIDES} | {"owner": owner, "input": input_digest, "version": version("modelpress"), "backend": backend}
+    parts |= {"with": dict(companions)}
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 

@@ -100,7 +100,7 @@ def _verified(storage: Storage, upload: Upload, fence: int) -> Artifact:
     if not storage.exists(key):  # else one came as far as this
         _join(storage, key, upload)
     head = storage.read(key, 0, min(8, upload.length))
-    found = sniff(upload.name, storage.read(key, 0, min(header_bytes_needed(head), upload.length)), upload.length)
+    found = sniff(upload.name, storage.read(key, 0, min(header_bytes_needed(head), upload.length)), upload.length, kind=upload.kind)
     digest, size = hashlib.sha256(), 0
     for batch in storage.stream(key):
         digest.update(batch)

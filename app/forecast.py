@@ -22,14 +22,22 @@ WINDOW, MARKS = 60.0, 8  # seconds that a pace is taken over, and the marks that
 LEAST = 1e-6  # of a stage that counts as going on: a child may tell any fraction
 SEEN = 0.1  # of a stage; after it the guess counts no more
 RECENT = 20  # jobs that are looked at
+_STAGES = ("fetch", "calibrate", "recover", "compress", "verify", "measure", "prove", "store", "sign")
 
 
 def stages(spec: dict) -> list[str]:
     """Of a job, in their order. A proof is guessed from the output's format: it is left out where there is no config.json."""
     if any(step["method"] == "restore" for step in spec["recipe"]["steps"]):
         return ["fetch", "restore", "store", "sign"]
-    proof = ["prove"] if spec["output"]["format"] in ("safetensors", "compressed-tensors") else []
-    return ["fetch", "compress", "verify", *proof, "store", "sign"]
+    steps = spec["recipe"]["steps"]
+    by_gradients = any(step.get("saliency", "magnitude") != "magnitude" or step.get("mapping") == "gradient" for step in steps)
+    wanted = {
+        "calibrate": by_gradients and not spec.get("gradients"),
+        "recover": any(step.get("recover") for step in steps),
+        "measure": spec.get("calibration") is not None,
+        "prove": spec["output"]["format"] in ("safetensors", "compressed-tensors"),
+    }
+    return [stage for stage in _STAGES if wanted.get(stage, True)]
 
 
 def by_thumb(spec: dict, nbytes: int) -> dict[str, float]:

@@ -30,10 +30,15 @@ FORMATS = (
     Format("torch", True, False, ("torch",), "A PyTorch checkpoint (.pt .pth .bin .ckpt) as torch.save writes it since 1.6."),
     Format("zip", True, False, (), "An archive of a Hugging Face folder; members stored or deflated."),
     Format("tar", True, False, (), "An archive of a Hugging Face folder; plain or gzip."),
+    Format("text", True, False, (), "Calibration data or labels: lines (.txt), JSONL (.jsonl) or token ids (.json)."),
+    Format("numpy", True, False, (), "Calibration data or labels: arrays by input name (.npz), or one array (.npy)."),
     Format("file", True, False, (), "A file that goes beside weights when a folder is composed: config.json, a tokenizer, a licence."),
     Format("original", False, True, (), "What was uploaded, as restore gives it back."),
 )
 
+DATA = {".txt": "text", ".jsonl": "text", ".json": "text", ".npz": "numpy", ".npy": "numpy"}
+"""Formats of data sets by suffix."""
+DATA_KINDS = ("calibration", "dataset")
 READ = "safetensors, PyTorch checkpoints (.pt .pth .bin .ckpt), and zip, tar or tar.gz archives of a model folder"
 TORCH = (".pt", ".pth", ".bin", ".ckpt")
 TAR = (".tar", ".tar.gz", ".tgz")
@@ -97,11 +102,12 @@ def suffix(name: str) -> str:
     return found[1] if found else ""
 
 
-def sniff(name: str, head: bytes, size: int, limits: Limits = Limits()) -> str:
+def sniff(name: str, head: bytes, size: int, limits: Limits = Limits(), kind: str = "model") -> str:
     """The format of a file: a name of FORMATS.
 
     Args:
         name: as the user gave it; its suffix must agree with the content.
+        kind: what it is to be used as.
         head: the first `header_bytes_needed` bytes, or all of a shorter file.
         size: of the whole file, bytes.
 
@@ -113,6 +119,10 @@ def sniff(name: str, head: bytes, size: int, limits: Limits = Limits()) -> str:
             "lfs-pointer", f"{shown(name)} is a git-lfs pointer of {size} bytes, not the file itself; run `git lfs pull` and upload again"
         )
     end = suffix(name)
+    if kind in DATA_KINDS:
+        return _data(name, end, head, size)
+    if kind == "gradients" and not looks_safetensors(head, size):
+        raise InputRefused("unsupported-format", f"{shown(name)} is no safetensors file; gradients are tensors under the names of the model's, in safetensors")
     named = end in (*TORCH, *TAR, ".zip", *_OTHER, *_BESIDE)
     if end == ".safetensors" or (not named and looks_safetensors(head, size)):
         return "packed" if parse_safetensors_header(head, size, limits).metadata.get("format") == PACKED else "safetensors"
@@ -132,6 +142,18 @@ def sniff(name: str, head: bytes, size: int, limits: Limits = Limits()) -> str:
     if end in _BESIDE or name.lower().rsplit("/", 1)[-1].split(".")[0] in _BESIDE_NAMES:
         return "file"
     raise InputRefused("unsupported-format", f"{shown(name)} has no known format; read are {READ}")
+
+
+def _data(name: str, end: str, head: bytes, size: int) -> str:
+    """The format of a data set, by its suffix; the content must not contradict it."""
+    if (found := DATA.get(end)) is None:
+        raise InputRefused("unsupported-format", f"{shown(name)} is no data set that is read; read are {', '.join(DATA)}")
+    if size == 0:
+        raise InputRefused("invalid-samples", f"{shown(name)} is empty")
+    fits = {".npz": is_zip(head), ".npy": head.startswith(b"\x93NUMPY")}.get(end, b"\0" not in head)
+    if not fits:
+        raise InputRefused("kind-mismatch", f"{shown(name)} is named like {end[1:]}, and its content is something else")
+    return found
 
 
 def _torch(name: str, head: bytes, size: int) -> str:

@@ -7,11 +7,11 @@ from typing import Any
 from sqlalchemy.orm import Session
 
 from app.errors import InputNotUsable, InputRefused, InvalidJobSpec, NotFound
-from app.formats import SafetensorsHeader, header_bytes_needed, parse_safetensors_header
+from app.formats import DATA_KINDS, SafetensorsHeader, header_bytes_needed, parse_safetensors_header
 from app.limits import Limits
 from app.models import Artifact, ArtifactFile
-from app.owned import find
-from app.job_spec import JobSpec, parse_job
+from app.owned import find, owned
+from app.job_spec import COMPANIONS, JobSpec, parse_job
 from app.memory import peak_memory, proof_wanted, unknown_peak
 from app.outline import Outline, outline
 from app.storage import Storage
@@ -28,6 +28,21 @@ def find_input(s: Session, body: Any, owner: str, lock: bool = False) -> Artifac
     if found is None:
         parse_job(body)
         raise NotFound("there is no such artifact", pointer="/input")
+    return found
+
+
+def find_companions(s: Session, body: Any, owner: str, lock: bool = False) -> dict[str, Artifact]:
+    """What a job's body names beside its input, by role.
+
+    Raises:
+        NotFound: unknown, or somebody else's. InputNotUsable: it is of another kind.
+    """
+    found = {role: owned(s, Artifact, body[role], owner, f"/{role}", lock) for role in COMPANIONS if body.get(role) is not None}
+    for role, artifact in found.items():
+        wanted = ("gradients",) if role == "gradients" else DATA_KINDS
+        if artifact.kind not in wanted:
+            what = f"artifact {artifact.id} is {artifact.kind} ({artifact.format})"
+            raise InputNotUsable(f"{what}; {role} are uploaded with kind={wanted[0]}", pointer=f"/{role}")
     return found
 
 

@@ -14,6 +14,8 @@ from app.errors import InvalidJobSpec
 from app.recipe import METHODS, Lossless, Quantize, Recipe, parse_recipe
 from app.strict import Id, Strict, validate
 
+COMPANIONS = ("gradients", "calibration", "labels")
+"""What a job may bring beside its input, each an artifact."""
 FORMATS = ("packed", "safetensors", "compressed-tensors", "original")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
@@ -43,10 +45,13 @@ class Output(Strict):
 
 
 class Gates(Strict):
-    """Bounds that the result must keep; each is checked on the worst tensor, `max_bytes` on the sum of the output files."""
+    """Bounds that the result must keep: `max_bytes` on the sum of its files, `max_relative_error` on the worst tensor, and, on what the reloaded model says
+    to the calibration data, `min_cosine` (without such data on the worst tensor), `max_kl` (nats, mean over positions) and `min_accuracy` (with labels)."""
 
     max_relative_error: Annotated[float, Field(ge=0)] | None = None
     min_cosine: Annotated[float, Field(ge=-1, le=1)] | None = None
+    max_kl: Annotated[float, Field(ge=0)] | None = None
+    min_accuracy: Annotated[float, Field(ge=0, le=1)] | None = None
     max_bytes: Annotated[int, Field(ge=1)] | None = None
 
 
@@ -62,6 +67,9 @@ class JobSpec(Strict):
     input: Id
     recipe: Recipe
     output: Output
+    gradients: Id | None = None
+    calibration: Id | None = None
+    labels: Id | None = None
     gates: Gates = Gates()
     device: Literal["auto", "cpu", "cuda"] = "auto"
     priority: Literal["low", "normal", "high"] = "normal"
@@ -71,11 +79,43 @@ class JobSpec(Strict):
     webhook: Webhook | None = None
 
 
+def companions(spec: dict) -> dict[str, str]:
+    """Of a job spec as JSON: what it brings beside the input, by role."""
+    return {role: spec[role] for role in COMPANIONS if spec.get(role)}
+
+
+def check_companions(spec: JobSpec) -> None:
+    """Refuse a job that lacks the data which its recipe or its gates need.
+
+    Raises:
+        InvalidJobSpec: pointing at what is missing.
+    """
+
+    def missing(role: str, why: str):
+        raise InvalidJobSpec(f"{why}; upload it and give its id as {role}", pointer=f"/{role}")
+
+    if spec.recipe.needs_gradients and not (spec.gradients or spec.calibration):
+        missing("calibration", "a step goes by gradients: they are computed from calibration data, or taken from gradients of your own (kind gradients)")
+    if spec.recipe.recovers and not spec.calibration:
+        missing("calibration", "recover trains on calibration data")
+    if spec.labels and not spec.calibration:
+        missing("calibration", "labels belong to calibration data")
+    if not spec.labels and any(getattr(s, "recover", None) and s.recover.loss == "labels" for s in spec.recipe.steps):
+        missing("labels", "recover with loss labels needs them")
+    if spec.gates.max_kl is not None and not spec.calibration:
+        missing("calibration", "max_kl is measured on calibration data")
+    if spec.gates.min_accuracy is not None and not spec.labels:
+        missing("labels", "min_accuracy is measured with labels")
+    if spec.recipe.kind == "restore" and (given := companions(spec.model_dump(mode="json"))):
+        raise InvalidJobSpec("a restore takes its input alone", pointer=f"/{next(iter(given))}")
+
+
 def default_output(recipe: Recipe, has_config: bool) -> str:
     """A folder that loads as is where there is a Hugging Face config to put it beside, else the container that carries everything."""
     if recipe.kind == "restore":
         return "original"
-    return "compressed-tensors" if has_config and recipe.step(Quantize) and not recipe.step(Lossless) else "packed"
+    scaled = recipe.step(Quantize) and all(q.mapping == "uniform" for q in recipe.step(Quantize))
+    return "compressed-tensors" if has_config and scaled and not recipe.step(Lossless) else "packed"
 
 
 def check_output(recipe: Recipe, output: str, has_config: bool) -> None:
@@ -97,6 +137,8 @@ def check_output(recipe: Recipe, output: str, has_config: bool) -> None:
             refuse("compressed-tensors carries quantized weights, and no step quantizes; choose packed or safetensors")
         if not has_config:
             refuse("compressed-tensors needs a config.json beside the weights: upload the whole folder, or choose packed")
+        if any(q.mapping == "gradient" for q in recipe.step(Quantize)):
+            refuse("compressed-tensors carries scale factors, and mapping gradient makes codebooks; choose packed, or safetensors for the values")
         if any(q.type == "float" and q.strategy == "group" for q in recipe.step(Quantize)):
             refuse("compressed-tensors carries fp8 per tensor or channel, not per group; choose packed")
         if recipe.step(Lossless):
@@ -105,12 +147,13 @@ def check_output(recipe: Recipe, output: str, has_config: bool) -> None:
         refuse("safetensors is read by other tools and cannot be entropy-coded; choose packed, or leave lossless out")
 
 
-def parse_job(data: Any, has_config: bool = True) -> JobSpec:
+def parse_job(data: Any, has_config: bool = True, complete: bool = True) -> JobSpec:
     """The body of `POST /v1/jobs`, resolved: the preset unfolded, the output format and every default filled in.
 
     Args:
         data: parsed JSON.
         has_config: whether the input brings (or, as an archive, may bring) a config.json.
+        complete: whether the data that its recipe needs must be there.
     """
     if not isinstance(data, dict):
         raise InvalidJobSpec("the body must be an object with input, and recipe or preset")
@@ -128,6 +171,8 @@ def parse_job(data: Any, has_config: bool = True) -> JobSpec:
     data.setdefault("sanitize", "report" if recipe.kind == "lossless" else "strip")
     spec = validate(JobSpec, data, tags=METHODS)
     check_output(recipe, spec.output.format, has_config)
+    if complete:
+        check_companions(spec)
     if spec.webhook:
         check_url(spec.webhook.url)
     return spec

@@ -6,6 +6,7 @@ it was cancelled), and the worker stops and writes nothing. Functions take a ses
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, Protocol
 
 from sqlalchemy import Select, Update, func, or_, select, update
@@ -18,7 +19,7 @@ from app.db import now
 from app.errors import AlreadyFinished, Conflict, ModelpressError, TooManyJobs, WorkerCrashed
 from app.followers import moved
 from app.logs import request_id
-from app.models import CANCELLED, FAILED, QUEUED, RUNNING, SIGNING, SUCCEEDED, TERMINAL, Artifact, ArtifactFile, Job, Outbox, Signature, new_id
+from app.models import CANCELLED, FAILED, QUEUED, RUNNING, SIGNING, SUCCEEDED, TERMINAL, Artifact, ArtifactFile, Companion, Job, Outbox, Signature, new_id
 from app.queues import GPU
 from app.retention import until
 from app.turns import signing_turns, turns
@@ -36,12 +37,12 @@ class Claimant(Protocol):
 
 def submit(
     s: Session, *, owner: str, input_id: str, spec: dict, queue: str, cache_key: str, handoff: dict | None = None, webhook: dict | None = None,
-    memory: int = 0, input_bytes: int = 0, ident: str | None = None,
+    memory: int = 0, input_bytes: int = 0, ident: str | None = None, companions: Iterable[Companion] = (),
 ) -> Job:  # fmt: skip
     """Insert a job and the wake-up of its queue. With `handoff` (a cache hit) it goes straight to be signed.
 
     Args:
-        memory: its child's peak, bytes. ident: its id, for whoever must find it again.
+        memory: its child's peak, bytes. ident: its id, for whoever must find it again. companions: what it brings beside the input.
 
     Raises:
         TooManyJobs: of this owner have not ended yet. Several that come at once may exceed the limit by their number.
@@ -56,6 +57,8 @@ def submit(
     job.webhook, job.memory, job.input_bytes = webhook, memory, input_bytes
     job.priority = PRIORITIES[spec.get("priority", "normal")]
     s.add_all([job, Outbox(topic=SIGN_QUEUE if handoff else queue)])
+    s.flush()
+    s.add_all(Companion(job_id=job.id, role=c.role, artifact_id=c.artifact_id, digest=c.digest) for c in companions)
     s.flush()
     moved(s, job.id, state)
     return job

@@ -131,6 +131,39 @@ class Job(Base):
     )
 
 
+class Companion(Base):
+    """What a job brings beside its input: gradients, calibration, labels."""
+
+    __tablename__ = "companions"
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
+    role: Mapped[str] = mapped_column(String(16), primary_key=True)
+    artifact_id: Mapped[str | None] = mapped_column(ForeignKey("artifacts.id", ondelete="SET NULL"), index=True)  # gone when deleted after the job's end
+    digest: Mapped[str] = mapped_column(String(64))  # of the artifact, for the provenance
+
+
+class Statistic(Base):
+    """What calibration has found of a model on some data, kept for the next job that asks the same (`key` says what it depends on)."""
+
+    __tablename__ = "statistics"
+    key: Mapped[str] = mapped_column(String(64), primary_key=True)
+    owner: Mapped[str] = mapped_column(String(64), index=True)
+    sha256: Mapped[str] = mapped_column(ForeignKey("blobs.sha256"), index=True)
+    size: Mapped[int] = mapped_column(BigInteger)
+    used_at: Mapped[float] = mapped_column(Float, default=now(), index=True)
+
+
+class Comparison(Base):
+    """Several jobs on one input, told together."""
+
+    __tablename__ = "comparisons"
+    id: Mapped[str] = mapped_column(String(36), primary_key=True, default=new_id)
+    owner: Mapped[str] = mapped_column(String(64), index=True)
+    spec: Mapped[dict[str, Any]] = mapped_column(JSON)  # as it was asked for
+    jobs: Mapped[list[str]] = mapped_column(JSON)  # ids, in the order of the recipes
+    created_at: Mapped[float] = mapped_column(Float, default=now())
+    __table_args__ = (Index("ix_comparisons_listing", "owner", "created_at", "id"),)
+
+
 class Outbox(Base):
     """Wake-ups that must reach the broker. Written with the job in one transaction, deleted once sent."""
 

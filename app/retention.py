@@ -6,18 +6,21 @@ Few rows at a time, found by an index, each batch in a transaction of its own.
 
 from __future__ import annotations
 
-from sqlalchemy import ColumnElement, delete, exists, select
+from sqlalchemy import ColumnElement, delete, exists, or_, select
 from sqlalchemy.orm import Session
 
 from app.db import now, reading, session
 from app.errors import InUse
 from app.events import PROGRESS
-from app.models import TERMINAL, Artifact, Delivery, Job, JobEvent
+from app.models import TERMINAL, Artifact, Companion, Delivery, Job, JobEvent
 
 BATCH = 100
 PROGRESS_KEPT, DELIVERIES_KEPT = 24 * 3600.0, 30 * 24 * 3600.0  # seconds
 _APART = {"synchronize_session": False}
-_WORKED_ON = exists().where(Job.input_id == Artifact.id, Job.state.not_in(TERMINAL))
+_WORKED_ON = or_(
+    exists().where(Job.input_id == Artifact.id, Job.state.not_in(TERMINAL)),
+    exists().where(Companion.artifact_id == Artifact.id, Companion.job_id == Job.id, Job.state.not_in(TERMINAL)),
+)
 _ENDED = exists().where(Job.id == JobEvent.job_id, Job.finished_at < now() - PROGRESS_KEPT)
 _TO_BE_TOLD = exists().where(Delivery.job_id == Job.id, Delivery.due_at.is_not(None))
 
@@ -36,7 +39,8 @@ def remove(s: Session, ident: str) -> bool:
     found = s.scalar(select(Artifact).where(Artifact.id == ident).with_for_update())  # a job that is being submitted waits for this, or this for it
     if found is None:
         return False
-    if job := s.scalar(select(Job.id).where(Job.input_id == ident, Job.state.not_in(TERMINAL)).limit(1)):
+    beside = select(Companion.job_id).where(Companion.artifact_id == ident)
+    if job := s.scalar(select(Job.id).where(or_(Job.input_id == ident, Job.id.in_(beside)), Job.state.not_in(TERMINAL)).limit(1)):
         raise InUse(f"job {job} works on it; cancel it, or wait for its end")
     s.delete(found)
     return True

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from contextlib import contextmanager
 
 from celery.signals import worker_init
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from app import gates, jobs, meters
@@ -26,7 +27,7 @@ from app.db import reading, session
 from app.forecast import Forecast
 from app.errors import GateFailed, ModelpressError, StorageDamaged, StorageFull, Unavailable
 from app.logs import about
-from app.models import SIGNING, Artifact, ArtifactFile, Job, Signature, new_id
+from app.models import SIGNING, Artifact, ArtifactFile, Companion, Job, Signature, new_id
 from app.pause import Pause
 from app.public_keys import keep_published, publish
 from app.queue import app as celery
@@ -156,7 +157,7 @@ def _judged(storage: Storage, job: Job, advance: Callable[[int], None]) -> dict:
     if report["size"] > MAX_REPORT:
         raise StorageDamaged(f"the cached report has {report['size']} bytes, more than {MAX_REPORT}")
     document = parse_json(storage.read(report["sha256"]))
-    judged = gates.judge(job.spec.get("gates") or {}, document["tensors"], document["totals"])
+    judged = gates.judge(job.spec.get("gates") or {}, document["tensors"], document["totals"], document.get("quality"))
     if judged != document["gates"]:
         report = _put(storage, "report.json", canonical(document | {"gates": judged}))
     try:
@@ -171,6 +172,7 @@ def _finish(storage: Storage, job: Job, key: PrivateKey, files: list[dict], repo
     """Sign, and make the artifact visible. `started`: when the signing began, on the monotonic clock."""
     with reading() as s:
         source = s.get_one(Artifact, job.input_id)
+        beside = dict(s.execute(select(Companion.role, Companion.digest).where(Companion.job_id == job.id)).all())
     digests = {f["path"]: f["sha256"] for f in files}
     made = provenance(
         digests,
@@ -178,6 +180,7 @@ def _finish(storage: Storage, job: Job, key: PrivateKey, files: list[dict], repo
         spec=job.spec,
         input_digest=source.digest,
         input_files={f.path: f.sha256 for f in source.files},
+        beside=beside,
         environment=job.handoff["environment"],
         started=job.handoff["started"],
         finished=job.handoff["ended"],

@@ -6,7 +6,9 @@ METHODS = {"lossless": 6e-9, "prune": 7e-8, "quantize": 4e-8, "restore": 1e-8}
 SEARCH = 5e-7  # to quantize with `scale_search: mse`
 COPY, CHECK = 2e-9, 1.2e-8  # to carry a tensor over, and to look whether its values are finite
 PROVE = 5.0  # seconds that a load proof takes to import transformers, whatever the size
-STAGES = {"fetch": 3e-9, "restore": METHODS["restore"], "verify": 1e-8, "prove": 2e-9, "store": 4e-9, "sign": 4e-9}
+STAGES = {
+    "fetch": 3e-9, "restore": METHODS["restore"], "calibrate": 3e-7, "recover": 1e-6, "verify": 1e-8, "measure": 3e-7, "prove": 2e-9, "store": 4e-9, "sign": 4e-9,
+}  # fmt: skip
 
 
 def of(method: str, scale_search: str | None = None) -> float:

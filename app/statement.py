@@ -17,6 +17,7 @@ import json
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import PurePosixPath
+from types import MappingProxyType
 
 from app.signing import PrivateKey, PublicKey, key_id, public_pem, sign_detached
 
@@ -89,6 +90,7 @@ def provenance(
     spec: Mapping,
     input_digest: str,
     input_files: Mapping[str, str],
+    beside: Mapping[str, str] = MappingProxyType({}),
     environment: Mapping,
     started: float,
     finished: float,
@@ -101,12 +103,14 @@ def provenance(
         files, input_files: path -> SHA-256 of what came out and of what went in.
         spec: the resolved job spec (`app.job_spec.JobSpec`).
         input_digest: the input's artifact digest.
+        beside: role -> artifact digest of what else went in: gradients, calibration, labels.
         environment: name -> version of what did the work.
         started, finished: seconds since the epoch.
         report: SHA-256 of report.json.
         cached: the result of an earlier, equal job was taken; times and environment are that job's.
     """
     asked = ("recipe", "output", "gates", "sanitize", "seed", "device")
+    also = [{"name": role, "digest": {"sha256": beside[role]}, "annotations": {"over": "path size sha256"}} for role in sorted(beside)]
     inputs = [{"name": f"input/{p}", "digest": {"sha256": d}} for p, d in sorted(input_files.items())]
     return {
         "_type": STATEMENT,
@@ -117,7 +121,7 @@ def provenance(
                 "buildType": BUILD_TYPE,
                 "externalParameters": {k: spec[k] for k in asked if k in spec},
                 "internalParameters": {"cached": cached},
-                "resolvedDependencies": [{"name": "input", "digest": {"sha256": input_digest}, "annotations": {"over": "path size sha256"}}, *inputs],
+                "resolvedDependencies": [{"name": "input", "digest": {"sha256": input_digest}, "annotations": {"over": "path size sha256"}}, *inputs, *also],
             },
             "runDetails": {
                 "builder": {"id": "urn:modelpress:worker", "version": {k: str(v) for k, v in environment.items()}},

@@ -35,13 +35,13 @@ async def receive(
     """
     incoming = _Incoming(body, limit)
     head = await incoming.head()
-    found = None if length is None else await run_in_threadpool(sniff, name, head, length)
+    found = None if length is None else await run_in_threadpool(sniff, name, head, length, kind=kind)
     key = f"tmp/uploads/{new_id()}"
     try:
         size, digest = await storage.put_stream(key, incoming.all(), length)
         if sha256 is not None and digest != sha256:
             raise ChecksumMismatch(f"{size} bytes with SHA-256 {digest} arrived, and {sha256} was announced")
-        found = found or await run_in_threadpool(sniff, name, head, size)
+        found = found or await run_in_threadpool(sniff, name, head, size, kind=kind)
         return await run_in_threadpool(keep, storage, key, digest, size, Artifact(owner=owner, kind=kind, format=found, name=name))
     except BaseException:
         with suppress(Exception):  # what stays, the sweep removes

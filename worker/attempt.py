@@ -1,7 +1,8 @@
 """One attempt at a job by one worker: fetch, run the child, store, hand over to be signed.
 
-    scratch/<job>-<fence>/in/     the input, hashed as it was copied; the child reads it
-    scratch/<job>-<fence>/out/    the child writes here and nowhere else
+    scratch/<job>-<fence>/in/     the input, hashed as it was copied; the children read it
+    scratch/<job>-<fence>/with/   the same of what the job brings beside it, by role
+    scratch/<job>-<fence>/out/    the child that compresses writes here and nowhere else; others have folders of their own
     tmp/<job>/<fence>/            in storage: what is handed to the sign process
 
 Everything that the worker writes carries the fence, so that an attempt which lost its claim (a lease run out, a cancel) changes nothing.
@@ -18,21 +19,23 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from app import jobs, meters
+from app import jobs
 from app.blobs import keep, refer
 from app.config import settings
 from app.db import reading
 from app.errors import DeadlineExceeded, ModelpressError, NoSpace, StorageDamaged, StorageFull, Unavailable
 from app.memory import proof_wanted
 from app.logs import about
-from app.models import Artifact, Job
+from app.models import Artifact, Companion, Job
 from app.queue import flush_outbox
 from app.queues import GPU
+from app.recipe import parse_recipe
 from app.settled import settled
 from app.storage import Storage
-from worker import child, proof, result
+from worker import child, result
 from worker.claim import Claim, Lost
 from worker.stages import Stages
 from worker.zygote import Limits, Zygote
@@ -56,6 +59,7 @@ class Attempt:
         self.scratch = settings().scratch / f"{job.id}-{job.fence}"
         self.prefix = f"tmp/{job.id}/{job.fence}"
         self.stages = Stages()
+        self.beside: dict[str, Path] = {}  # what the children may read beside their input, by role
         self.started = time.time()
         self.deadline = time.monotonic() + settings().job_timeout
 
@@ -115,38 +119,63 @@ class Attempt:
         for folder in (inp, out):
             folder.mkdir(parents=True)
         source = self._fetch(inp, claim)
-        self.stages.enter("restore" if meters.method(self.job.spec["recipe"]) == "restore" else "compress")
-        if problem := self._child("worker.__main__:run", inp, out, claim):
+        recipe = parse_recipe(self.job.spec["recipe"])
+        if recipe.needs_gradients and "gradients" not in self.beside:
+            found = self.scratch / "calibrated"
+            if problem := self._stage("calibrate", "worker.calibrating:child", inp, found, claim):
+                return self._fail(problem)
+            self.beside["statistics"] = found / "statistics.safetensors"
+        stage, entry = ("recover", "worker.recovering:child") if recipe.recovers else ("restore" if recipe.kind == "restore" else "compress", "worker.__main__:run")
+        if problem := self._stage(stage, entry, inp, out, claim):
             return self._fail(problem, self._kept_report(out))
         output = self.job.spec["output"]["format"]
         paths = result.files(out / "files")
-        report = out / "report.json"
-        if proof_wanted(output, paths):
-            proven = self.scratch / "proof"
-            proven.mkdir()
-            (out / "scratch").exists() and shutil.rmtree(out / "scratch")
-            self.stages.enter("prove")
-            if problem := self._child("worker.proof:prove", out, proven, claim):
-                return self._fail(problem, self._kept_report(out))
-            report = proven / "report.json"
-        self._hand_over(out / "files", paths, report, source, output, claim)
+        (out / "scratch").exists() and shutil.rmtree(out / "scratch")
+        self.beside["original"] = inp
+        for stage, entry, wanted in (
+            ("measure", "worker.measuring:child", "calibration" in self.beside),
+            ("prove", "worker.proof:prove", proof_wanted(output, paths)),
+        ):
+            if wanted:
+                added = self.scratch / stage
+                if problem := self._stage(stage, entry, out, added, claim):
+                    return self._fail(problem, self._kept_report(added) or self._kept_report(out))
+                (added / "report.json").replace(out / "report.json")
+        self._hand_over(out / "files", paths, out / "report.json", source, output, claim)
+
+    def _stage(self, stage: str, entry: str, inp: Path, out: Path, claim: Claim) -> dict | None:
+        """One child's part of the work, in a folder of its own; its problem, or None when it is done."""
+        out.mkdir(exist_ok=True)
+        self.stages.enter(stage)
+        return self._child(entry, inp, out, claim)
 
     def _fetch(self, inp: Path, claim: Claim) -> Artifact:
-        """Copy the input, hashing what is copied.
+        """Copy the input and what goes with it, hashing what is copied.
 
         Raises:
-            StorageDamaged: a blob is not what it was.
+            StorageDamaged: a blob is not what it was, or an artifact is gone.
         """
-        source = settled(lambda s: s.get(Artifact, self.job.input_id) if self.job.input_id else None, seconds=settings().lease)
-        if source is None:
+        source, beside = settled(self._artifacts, seconds=settings().lease)
+        if source is None or None in beside.values():
             raise StorageDamaged("the job's input is gone")
         self.stages.input_bytes = source.size
-        advance = self._advance(claim, "fetch", source.size)
-        for f in source.files:
-            path = inp / f.path
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self.storage.get_file(f.sha256, path, advance)
+        advance = self._advance(claim, "fetch", source.size + sum(a.size for a in beside.values()))
+        self.beside = {role: self.scratch / "with" / role for role in beside}
+        for artifact, folder in ((source, inp), *((beside[role], self.beside[role]) for role in beside)):
+            for f in artifact.files:
+                path = folder / f.path
+                path.parent.mkdir(parents=True, exist_ok=True)
+                self.storage.get_file(f.sha256, path, advance)
         return source
+
+    def _artifacts(self, s: Session) -> tuple[Artifact | None, dict[str, Artifact | None]]:
+        """The input, and what goes with it by role."""
+
+        def get(ident: str | None) -> Artifact | None:
+            return s.get(Artifact, ident) if ident else None
+
+        rows = s.scalars(select(Companion).where(Companion.job_id == self.job.id).order_by(Companion.role)).all()
+        return get(self.job.input_id), {row.role: get(row.artifact_id) for row in rows}
 
     def _advance(self, claim: Claim, stage: str, total: int) -> Callable[[int], None]:
         """What a copy calls with the bytes it has done: progress, and an end in the middle when it is to end."""
@@ -169,8 +198,9 @@ class Attempt:
     def _child(self, entry: str, inp: Path, out: Path, claim: Claim) -> dict | None:
         """Run a child; its problem, or None when it is done."""
         spec = self.scratch / "spec.json"
-        gpu = self.job.queue in GPU and entry == "worker.__main__:run"  # the proof is read, not computed
-        spec.write_text(json.dumps(self.job.spec | {"device": "cuda" if gpu else "cpu"}))
+        gpu = self.job.queue in GPU and entry != "worker.proof:prove"  # the proof is read, not computed
+        beside = {role: str(path) for role, path in self.beside.items()}
+        spec.write_text(json.dumps(self.job.spec | {"device": "cuda" if gpu else "cpu", "beside": beside}))
         limits = Limits(settings().child_memory, settings().scratch_bytes, settings().threads or os.cpu_count() or 1, gpu)
 
         def progress(p: dict) -> None:
@@ -180,6 +210,7 @@ class Attempt:
         ended = child.run(
             self.zygotes.setdefault(entry, Zygote(entry)), inp, out, spec, limits,
             stop=lambda: claim.lost.is_set() or self.draining(), seconds=self.deadline - time.monotonic(), progress=progress,
+            read=self.beside.values(),
         )  # fmt: skip
         self._go_on(claim)
         if ended.how == "deadline":

@@ -9,7 +9,7 @@ import os
 import select
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -97,17 +97,19 @@ def _tree(cls: type) -> list[type]:
 
 
 def run(
-    zygote: Zygote, inp: Path, out: Path, spec: Path, limits: Limits, *, stop: Callable[[], bool], seconds: float, progress: Callable[[dict], None]
-) -> Ended:
+    zygote: Zygote, inp: Path, out: Path, spec: Path, limits: Limits, *, stop: Callable[[], bool], seconds: float, progress: Callable[[dict], None],
+    read: Iterable[Path] = (),
+) -> Ended:  # fmt: skip
     """Spawn a child and follow it until it has ended; it never outlives this call.
 
     Args:
+        read: what it may read beside `inp`.
         stop: asked ten times a second; once it is true the child is killed.
         seconds: how long it may take.
     """
     deadline, before = time.monotonic() + seconds, _oom_kills()
     try:
-        child = zygote.spawn(inp, out, spec, limits)
+        child = zygote.spawn(inp, out, spec, limits, read)
     except OSError as e:
         return Ended("crashed", why=f"its process could not be started: {e}")
     told, ended, status = Told(progress), None, None

@@ -11,7 +11,6 @@ from app import speeds
 from app.targets import Treatment
 
 
-
 class Threshold(NamedTuple):
     """Units below `key` go, and the first `ties` that equal it; keys are those of scores of `dtype` (see `worker.kernels.select`)."""
 

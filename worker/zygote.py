@@ -6,7 +6,7 @@
 The zygote runs no operator and has one OS thread: a fork of a process that has run parallel torch work hangs in the child. It is exec'd with an empty
 environment. It dies with the worker, the child with the zygote.
 
-    worker -> zygote   {"entry", "inp", "out", "spec", "limits"} and the pipe's write end
+    worker -> zygote   {"entry", "inp", "out", "spec", "limits", "read"} and the pipe's write end
     zygote -> worker   {"pid"} and a pidfd of the child, then {"status"} as waitpid gives it
 """
 
@@ -21,6 +21,7 @@ import socket
 import subprocess
 import sys
 import traceback
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -33,7 +34,15 @@ _ONE_THREAD = dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM
 _ENVIRONMENT = {"LANG": "C.UTF-8", "HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1"} | _ONE_THREAD
 """One thread while importing; the child then asks torch for as many as it may use."""
 
-PRELOAD = {"worker.__main__:run": ("torch", "worker.__main__"), "worker.gpu_probe:tell": ("torch", "worker.gpu_probe"), "worker.proof:prove": ("torch", "worker.proof", "transformers", "compressed_tensors")}
+_MODELS = ("torch", "transformers", "compressed_tensors")
+PRELOAD = {
+    "worker.__main__:run": ("torch", "worker.__main__"),
+    "worker.gpu_probe:tell": ("torch", "worker.gpu_probe"),
+    "worker.calibrating:child": (*_MODELS, "worker.calibrating"),
+    "worker.recovering:child": (*_MODELS, "worker.recovering"),
+    "worker.measuring:child": (*_MODELS, "worker.measuring"),
+    "worker.proof:prove": (*_MODELS, "worker.proof"),
+}
 """What a zygote for this entry imports before the first fork, as far as it is installed."""
 
 
@@ -90,15 +99,18 @@ class Zygote:
         self.socket = ours
         self.socket.settimeout(_PATIENCE)
 
-    def spawn(self, inp: Path, out: Path, spec: Path, limits: Limits) -> Spawned:
+    def spawn(self, inp: Path, out: Path, spec: Path, limits: Limits, read: Iterable[Path] = ()) -> Spawned:
         """Fork a child that runs the entry on `inp` and `out` with the JSON in the file `spec`.
+
+        Args:
+            read: what else it may read.
 
         Raises:
             OSError: the zygote died under the request, or does not answer.
         """
         self.start()
         reading, writing = os.pipe()
-        request = {"entry": self.entry, "inp": str(inp), "out": str(out), "spec": str(spec), "limits": asdict(limits)}
+        request = {"entry": self.entry, "inp": str(inp), "out": str(out), "spec": str(spec), "limits": asdict(limits), "read": [str(p) for p in read]}
         try:
             socket.send_fds(self.socket, [json.dumps(request).encode()], [writing])
             reply, handles, _, _ = socket.recv_fds(self.socket, MESSAGE, 1)
@@ -188,8 +200,9 @@ def _work(request: dict, emit) -> None:
     spec = json.loads(Path(request["spec"]).read_text())
     module, function = request["entry"].split(":")
     run = getattr(importlib.import_module(module), function)
-    read, devices = ([*installation(), inp, *gpu.READ], gpu.devices()) if limits.gpu else ([*installation(), inp], [])
-    got = jail.apply(read, [out], None if limits.gpu else limits.memory, limits.file_bytes, devices)
+    read = [*installation(), inp, *map(Path, request["read"])]
+    devices = gpu.devices() if limits.gpu else []
+    got = jail.apply([*read, *gpu.READ] if limits.gpu else read, [out], None if limits.gpu else limits.memory, limits.file_bytes, devices)
     if not got.holds:
         raise jail.JailError(f"the jail does not hold: {got}")
     torch.set_num_threads(limits.threads)

@@ -21,7 +21,7 @@ from app.db import reading
 from app.errors import InputRefused, InvalidJobSpec, NotEstimable
 from app.estimate import check_estimable, estimate
 from app.formats import Limits, SafetensorsHeader, parse_safetensors_header
-from app.inputs import check_input, find_input, has_config, outlined
+from app.inputs import check_input, find_companions, find_input, has_config, outlined
 from app.job_spec import JobSpec, parse_job
 from app.outline import Outline, outline
 from app.queues import GPU, choose
@@ -84,6 +84,7 @@ def _estimate(body: Any, owner: str, request: Request) -> dict[str, Any]:
         return estimate(model, spec, None, rate) | {"cache_hit": False}
     with reading() as s:
         source = find_input(s, body, owner)
+        beside = find_companions(s, body, owner)
     spec = parse_job(body, has_config(source))
     devices = _devices(spec)
     storage = storage_of(request)
@@ -92,7 +93,7 @@ def _estimate(body: Any, owner: str, request: Request) -> dict[str, Any]:
     if (model := outlined(source, storage)) is None:
         raise NotEstimable(f"what is in {source.format} is known once it is parsed; `modelpress estimate FILE` does that on your machine", pointer="/input")
     digests = {f.path: f.sha256 for f in source.files}
-    key = cache_key(owner, source.digest, spec.model_dump(mode="json", exclude={"webhook"}), "cpu" if devices == _CPU else "cuda")
+    key = cache_key(owner, source.digest, spec.model_dump(mode="json", exclude={"webhook"}), "cpu" if devices == _CPU else "cuda", {role: a.digest for role, a in beside.items()})
     with reading() as s:
         hit = found(s, owner, key) is not None
     rate = _rate(spec, devices)
@@ -126,7 +127,7 @@ def _described(body: dict) -> tuple[Outline, JobSpec]:
     paths = [f.path for f in given.files]
     check_paths(paths)
     asked = {k: v for k, v in body.items() if k not in _OWN}
-    spec = parse_job({"input": _ANY_ID} | asked, has_config=given.config is not None and "config.json" in paths)
+    spec = parse_job({"input": _ANY_ID} | asked, has_config=given.config is not None and "config.json" in paths, complete=False)
     headers = {f.path: _header(f, f"/files/{i}/header") for i, f in enumerate(given.files) if f.header is not None}
 
     def read(path: str, most: int) -> bytes:

@@ -6,6 +6,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from app.job_spec import COMPANIONS
 from app.models import QUEUED, RUNNING, SIGNING, SUCCEEDED, TERMINAL, Artifact, Job, Upload
 from app.times import rfc3339
 
@@ -66,6 +67,9 @@ class JobView(BaseModel):
     id: str
     state: str
     input: str
+    gradients: str | None
+    calibration: str | None
+    labels: str | None
     recipe: dict[str, Any]
     output: str | None
     output_format: str
@@ -118,6 +122,7 @@ def job_view(job: Job) -> JobView:
     spec = job.spec
     return JobView(
         **{k: spec[k] for k in ("input", "recipe", "sanitize", "seed", "device", "tags")},
+        **{role: spec.get(role) for role in COMPANIONS},
         device_used=job.device,
         priority=spec.get("priority", "normal"),  # jobs of before know none
         id=job.id,

@@ -25,6 +25,9 @@ def compress(
     recipe: Annotated[Path | None, typer.Option(exists=True, dir_okay=False, help='A JSON file: {"steps": [...]}.')] = None,
     format: Annotated[str | None, typer.Option(help=f"One of: {', '.join(FORMATS)}. Default: what fits the recipe.")] = None,
     sanitize: Annotated[str | None, typer.Option(help="report or strip. Default: report for lossless, else strip.")] = None,
+    gradients: Annotated[Path | None, typer.Option(exists=True, dir_okay=False, help="Gradients of the model, a safetensors file.")] = None,
+    calibration: Annotated[Path | None, typer.Option(exists=True, dir_okay=False, help="Data to run the model on: .txt, .jsonl, .json, .npz or .npy.")] = None,
+    labels: Annotated[Path | None, typer.Option(exists=True, dir_okay=False, help="Labels of that data.")] = None,
     seed: Annotated[int, typer.Option(help="For methods that draw random numbers.")] = 0,
     gate: Annotated[list[str] | None, typer.Option(help="A bound that the result must keep, e.g. max_relative_error=0.1; may be repeated.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda. Default: auto.")] = None,
@@ -45,6 +48,9 @@ def compress(
     with Client(url) as client, bars(err) as shown:
         size = size_of(source)
         artifact = client.upload(source, progress=byte_bar(shown, "upload", size))
+        for role, kind, path in (("gradients", "gradients", gradients), ("calibration", "calibration", calibration), ("labels", "calibration", labels)):
+            if path:
+                spec[role] = client.upload(path, kind=kind, progress=byte_bar(shown, role, size_of(path)))["id"]
         job = client.submit(artifact["id"], **spec)
         job = client.wait(job["id"], job_bar(shown))
         result = client.artifact(job["output"])

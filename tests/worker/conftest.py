@@ -44,7 +44,7 @@ def rooms(tmp_path) -> tuple[Path, Path, Path]:
 def follow(entries, rooms) -> Callable:
     """Runs an entry of `entries.py` to its end: `follow(name, seconds=.., stop=.., limits=..)` -> (Ended, what it told as progress)."""
 
-    def following(name: str, seconds: float = 20, stop: Callable[[], bool] = lambda: False, limits: Limits = LIMITS, **spec):
+    def following(name: str, seconds: float = 90, stop: Callable[[], bool] = lambda: False, limits: Limits = LIMITS, **spec):
         rooms[2].write_text(json.dumps(spec))
         entries.entry, told = f"entries:{name}", []
         zygote.PRELOAD[entries.entry] = zygote.PRELOAD["entries"]

@@ -1,0 +1,184 @@
+"""The steps of a recipe: one params class per method, which selects it (`worker.methods.METHODS` is keyed by these classes)."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal, Union
+
+from pydantic import ConfigDict, Field, StringConstraints, model_validator
+from pydantic_core import PydanticCustomError
+
+from app.patterns import Targeted
+from app.strict import Strict
+
+
+def refuse(field: str, text: str, **values):
+    """Raises: PydanticCustomError, whose pointer ends in `field`."""
+    raise PydanticCustomError(field.replace("/", "_"), text, values | {"field": field})
+
+
+class Schedule(Strict):
+    """How a sparsity is reached: at once, or in `steps` prunings between which the model is trained, s_t = s (1 - (1 - t)^3) (Zhu and Gupta, 2017)."""
+
+    kind: Literal["one-shot", "cubic"] = "one-shot"
+    steps: Annotated[int, Field(ge=1, le=100_000)] = 1
+
+    @model_validator(mode="after")
+    def _one_shot(self):
+        if self.kind == "one-shot" and self.steps != 1:
+            refuse("steps", "one-shot prunes once; for several prunings choose cubic")
+        return self
+
+
+class Recover(Strict):
+    """Training after (and, under a cubic schedule, between) what a step has done: masks stay, codes stay, what is left of the weights moves.
+
+    `distill` follows the original model's outputs and needs no labels; `labels` is the loss of the job's labels. `penalty` adds `lambda` times the sum of
+    |w| or w^2 to the loss while the schedule runs.
+    """
+
+    model_config = ConfigDict(serialize_by_alias=True)
+
+    steps: Annotated[int, Field(ge=1, le=1_000_000)]
+    loss: Literal["distill", "labels"] = "distill"
+    learning_rate: Annotated[float, Field(gt=0, le=1)] = 1e-3
+    batch_size: Annotated[int, Field(ge=1, le=65_536)] = 32
+    penalty: Literal["none", "l1", "l2"] = "none"
+    lambda_: Annotated[float, Field(ge=0, alias="lambda")] = 0.0
+
+
+class Prune(Targeted):
+    """Set the least salient weights to zero.
+
+    Saliency is |w|, |g|, |w g| (taylor) or w^2 g^2 (fisher) with g the gradient of each sample; `norm` decides how it is summed over samples and over
+    the members of a block, an N:M candidate or a channel. For unstructured magnitude pruning L1 and L2 give one and the same mask, and `taylor` with
+    `l2` is `fisher` with `l1`. With `mask_structure: "N:M"`, N of M consecutive inputs are kept and the sparsity follows from it. `ffn-width` takes whole
+    hidden units out of feed-forward layers, so that tensors and config shrink.
+    """
+
+    method: Literal["prune"]
+    saliency: Literal["magnitude", "gradient", "taylor", "fisher"] = "magnitude"
+    norm: Literal["l1", "l2"] = "l2"
+    sparsity: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    mask_structure: Annotated[str, StringConstraints(max_length=40)] = "unstructured"
+    scope: Literal["row", "tensor", "global"] = "row"
+    schedule: Schedule | None = None
+    recover: Recover | None = None
+
+    @model_validator(mode="after")
+    def _schedule(self):
+        if self.schedule and self.schedule.kind == "cubic" and self.recover is None:
+            refuse("schedule", "a cubic schedule trains between its prunings: add recover")
+        if self.schedule and self.recover and self.recover.steps < self.schedule.steps:
+            refuse("recover", "recover has {steps} steps, fewer than the schedule's {prunings}", steps=self.recover.steps, prunings=self.schedule.steps)
+        return self
+
+    @property
+    def needs_gradients(self) -> bool:
+        return self.saliency != "magnitude"
+
+    @model_validator(mode="after")
+    def _structure(self):
+        kind, a, b = self.structure
+        if kind == "n:m" and "sparsity" in self.model_fields_set and abs(self.sparsity - (1 - a / b)) > 1e-9:
+            raise PydanticCustomError("sparsity", "mask_structure {s} fixes the sparsity at {v}; leave it out", {"s": self.mask_structure, "v": 1 - a / b, "field": "sparsity"})
+        return self
+
+    @property
+    def structure(self) -> tuple[str, int, int]:
+        """`("unstructured", 1, 1)`, `("n:m", n, m)`, `("block", rows, columns)`, `("channel", 1, 0)` or `("ffn-width", 1, 0)`."""
+        if self.mask_structure == "unstructured":
+            return "unstructured", 1, 1
+        if self.mask_structure in ("channel", "ffn-width"):
+            return self.mask_structure, 1, 0
+        if m := re.fullmatch(r"([1-9]\d{0,3}):([1-9]\d{0,3})", self.mask_structure):
+            n, total = int(m[1]), int(m[2])
+            if n < total:
+                return "n:m", n, total
+        if m := re.fullmatch(r"block:([1-9]\d{0,3})x([1-9]\d{0,3})", self.mask_structure):
+            return "block", int(m[1]), int(m[2])
+        raise PydanticCustomError(
+            "mask_structure",
+            "{value} is none of: unstructured, N:M (1 <= N < M <= 9999, e.g. 2:4), block:RxC (e.g. block:4x4), channel, ffn-width",
+            {"value": self.mask_structure, "field": "mask_structure"},
+        )
+
+
+class Quantize(Targeted):
+    """Map weights to few levels: codes of `num_bits`, and what they stand for per tensor, channel (row) or group of inputs.
+
+    `mapping: uniform` has levels at equal distance under scale factors. `type: float` is fp8 (e4m3) and needs 8 bits. `scale_search: mse` tries a grid of
+    signed scales with least-squares refinement. `activations: dynamic` declares that a loader shall quantize activations per token at run time (W8A8);
+    it changes no weight. `mapping: gradient` puts the levels of codebooks where the loss feels them (k-means weighted by squared gradients), and with
+    `avg_bits` in the place of `num_bits` gives each tensor the width that it needs.
+    """
+
+    method: Literal["quantize"]
+    mapping: Literal["uniform", "gradient"] = "uniform"
+    num_bits: Annotated[int, Field(ge=2, le=8)] | None = None
+    avg_bits: Annotated[float, Field(ge=1, le=8)] | None = None
+    type: Literal["int", "float"] = "int"
+    symmetric: bool = True
+    strategy: Literal["tensor", "channel", "group"] = "channel"
+    group_size: Annotated[int, Field(ge=1, le=1 << 20)] | None = None
+    scale_search: Literal["absmax", "mse"] = "absmax"
+    activations: Literal["none", "dynamic"] = "none"
+    recover: Recover | None = None
+    strict: bool = False
+
+    @property
+    def needs_gradients(self) -> bool:
+        return self.mapping == "gradient"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _strategy(cls, data: Any):
+        if isinstance(data, dict):
+            if data.get("group_size", 0) is None and "group_size" in data and data.get("strategy") == "group":
+                raise PydanticCustomError("group_size", "null is not a group size", {"field": "group_size"})
+            if "group_size" in data and "strategy" not in data and data["group_size"] is not None:
+                data = data | {"strategy": "group"}
+            if data.get("strategy") == "group" and "group_size" not in data:
+                data = data | {"group_size": 128}
+        return data
+
+    @model_validator(mode="after")
+    def _combination(self):
+        if self.mapping == "gradient":
+            self._gradient()
+        elif self.num_bits is None:
+            refuse("num_bits", "how many bits (2 to 8) a code has is needed")
+        elif self.avg_bits is not None or self.recover is not None:
+            refuse("avg_bits" if self.avg_bits is not None else "recover", "this goes with mapping gradient only")
+        if self.type == "float" and self.num_bits != 8:
+            refuse("num_bits", "type float has 8 bits (e4m3) here; for other widths choose type int")
+        if self.type == "float" and not self.symmetric:
+            refuse("symmetric", "type float is symmetric; asymmetric needs type int")
+        if self.strategy != "group" and self.group_size is not None:
+            refuse("group_size", "group_size goes with strategy group only")
+        if self.activations == "dynamic" and (self.num_bits != 8 or self.strategy == "group" or not self.symmetric):
+            refuse("activations", "dynamic activations go with 8 symmetric bits per tensor or channel")
+        return self
+
+    def _gradient(self):
+        if (self.num_bits is None) == (self.avg_bits is None):
+            refuse("num_bits", "mapping gradient takes either num_bits (2 to 8) or avg_bits")
+        for field in ("type", "symmetric", "scale_search", "activations"):
+            if getattr(self, field) != type(self).model_fields[field].default:
+                refuse(field, "this goes with mapping uniform; codebooks of mapping gradient have no scale factors")
+
+
+class Lossless(Targeted):
+    """Entropy-code tensors without changing a bit. Alone in a recipe it keeps whole files, so that `restore` gives them back byte for byte."""
+
+    method: Literal["lossless"]
+
+
+class Restore(Strict):
+    """Turn a packed or compressed artifact back into the original files, names, shapes and dtypes."""
+
+    method: Literal["restore"]
+
+
+Step = Annotated[Union[Prune, Quantize, Lossless, Restore], Field(discriminator="method")]
+METHODS = {"prune": Prune, "quantize": Quantize, "lossless": Lossless, "restore": Restore}

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
 from app import speeds
 from app.targets import Treatment
 
+if TYPE_CHECKING:
+    from worker.statistics import Statistics
 
 class Threshold(NamedTuple):
     """Units below `key` go, and the first `ties` that equal it; keys are those of scores of `dtype` (see `worker.kernels.select`)."""
@@ -26,10 +28,12 @@ class TensorPlan(Treatment):
     Args:
         scale_dtype: in which scales are stored; None lets the values decide between float16 and float32 (`packed`).
         threshold: of a pruning step with global scope.
+        statistics: of the gradients, where a step asks for them.
     """
 
     scale_dtype: torch.dtype | None = None
     threshold: Threshold | None = None
+    statistics: Statistics | None = None
 
     @property
     def cost(self) -> float:
@@ -44,6 +48,10 @@ class TensorPlan(Treatment):
     def matrix(self, t: torch.Tensor) -> torch.Tensor:
         """The tensor as [out, in]: a view."""
         return t.T if self.transposed else t.reshape(t.shape[0], -1)
+
+    def statistic(self, kind: str) -> torch.Tensor:
+        """`absolute` (sum over samples of |g|) or `square` (of g^2) as [out, in], float32."""
+        return self.matrix(getattr(self.statistics, kind)(self.spec.name))
 
     def shaped(self, m: torch.Tensor) -> torch.Tensor:
         """A matrix [out, in] in the tensor's own shape, contiguous."""

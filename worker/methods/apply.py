@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -15,16 +16,25 @@ from worker.methods import lossless, prune, quantize  # noqa: F401 - registered 
 from worker.methods.registry import METHODS
 from worker.plan import TensorPlan
 
+if TYPE_CHECKING:
+    from worker.statistics import Statistics
+
 _PART = 1 << 20
 
 
 def prepare(
-    checkpoint: Checkpoint, recipe: Recipe, plans: dict[str, TensorPlan], device: torch.device = CPU, checked: Callable[[TensorPlan], None] = lambda plan: None
+    checkpoint: Checkpoint,
+    recipe: Recipe,
+    plans: dict[str, TensorPlan],
+    device: torch.device = CPU,
+    checked: Callable[[TensorPlan], None] = lambda plan: None,
+    statistics: Statistics | None = None,
 ) -> None:
     """What must be known of the whole model before the first tensor: which tensors are finite, and the thresholds of a global scope.
 
     Args:
         checked: told of each tensor that was looked at.
+        statistics: of the gradients, for the steps that ask for them; held against the model before.
 
     Raises:
         InputRefused: `non-finite`, for a tensor that a strict step would change.
@@ -36,6 +46,8 @@ def prepare(
                 raise InputRefused("non-finite", f"{name} holds NaN or infinite values, and the step is strict")
             plan.steps = [s for s in plan.steps if s not in changing]
             plan.reason, plan.notes = "it holds NaN or infinite values", ()
+        plan.statistics = statistics
+        plan.steps = [prune.by_magnitude(plan, s) if isinstance(s, Prune) else s for s in plan.steps]
         checked(plan)
     for step in recipe.step(Prune):
         prune.find_threshold(checkpoint, step, plans, device)

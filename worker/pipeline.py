@@ -16,6 +16,7 @@ import torch
 
 from app import gates
 from app.recipe import parse_recipe
+from app.remarks import remarks
 from worker import lossless, lossy, report
 from worker.devices import CPU, device_of
 from worker.formats import open_checkpoint
@@ -62,7 +63,7 @@ def _compressed(inp: Path, scratch: Path, files: Path, spec: dict, emit: Emit, d
             "load_proof": proof,
             "sanitized": {"mode": spec["sanitize"], "findings": found},
             "container": checkpoint.container,
-            "notes": checkpoint.notes,
+            "notes": [*checkpoint.notes, *remarks(recipe)],
         }
     finally:
         checkpoint.close()

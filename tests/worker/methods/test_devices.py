@@ -6,6 +6,7 @@ from __future__ import annotations
 import pytest
 import torch
 from devices import DEVICES, ELSEWHERE, DevicesNamed
+from gradients import Gradients
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -19,7 +20,8 @@ from worker.plan import TensorPlan
 
 PRUNE = [
     {"sparsity": 0.5}, {"scope": "tensor"}, {"scope": "global", "sparsity": 0.3}, {"mask_structure": "2:4"}, {"mask_structure": "block:2x3", "norm": "l1"},
-    {"mask_structure": "channel", "scope": "tensor"},
+    {"mask_structure": "channel", "scope": "tensor"}, {"saliency": "gradient", "norm": "l1"}, {"saliency": "fisher", "mask_structure": "2:4"},
+    {"saliency": "taylor", "scope": "global"}, {"saliency": "fisher", "mask_structure": "block:2x3", "scope": "tensor"}, {"saliency": "taylor", "mask_structure": "channel"},
 ]  # fmt: skip
 QUANTIZE = [
     {"num_bits": 4, "scale_search": "mse", "group_size": 16}, {"num_bits": 8}, {"num_bits": 3, "symmetric": False, "scale_search": "mse"}, {"num_bits": 8, "type": "float"},
@@ -39,12 +41,16 @@ class Checkpoint:
         return self.tensors[name]
 
 
+def made(*shape: int, seed: int) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), device="cpu")
+
+
 def work(step: dict, shape: tuple[int, int], device: torch.device) -> list[torch.Tensor]:
     """Everything that comes out of one tensor with this step."""
     recipe = parse_recipe({"steps": [step, {"method": "lossless"}]})
-    w = torch.randn(shape, generator=torch.Generator().manual_seed(3), device="cpu")
+    w = made(*shape, seed=3)
     plans = {"x.weight": TensorPlan(TensorSpec("x.weight", "F32", shape, w.numel() * 4, "f"), list(recipe.steps))}
-    prepare(Checkpoint({"x.weight": w}), recipe, plans, device)
+    prepare(Checkpoint({"x.weight": w}), recipe, plans, device, statistics=Gradients({"x.weight": made(3, *shape, seed=4)}))
     before = w.clone()
     encoded = apply(plans["x.weight"], w, device)
     assert torch.equal(before, w) and encoded.lossless
@@ -89,7 +95,7 @@ def test_nothing_leaves_the_device_on_the_way(fake, step):
         q = quantize_matrix(w, parsed, torch.float16)
         found = [q.codes, q.scale, *([] if q.zero_point is None else [q.zero_point])]
     else:
-        plan = TensorPlan(TensorSpec("x.weight", "F32", (8, 16), 512, "f"), [parsed])
+        plan = TensorPlan(TensorSpec("x.weight", "F32", (8, 16), 512, "f"), [parsed], statistics=Gradients({"x.weight": torch.empty((3, 8, 16), device="cpu")}))
         encoded = METHODS[type(parsed)](plan, parsed, Encoded(plan.spec, "copied", w))
         found = [encoded.dense, encoded.mask]
     assert all(t.device.type == ELSEWHERE.type for t in found)

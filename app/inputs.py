@@ -6,6 +6,7 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
+from app import gates
 from app.errors import InputNotUsable, InputRefused, InvalidJobSpec, NotFound
 from app.formats import DATA_KINDS, SafetensorsHeader, header_bytes_needed, parse_safetensors_header
 from app.limits import Limits
@@ -15,6 +16,7 @@ from app.job_spec import COMPANIONS, JobSpec, parse_job
 from app.memory import peak_memory, proof_wanted, unknown_peak
 from app.outline import Outline, outline
 from app.storage import Storage
+from app.task import task_of
 from app.targets import Treatment, treat
 
 
@@ -58,7 +60,7 @@ def check_input(source: Artifact, spec: JobSpec, storage: Storage) -> dict[str, 
         what is to happen to every tensor; None where the tensors are known only once the file is parsed.
 
     Raises:
-        InputNotUsable: it is no model. InvalidJobSpec: restore of what was never compressed. What `outline` and `treat` raise.
+        InputNotUsable: it is no model. InvalidJobSpec: restore of what was never compressed; a gate that `app.gates.check` refuses. What `outline` and `treat` raise.
     """
     if source.kind != "model" or source.format == "file":
         what = f"{source.kind} ({source.format})"
@@ -68,6 +70,8 @@ def check_input(source: Artifact, spec: JobSpec, storage: Storage) -> dict[str, 
             raise InvalidJobSpec(f"restore takes a packed or compressed-tensors artifact; this one is {source.format}", pointer="/input")
         return None
     model = outlined(source, storage)
+    if model and spec.calibration and (task := task_of(model.config)):
+        gates.check(spec.gates.model_dump(), task, bool(spec.labels))
     return treat(model.tensors, model.config, spec.recipe, spec.output.format) if model else None
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
+import json
 import os
 import random
 import socket
@@ -139,6 +140,13 @@ def test_a_report_is_json_or_a_page(api, alice):
     page = alice.get(url, headers={"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"})
     assert page.headers["content-type"].startswith("text/html") and "&lt;b&gt;x&lt;/b&gt;" in page.text and "<b>" not in page.text
     assert "default-src 'none'" in page.headers["content-security-policy"]
+
+
+def test_the_page_shows_quality(api, alice):
+    report = {"tensors": [], "totals": {}, "quality": {"task": "causal-lm", "kl": 0.0123456789, "perplexity_after": None, "notes": ["<i>cut</i>"]}}
+    url = f"/v1/artifacts/{result(api, {'m.bin': b'x'}, SIDECARS | {'report.json': json.dumps(report).encode()})}/report"
+    page = alice.get(url, headers={"Accept": "text/html"}).text
+    assert "<h2>quality</h2>" in page and "<td>kl</td><td>0.0123457</td>" in page and "&lt;i&gt;cut" in page and "<i>" not in page
 
 
 def test_the_archive_is_a_zip(api, alice, tmp_path, data):

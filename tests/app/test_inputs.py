@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from app.models import Job
@@ -40,3 +42,20 @@ def test_what_many_files_share_counts_for_each_of_them(alice, model, problem, le
     files = [{"path": f"{i}.safetensors", "artifact": part} for i in range(times)]
     folder = alice.post("/v1/artifacts", json={"files": files}).json()["id"]
     problem(alice.post("/v1/jobs", json={"input": folder, "preset": "lossless"}), 422, kind, "/input")
+
+
+@pytest.mark.parametrize("cls, gate, status", [("LlamaForCausalLM", "min_cosine", 422), ("BertModel", "max_kl", 422), ("BertModel", "min_cosine", 202), ("Unheard", "max_kl", 202)])
+def test_a_gate_on_what_is_not_measured_of_such_a_model_is_refused_at_once(alice, model, problem, cls, gate, status):
+    def upload(name: str, data: bytes, **more) -> str:
+        return alice.post("/v1/artifacts", params={"name": name} | more, content=data).json()["id"]
+
+    parts = {"model.safetensors": model(MATRIX), "config.json": json.dumps({"architectures": [cls]}).encode()}
+    files = [{"path": name, "artifact": upload(name, data)} for name, data in parts.items()]
+    folder = alice.post("/v1/artifacts", json={"files": files}).json()["id"]
+    body = {"input": folder, "preset": "prune-50", "gates": {gate: 0.5}}
+    response = alice.post("/v1/jobs", json=body | {"calibration": upload("texts.txt", b"one\ntwo\n", kind="calibration")})
+    if status == 202:
+        assert response.status_code == 202, response.text
+    else:
+        told = problem(response, 422, "invalid-job-spec", f"/gates/{gate}")["detail"]
+        assert ("gates: max_kl" if gate == "min_cosine" else "gates: min_cosine") in told

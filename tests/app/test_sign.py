@@ -221,6 +221,22 @@ def test_a_cached_report_says_this_jobs_gates(home, storage, tmp_path):
     assert verify_folder(tmp_path / "out", signing.public_keys(settings().keys).values())
 
 
+QUALITY = {"measured": True, "task": "encoder", "samples": 25, "cosine": 0.93, "cosine_min": 0.8}
+
+
+@pytest.mark.parametrize("gates, state", [({"min_cosine": 0.93}, SUCCEEDED), ({"min_cosine": 0.94}, FAILED), ({"max_kl": 9.0}, FAILED)])
+def test_gates_on_outputs_are_judged_on_the_quality_of_the_cached_result(home, storage, gates, state):
+    waiting(storage, report=REPORT | {"quality": QUALITY}, cached=True, gates=gates, calibration="data")
+    sign.wake()
+    ended = job()
+    report = json.loads(storage.read(ended.report_sha256))
+    assert ended.state == state and report["quality"] == QUALITY and [j["passed"] for j in report["gates"].values()] == [state == SUCCEEDED]
+    if state == FAILED:
+        (gate,) = gates
+        assert (ended.error["type"], ended.error["pointer"]) == ("gate-failed", f"/gates/{gate}")
+        assert ("0.93, the limit is 0.94" if gate == "min_cosine" else "kl was not measured; there are cosine, cosine_min") in ended.error["detail"]
+
+
 def test_signing_twice_shares_blobs_and_makes_two_signatures(home, storage):
     waiting(storage)
     sign.wake()

@@ -47,3 +47,15 @@ def job_bar(shown: Progress, what: str = "job") -> Callable[[dict], None]:
         shown.update(task, completed=progress.get("fraction") or 0, note=note)
 
     return show
+
+
+def comparison_bar(shown: Progress) -> Callable[[dict], None]:
+    """Takes a comparison as the API shows it."""
+    task = shown.add_task("compare", total=1, note="")
+
+    def show(found: dict) -> None:
+        rows = found["rows"]
+        running = [row["name"] for row in rows if row["state"] in ("running", "signing")]
+        shown.update(task, total=len(rows), completed=sum(row["state"] in ("succeeded", "failed", "cancelled") for row in rows), note=", ".join(running[:2]))
+
+    return show

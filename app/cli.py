@@ -10,6 +10,7 @@ import sys
 
 import typer
 
+from app.commands.compare import compare
 from app.commands.compress import compress
 from app.commands.db import db
 from app.commands.doctor import doctor
@@ -23,7 +24,7 @@ from app.commands.upload import upload
 from app.errors import ModelpressError, Unavailable
 
 app = typer.Typer(name="modelpress", help=__doc__.splitlines()[0], no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
-for command in (up, upload, compress, estimate, verify, restore, keys, doctor, api, worker, sign, control, webhooks):
+for command in (up, upload, compress, compare, estimate, verify, restore, keys, doctor, api, worker, sign, control, webhooks):
     app.command()(command)
 app.add_typer(jobs, name="jobs")
 app.add_typer(db, name="db")

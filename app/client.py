@@ -52,6 +52,18 @@ class _Operations:
         """The job once it has succeeded. Raises what it failed with; `JobFailure` when it was cancelled."""
         return self._run(flows.wait(job_id, on_progress))
 
+    def compare(self, input_id: str, recipes: list, **spec) -> dict:
+        """Queue a job for every recipe; `spec` is the rest of the body of `POST /v1/comparisons`."""
+        return self._run(flows.compare({"input": input_id, "recipes": recipes} | spec))
+
+    def comparison(self, comparison_id: str) -> dict:
+        """Its table, as far as it is known."""
+        return self._run(flows.answer(Call("GET", f"/v1/comparisons/{comparison_id}")))
+
+    def wait_comparison(self, comparison_id: str, on_progress: Callable[[dict], None] = silent) -> dict:
+        """The table once every job has ended. What a job failed with stands in its row."""
+        return self._run(flows.wait_comparison(comparison_id, on_progress))
+
     def download(self, artifact_id: str, folder: Path, progress: Progress = silent) -> dict:
         """Fetch an artifact with its signatures into `folder`; returns its metadata. A file stands under its name only when its digest is right."""
         return self._run(flows.download(artifact_id, folder, progress))

@@ -82,7 +82,16 @@ Flow = Generator[Call | Pause | Together, Any, Any]
 
 def submit(spec: dict) -> Flow:
     """When no answer comes the request is sent once more; its key sees to it that there is one job all the same."""
-    call = Call("POST", "/v1/jobs", json=spec, headers={"Idempotency-Key": str(uuid.uuid4())})
+    return _once("/v1/jobs", spec)
+
+
+def compare(spec: dict) -> Flow:
+    """See `submit`."""
+    return _once("/v1/comparisons", spec)
+
+
+def _once(path: str, spec: dict) -> Flow:
+    call = Call("POST", path, json=spec, headers={"Idempotency-Key": str(uuid.uuid4())})
     try:
         response = yield call
     except Unavailable:
@@ -98,6 +107,15 @@ def wait(job_id: str, on_progress: Callable[[dict], None]) -> Flow:
             return job
         if job["state"] in ("failed", "cancelled"):
             raise error_of(job["error"]) if job.get("error") else JobFailure(f"the job was {job['state']}")
+
+
+def wait_comparison(ident: str, on_progress: Callable[[dict], None]) -> Flow:
+    """The table once every job has ended, however it has."""
+    while True:
+        found = (yield Call("GET", f"/v1/comparisons/{ident}", {"wait": POLL})).json()
+        on_progress(found)
+        if found["state"] == "ended":
+            return found
 
 
 @contextmanager

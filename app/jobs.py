@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, Protocol
 
-from sqlalchemy import Select, Update, func, or_, select, update
-from sqlalchemy.orm import Session
+from sqlalchemy import Select, Update, exists, func, or_, select, update
+from sqlalchemy.orm import Session, aliased
 
 from app import events, meters
 from app.claiming import take
@@ -26,6 +26,8 @@ from app.turns import signing_turns, turns
 
 SIGN_QUEUE = "sign"
 PRIORITIES = {"high": -1, "normal": 0, "low": 1}
+_Sibling = aliased(Job)
+_SIBLING_RUNS = exists().where(_Sibling.comparison_id == Job.comparison_id, _Sibling.state == RUNNING)
 
 
 class Claimant(Protocol):
@@ -37,12 +39,13 @@ class Claimant(Protocol):
 
 def submit(
     s: Session, *, owner: str, input_id: str, spec: dict, queue: str, cache_key: str, handoff: dict | None = None, webhook: dict | None = None,
-    memory: int = 0, input_bytes: int = 0, ident: str | None = None, companions: Iterable[Companion] = (),
+    memory: int = 0, input_bytes: int = 0, ident: str | None = None, companions: Iterable[Companion] = (), comparison_id: str | None = None,
 ) -> Job:  # fmt: skip
     """Insert a job and the wake-up of its queue. With `handoff` (a cache hit) it goes straight to be signed.
 
     Args:
-        memory: its child's peak, bytes. ident: its id, for whoever must find it again. companions: what it brings beside the input.
+        memory: its child's peak, bytes. ident: its id, for whoever must find it again. companions: what it brings beside the input. comparison_id: see
+            `claim`.
 
     Raises:
         TooManyJobs: of this owner have not ended yet. Several that come at once may exceed the limit by their number.
@@ -53,6 +56,7 @@ def submit(
     state = SIGNING if handoff else QUEUED
     job = Job(id=ident or new_id(), owner=owner, input_id=input_id, spec=spec, queue=queue, state=state)
     job.cache_key, job.handoff, job.cached = cache_key, handoff, handoff is not None
+    job.comparison_id, job.figures = comparison_id, (handoff or {}).get("figures")
     job.request_id = request_id.get()
     job.webhook, job.memory, job.input_bytes = webhook, memory, input_bytes
     job.priority = PRIORITIES[spec.get("priority", "normal")]
@@ -71,7 +75,8 @@ def _claim(s: Session, eligible: Select, **values) -> Job | None:
 
 def claim(s: Session, *queues: str, worker: Claimant | None = None) -> Job | None:
     """The queued job whose turn it is (`app.turns`), now running: of an owner's jobs in a queue the one of the highest priority, then the oldest. The
-    attempt is counted before any work starts.
+    attempt is counted before any work starts. The jobs of a comparison run one after another: what the first has found in the data serves the others,
+    and none of them slows down what is compared.
 
     Args:
         queues: the most specialised first.
@@ -81,7 +86,7 @@ def claim(s: Session, *queues: str, worker: Claimant | None = None) -> Job | Non
     """
     for owner, queue in turns(s, queues):
         eligible = select(Job.id).where(Job.queue == queue, Job.state == QUEUED, Job.owner == owner)
-        eligible = eligible.order_by(Job.priority, Job.created_at, Job.id)
+        eligible = eligible.where(~_SIBLING_RUNS).order_by(Job.priority, Job.created_at, Job.id)
         job = _claim(s, eligible, state=RUNNING, attempt=Job.attempt + 1, started_at=now(), **_by(worker, queue))
         if job is not None:
             moved(s, job.id, RUNNING)
@@ -126,6 +131,9 @@ def _move(s: Session, statement: Update, job_id: str, state: str, **values) -> b
     done = _done(s, statement.values(state=state, **values))
     if done:
         moved(s, job_id, state)
+        if state != SUCCEEDED:  # its worker was free when it went to be signed
+            waiting = select(_Sibling.queue).join(Job, Job.comparison_id == _Sibling.comparison_id).where(Job.id == job_id, _Sibling.state == QUEUED)
+            s.add_all(Outbox(topic=queue) for queue in s.scalars(waiting.distinct()))
     return done
 
 
@@ -161,16 +169,18 @@ def handed_over(s: Session, job_id: str, prefix: str) -> bool | None:
 
 def handoff(s: Session, job_id: str, fence: int, document: dict) -> bool:
     """running -> signing."""
-    done = _move(s, _held(job_id, fence, RUNNING), job_id, SIGNING, handoff=document, lease_until=None, sign_attempt=0)
+    done = _move(s, _held(job_id, fence, RUNNING), job_id, SIGNING, handoff=document, figures=document.get("figures"), lease_until=None, sign_attempt=0)
     if done:
         s.add(Outbox(topic=SIGN_QUEUE))
     return done
 
 
-def fail(s: Session, job_id: str, fence: int, error: ModelpressError | dict, state: str = RUNNING, report_sha256: str | None = None) -> bool:
-    """running or signing -> failed, with the problem."""
+def fail(
+    s: Session, job_id: str, fence: int, error: ModelpressError | dict, state: str = RUNNING, report_sha256: str | None = None, figures: dict | None = None
+) -> bool:
+    """running or signing -> failed, with the problem. `figures`: as far as the work came."""
     problem = error if isinstance(error, dict) else error.problem()
-    values = {"error": problem, "report_sha256": report_sha256, "lease_until": None, "finished_at": now()}
+    values = {"error": problem, "report_sha256": report_sha256, "lease_until": None, "finished_at": now()} | ({"figures": figures} if figures else {})
     return _move(s, _held(job_id, fence, state), job_id, FAILED, **values)
 
 

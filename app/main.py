@@ -8,7 +8,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from app import logs, readiness
-from app.api import artifacts, catalog, direct_uploads, estimates, events, files, health, jobs, keys, links, metrics, problems, schemas, uploads, webhooks
+from app.api import artifacts, catalog, comparisons, direct_uploads, estimates, events, files, health, jobs, keys, links, metrics, problems, schemas, uploads, webhooks
 from app.config import settings
 from app.findings import Watch
 from app.home import private
@@ -29,7 +29,7 @@ def create_app() -> FastAPI:
     app.state.readiness = Watch(readiness.checks(app.state.storage))
     app.state.traffic = Traffic()
     app.state.traffic.registry.register(Service())
-    for module in (artifacts, files, uploads, direct_uploads, jobs, estimates, events, links, keys, webhooks, catalog, health, metrics):
+    for module in (artifacts, files, uploads, direct_uploads, jobs, comparisons, estimates, events, links, keys, webhooks, catalog, health, metrics):
         app.include_router(module.router)
     problems.install(app)
     schemas.install(app)

@@ -117,6 +117,8 @@ class Job(Base):
     timings: Mapped[dict[str, Any]] = mapped_column(JSON, default=dict)  # stage -> seconds
     request_id: Mapped[str | None] = mapped_column(String(64))  # of the request that made it; stands in the logs
     webhook: Mapped[dict[str, Any] | None] = mapped_column(JSON)  # {url}: who is to be told of its end
+    comparison_id: Mapped[str | None] = mapped_column(String(36), index=True)  # that it was made for
+    figures: Mapped[dict[str, Any] | None] = mapped_column(JSON)  # what a comparison tells of its result (app.figures)
     created_at: Mapped[float] = mapped_column(Float, default=now())
     started_at: Mapped[float | None] = mapped_column(Float)
     finished_at: Mapped[float | None] = mapped_column(Float)
@@ -158,7 +160,7 @@ class Comparison(Base):
     __tablename__ = "comparisons"
     id: Mapped[str] = mapped_column(String(36), primary_key=True, default=new_id)
     owner: Mapped[str] = mapped_column(String(64), index=True)
-    spec: Mapped[dict[str, Any]] = mapped_column(JSON)  # as it was asked for
+    spec: Mapped[dict[str, Any]] = mapped_column(JSON)  # {input, calibration, ..., recipes: [{name, recipe, output_format}]}
     jobs: Mapped[list[str]] = mapped_column(JSON)  # ids, in the order of the recipes
     created_at: Mapped[float] = mapped_column(Float, default=now())
     __table_args__ = (Index("ix_comparisons_listing", "owner", "created_at", "id"),)

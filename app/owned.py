@@ -9,10 +9,10 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from app.errors import NotFound
-from app.models import Artifact, Delivery, Job, Upload
+from app.models import Artifact, Comparison, Delivery, Job, Upload
 
 _ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
-Row = TypeVar("Row", Artifact, Job, Delivery, Upload)
+Row = TypeVar("Row", Artifact, Comparison, Job, Delivery, Upload)
 
 
 def find(s: Session, model: type[Row], ident: object, owner: str, lock: bool = False) -> Row | None:

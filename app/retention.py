@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 from app.db import now, reading, session
 from app.errors import InUse
 from app.events import PROGRESS
-from app.models import TERMINAL, Artifact, Companion, Delivery, Job, JobEvent
+from app.models import TERMINAL, Artifact, Companion, Comparison, Delivery, Job, JobEvent
 
 BATCH = 100
 PROGRESS_KEPT, DELIVERIES_KEPT = 24 * 3600.0, 30 * 24 * 3600.0  # seconds
@@ -85,11 +85,15 @@ def _expire_artifact(ident: str) -> bool:
 
 
 def _expire_jobs() -> int:
-    """With their events, idempotency keys and deliveries; one whose webhook is still to be delivered waits for that."""
+    """With their events, idempotency keys and deliveries, and comparisons that lose the last of theirs; one whose webhook is still to be delivered waits
+    for that."""
     found, total = [None] * BATCH, 0
     while len(found) == BATCH:
         with session() as s, s.begin():
             expired = select(Job.id).where(Job.expires_at < now(), Job.state.in_(TERMINAL), ~_TO_BE_TOLD).order_by(Job.expires_at)
             found = s.scalars(expired.limit(BATCH)).all()
             total += s.execute(delete(Job).where(Job.id.in_(found)), execution_options=_APART).rowcount
+    if total:
+        with session() as s, s.begin():
+            s.execute(delete(Comparison).where(~exists().where(Job.comparison_id == Comparison.id)), execution_options=_APART)
     return total

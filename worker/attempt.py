@@ -27,8 +27,9 @@ from app.blobs import keep, refer
 from app.config import settings
 from app.db import reading
 from app.errors import DeadlineExceeded, ModelpressError, NoSpace, StorageDamaged, StorageFull, Unavailable
-from app.memory import proof_wanted
+from app.figures import figures
 from app.logs import about
+from app.memory import proof_wanted
 from app.models import Artifact, Companion, Job
 from app.queue import flush_outbox
 from app.queues import GPU
@@ -59,6 +60,7 @@ class Attempt:
         self.scratch = settings().scratch / f"{job.id}-{job.fence}"
         self.prefix = f"tmp/{job.id}/{job.fence}"
         self.stages = Stages()
+        self.report: dict = {}  # the last one that was read
         self.beside: dict[str, Path] = {}  # what the children may read beside their input, by role
         self.started = time.time()
         self.deadline = time.monotonic() + settings().job_timeout
@@ -212,6 +214,7 @@ class Attempt:
             stop=lambda: claim.lost.is_set() or self.draining(), seconds=self.deadline - time.monotonic(), progress=progress,
             read=self.beside.values(),
         )  # fmt: skip
+        self.stages.memory = max(self.stages.memory, ended.memory)
         self._go_on(claim)
         if ended.how == "deadline":
             return DeadlineExceeded(f"the job took longer than {settings().job_timeout:.0f} s").problem()
@@ -220,20 +223,22 @@ class Attempt:
         return ended.problem
 
     def _hand_over(self, files: Path, paths: list[str], report: Path, source: Artifact, output: str, claim: Claim) -> None:
-        data, parsed = result.report(report)
+        data, self.report = result.report(report)
         advance = self._advance(claim, "store", sum((files / p).stat().st_size for p in paths))
         rows = []
         for path in paths:
             size, sha256 = self.storage.put_file(f"{self.prefix}/files/{path}", files / path, advance)
             rows.append({"path": path, "size": size, "sha256": sha256})
         size, sha256 = self.storage.put(f"{self.prefix}/report.json", [data], len(data))
+        self.stages.leave()
         document = {
             "prefix": self.prefix,
             "files": rows,
             "report": {"path": "report.json", "size": size, "sha256": sha256},
             "format": output,
             "name": source.name,
-            "environment": parsed["environment"],
+            "environment": self.report["environment"],
+            "figures": self._figures(),
             "started": self.started,
             "ended": time.time(),
         }
@@ -252,16 +257,21 @@ class Attempt:
     def _kept_report(self, out: Path) -> str | None:
         """The report of a failed job as a blob (a failed gate shows its figures); None where there is none, or half a one."""
         try:
-            data, _ = result.report(out / "report.json")
+            data, self.report = result.report(out / "report.json")
         except result.Unusable:
             return None
         return keep(self.storage, data)
 
+    def _figures(self) -> dict:
+        return figures(self.report, self.stages.rounded(), self.stages.memory)
+
     def _fail(self, problem: dict, report: str | None = None) -> None:
+        self.stages.leave()
+
         def fail(s: Session) -> None:
             if report is not None:
                 refer(s, self.storage, {report: self.storage.stat(report).size})
-            if jobs.fail(s, self.job.id, self.job.fence, problem, report_sha256=report):
+            if jobs.fail(s, self.job.id, self.job.fence, problem, report_sha256=report, figures=self._figures()):
                 self.stages.record(s, self.job)
 
         settled(fail, seconds=settings().lease)

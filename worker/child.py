@@ -10,7 +10,7 @@ import select
 import signal
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from app.errors import REFUSALS, InputRefused, ModelpressError, OutOfMemory
@@ -24,11 +24,12 @@ _FINAL = ("done", "failed")
 
 @dataclass(frozen=True)
 class Ended:
-    """How a child ended: `done`, `failed` with a problem, `crashed` (why says how), `stopped` by us, or past its `deadline`."""
+    """How a child ended: `done`, `failed` with a problem, `crashed` (why says how), `stopped` by us, or past its `deadline`. `memory`: its peak, bytes."""
 
     how: str
     problem: dict | None = None
     why: str = ""
+    memory: int = 0
 
 
 class Told:
@@ -121,7 +122,7 @@ def run(
         child.kill()
         status = zygote.wait()
         child.close()
-    return ended or _judge(told, status, _oom_kills() > before)
+    return replace(ended or _judge(told, status, _oom_kills() > before), memory=zygote.peak)
 
 
 def _follow(zygote: Zygote, child: Spawned, told: Told, limits: Limits, stop: Callable[[], bool], deadline: float) -> Ended | None:

@@ -18,6 +18,7 @@ class Stages:
 
     def __init__(self):
         self.input_bytes = 0
+        self.memory = 0  # bytes that the largest child had resident
         self.seconds: dict[str, float] = {}
         self.bytes: dict[str, int] = {}
         self._now: str | None = None
@@ -39,11 +40,15 @@ class Stages:
             self.seconds[self._now] = self.seconds.get(self._now, 0.0) + time.monotonic() - self._since
             self._now = None
 
+    def rounded(self) -> dict[str, float]:
+        """Seconds by stage, so far."""
+        return {stage: round(seconds, 3) for stage, seconds in self.seconds.items()}
+
     def record(self, s: Session, job: Job) -> None:
         """Into the job's timings and the meters, in the transaction that ends the attempt."""
         self.leave()
         of = {"method": meters.method(job.spec["recipe"]), "device": job.device or "cpu"}
-        jobs.timed(s, job.id, {stage: round(seconds, 3) for stage, seconds in self.seconds.items()})
+        jobs.timed(s, job.id, self.rounded())
         for stage, seconds in self.seconds.items():
             meters.add(s, "stage_seconds", total=seconds, stage=stage, **of)
             meters.add(s, "stage_bytes", count=self.bytes[stage], stage=stage, **of)

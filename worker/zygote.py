@@ -7,7 +7,7 @@ The zygote runs no operator and has one OS thread: a fork of a process that has 
 environment. It dies with the worker, the child with the zygote.
 
     worker -> zygote   {"entry", "inp", "out", "spec", "limits", "read"} and the pipe's write end
-    zygote -> worker   {"pid"} and a pidfd of the child, then {"status"} as waitpid gives it
+    zygote -> worker   {"pid"} and a pidfd of the child, then {"status", "peak"} as wait4 gives them (peak: KiB that were resident at most)
 """
 
 from __future__ import annotations
@@ -86,6 +86,7 @@ class Zygote:
         self.entry = entry
         self.process: subprocess.Popen | None = None
         self.socket: socket.socket | None = None
+        self.peak = 0  # bytes that the child which ended last had resident at most, those that it shares with the zygote or a file included
 
     def start(self) -> None:
         if self.process is not None and self.process.poll() is None:
@@ -126,6 +127,7 @@ class Zygote:
 
     def wait(self) -> int | None:
         """The child's wait status; None when the zygote died, and the child with it. Called once per spawn, after the child's end."""
+        self.peak = 0
         try:
             reply = self.socket.recv(MESSAGE)
         except OSError:
@@ -133,7 +135,9 @@ class Zygote:
         if not reply:
             self.close()
             return None
-        return json.loads(reply)["status"]
+        ended = json.loads(reply)
+        self.peak = ended["peak"] << 10
+        return ended["status"]
 
     def close(self) -> None:
         if self.socket is not None:
@@ -164,8 +168,8 @@ def main(fd: int, parent: int, *modules: str) -> None:
         handle = os.pidfd_open(pid)
         socket.send_fds(worker, [json.dumps({"pid": pid}).encode()], [handle])
         os.close(handle)
-        _, status = os.waitpid(pid, 0)
-        worker.send(json.dumps({"status": status}).encode())
+        _, status, used = os.wait4(pid, 0)
+        worker.send(json.dumps({"status": status, "peak": used.ru_maxrss}).encode())
 
 
 def _child(zygote: int, request: dict, pipe: int) -> None:

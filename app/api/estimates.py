@@ -11,7 +11,7 @@ from pydantic import Field
 
 from app import meters
 from app.api.artifacts import storage_of
-from app.api.jobs import JobRequest, check_device
+from app.api.jobs import JobRequest
 from app.api.requests import read_json
 from app.api.schemas import body_schema
 from app.auth import Owner
@@ -26,6 +26,7 @@ from app.job_spec import JobSpec, parse_job
 from app.outline import Outline, outline
 from app.queues import GPU, choose
 from app.strict import Strict, validate
+from app.submission import check_device
 
 router = APIRouter(prefix="/v1/estimates", tags=["jobs"])
 

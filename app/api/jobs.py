@@ -9,7 +9,7 @@ from fastapi.concurrency import run_in_threadpool
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, defer
 
-from app import idempotency, jobs, workers
+from app import idempotency, jobs
 from app.api.artifacts import storage_of
 from app.api.paging import Cursor, Limit, page
 from app.api.reports import send_report
@@ -17,20 +17,18 @@ from app.api.requests import read_json
 from app.api.schemas import body_schema
 from app.api.views import Jobs, JobView, job_view
 from app.auth import Owner
-from app.cache import cache_key, earlier
 from app.config import settings
 from app.db import reading
-from app.errors import InvalidJobSpec, NotFound
-from app.inputs import check_input, expected_peak, find_companions, find_input, has_config
+from app.errors import NotFound
+from app.job_spec import PRESETS, JobSpec, Output
 from app.links import Reader
-from app.models import STATES, TERMINAL, Blob, Companion, Job, new_id
+from app.models import STATES, TERMINAL, Blob, Job, new_id
 from app.owned import owned
 from app.queue import flush_outbox
-from app.queues import GPU, choose
-from app.job_spec import PRESETS, JobSpec, Output, parse_job
 from app.recipe import Recipe
 from app.settled import settled
 from app.strict import ID
+from app.submission import prepare
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 
@@ -79,48 +77,16 @@ def _submit_once(body: Any, owner: str, request: Request, key: str | None) -> tu
 
 
 def _submit(body: Any, owner: str, request: Request, asked: idempotency.Request | None) -> Job:
-    with reading() as s:
-        source = find_input(s, body, owner)
-        beside = find_companions(s, body, owner)
-    spec = parse_job(body, has_config(source))
-    gpus = check_device(spec)
-    treatments = check_input(source, spec, storage_of(request))
-    memory = expected_peak(source, spec, treatments)
-    document = spec.model_dump(mode="json", exclude={"webhook"})
-    queue = choose(spec.device, spec.recipe, memory, bool(gpus))
-    digests = {role: a.digest for role, a in beside.items()}
-    # all methods so far are to give the same bits on any device, but no test has shown it on a GPU: until then neither answers for the other
-    key = cache_key(owner, source.digest, document, "cuda" if queue in GPU else "cpu", digests)
+    submission = prepare(body, owner, storage_of(request))
     ident = new_id()
 
     def insert(s: Session) -> Job:
-        find_input(s, body, owner, lock=True)  # it may have been deleted meanwhile
-        locked = find_companions(s, body, owner, lock=True)
-        handoff = earlier(s, owner, key)
-        handoff = handoff and handoff | {"name": source.name}
-        job = jobs.submit(
-            s, owner=owner, input_id=source.id, spec=document, queue=queue, cache_key=key, handoff=handoff,
-            webhook=spec.webhook and spec.webhook.model_dump(), memory=memory, input_bytes=source.size, ident=ident,
-            companions=[Companion(role=role, artifact_id=a.id, digest=a.digest) for role, a in locked.items()],
-        )  # fmt: skip
+        job = submission.insert(s, ident)
         idempotency.remember(s, asked, job)
         s.refresh(job)
         return job
 
     return settled(insert, lambda s: s.get(Job, ident))
-
-
-def check_device(spec: JobSpec) -> set[str]:
-    """The GPUs that workers have, as in `Job.device`.
-
-    Raises:
-        InvalidJobSpec: the job needs one and there is none.
-    """
-    with reading() as s:
-        gpus = {w.device for w in workers.serving(s, GPU)}
-    if spec.device == "cuda" and not gpus:
-        raise InvalidJobSpec("no worker of this service has a GPU; choose auto or cpu", pointer="/device")
-    return gpus
 
 
 @router.get("")

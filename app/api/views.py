@@ -62,7 +62,7 @@ class Progress(BaseModel):
 
 class JobView(BaseModel):
     """`output` is the artifact's id once `state` is succeeded, `error` the problem once it is failed, `report` a link where there is one. `device_used`
-    is what computed it last: cpu, or cuda and the GPU's name."""
+    is what computed it last: cpu, or cuda and the GPU's name; `comparison` the id of that which it was made for."""
 
     id: str
     state: str
@@ -81,6 +81,7 @@ class JobView(BaseModel):
     priority: str
     tags: dict[str, str]
     webhook: dict[str, str] | None
+    comparison: str | None
     progress: Progress
     error: dict[str, Any] | None
     report: str | None
@@ -128,6 +129,7 @@ def job_view(job: Job) -> JobView:
         id=job.id,
         state=job.state,
         webhook=job.webhook,
+        comparison=job.comparison_id,
         output=job.output_id,
         output_format=spec["output"]["format"],
         gates={k: v for k, v in spec["gates"].items() if v is not None},

@@ -41,9 +41,9 @@ def compress(
     if (preset is None) == (recipe is None):
         raise typer.BadParameter("give either --preset or --recipe")
     check_empty(output)
-    spec: dict[str, Any] = {"preset": preset} if preset else {"recipe": _recipe(recipe)}
-    given = {"output": {"format": format} if format else None, "sanitize": sanitize, "gates": _gates(gate or []), "seed": seed}
-    given |= {"device": device, "priority": priority, "tags": _tags(tag or []), "webhook": {"url": webhook} if webhook else None}
+    spec: dict[str, Any] = {"preset": preset} if preset else {"recipe": given_recipe(recipe)}
+    given = {"output": {"format": format} if format else None, "sanitize": sanitize, "gates": given_gates(gate or []), "seed": seed}
+    given |= {"device": device, "priority": priority, "tags": given_tags(tag or []), "webhook": {"url": webhook} if webhook else None}
     spec |= {k: v for k, v in given.items() if v}
     with Client(url) as client, bars(err) as shown:
         size = size_of(source)
@@ -62,18 +62,18 @@ def compress(
     out.print(f"{output}: {result['format']}, {result['size']:,} bytes of {size:,} ({ratio:.3f} to 1), signed by key {verified.key_id[:16]}")
 
 
-def _recipe(path: Path) -> dict:
+def given_recipe(path: Path) -> dict:
     recipe = parse_json(path.read_bytes())
     return parse_recipe(recipe, "").model_dump(mode="json", exclude_unset=True)
 
 
-def _tags(pairs: list[str]) -> dict:
+def given_tags(pairs: list[str]) -> dict:
     if any("=" not in pair for pair in pairs):
         raise InvalidJobSpec(f"a tag is NAME=TEXT, not one of {', '.join(pairs)}", pointer="/tags")
     return dict(pair.split("=", 1) for pair in pairs)
 
 
-def _gates(pairs: list[str]) -> dict:
+def given_gates(pairs: list[str]) -> dict:
     try:
         return {name: json.loads(value) for name, value in (p.split("=", 1) for p in pairs)}
     except ValueError:

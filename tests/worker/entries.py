@@ -118,6 +118,13 @@ def touched_memory(inp, out, spec, emit):
     emit({"event": "done", "bytes": len(held)})
 
 
+def held_memory(inp, out, spec, emit):
+    """Has `spec["bytes"]` resident, gives them back, and ends well."""
+    _ = b"\1" * spec["bytes"]
+    del _
+    emit({"event": "done"})
+
+
 def large_file(inp, out, spec, emit):
     from worker.__main__ import run
 

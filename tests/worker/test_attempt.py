@@ -86,6 +86,25 @@ def test_it_is_handed_over(storage, zygotes):
     assert sorted(left(storage)) == [f"tmp/{job.id}/1/files/model.packed.safetensors", f"tmp/{job.id}/1/report.json"]
 
 
+def test_its_figures_are_measured(storage, zygotes):
+    job = claimed(storage)
+    Attempt(job, storage, zygotes, lambda: False).run()
+    row = get(job)
+    told, packed = row.figures, row.handoff["files"][0]["size"]
+    assert told["bytes_after"] == packed and told["ratio"] == round(told["bytes_before"] / packed, 4) and told["relative_error"] == 0
+    assert {"fetch", "compress", "verify", "store"} <= told["seconds"].keys() and told["restore_seconds"] == told["seconds"]["verify"]
+    assert 50 << 20 < told["peak_memory"] < 8 << 30
+    assert row.handoff["figures"] == told
+
+
+def test_a_job_that_misses_its_gate_has_figures_too(storage, zygotes):
+    job = claimed(storage, recipe={"steps": [{"method": "prune", "sparsity": 0.5}]}, gates={"max_relative_error": 0.01})
+    Attempt(job, storage, zygotes, lambda: False).run()
+    row = get(job)
+    assert (row.state, row.error["type"]) == ("failed", "gate-failed")
+    assert row.figures["relative_error"] > 0.01 and row.figures["peak_memory"] > 50 << 20 and row.figures["seconds"]["verify"] >= 0
+
+
 def test_what_was_handed_over_stays_whatever_happens_next(storage, zygotes, monkeypatch):
     """As when the commit's answer is lost on its way: the job is in other hands, and its files are theirs."""
 

@@ -98,6 +98,14 @@ def test_the_end_of_the_disk_is_no_crash(follow, rooms):
     assert (rooms[1] / "large").stat().st_size <= 1 << 20
 
 
+def test_its_peak_is_told_by_the_kernel(follow):
+    least, _ = follow("held_memory", bytes=1)
+    more, _ = follow("held_memory", bytes=300 << 20)
+    assert (least.how, more.how) == ("done", "done") and least.memory > 10 << 20
+    assert 280 << 20 < more.memory - least.memory < 340 << 20
+    assert follow("held_memory", bytes=1)[0].memory < least.memory + (50 << 20)  # each child's own
+
+
 def test_a_kill_by_the_kernel_for_memory_is_no_crash():
     """The same signal is a crash when nobody ran out of memory."""
     assert child._judge(Told(print), 9, memory_ran_out=True).problem["type"] == "out-of-memory"

@@ -1,0 +1,86 @@
+"""Comparisons by a real service: the table over HTTP and on the command line, with figures that hold against the results."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from app.client import AsyncClient, Client
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def model(tmp_path) -> Path:
+    torch.manual_seed(0)
+    path = tmp_path / "model.safetensors"
+    save_file({"a.weight": torch.randn(256, 512), "b.weight": torch.randn(64, 256), "b.bias": torch.randn(64)}, path)
+    return path
+
+
+@pytest.fixture
+def key(service) -> str:
+    return (service.home / "api-key").read_text().strip()
+
+
+def test_one_table_of_what_came_of_each(service, key, model):
+    recipes = ["lossless", {"name": "four bits", "recipe": {"steps": [{"method": "quantize", "num_bits": 4}]}, "gates": {"max_relative_error": 1e-3}}, "prune-50"]
+    with Client(service.url, key) as client:
+        source = client.upload(model)
+        made = client.compare(source["id"], recipes)
+        seen = []
+        found = client.wait_comparison(made["id"], seen.append)
+        assert found == client.comparison(made["id"]) and seen[-1]["state"] == "ended"
+        again = client.wait_comparison(client.compare(source["id"], ["lossless"])["id"])["rows"][0]
+        jobs = {j["id"]: j for j in client.jobs()}
+        assert all(sum(s["state"] in ("running",) for s in told["rows"]) <= 1 for told in seen)
+        for row in (found["rows"][0], found["rows"][2]):
+            result, report = client.artifact(row["output"]), client.report(row["output"])
+            assert row["state"] == "succeeded" and row["bytes_after"] == result["size"] and row["bytes_before"] == source["size"]
+            assert row["ratio"] == report["totals"]["ratio"] and row["relative_error"] == report["totals"]["relative_error"]
+            assert row["restore_seconds"] == row["seconds"]["verify"] and {"fetch", "compress", "store", "sign"} <= row["seconds"].keys()
+            assert row["total_seconds"] == pytest.approx(sum(row["seconds"].values()), abs=1e-3) and 50 << 20 < row["peak_memory"] < 8 << 30
+    lossless, four, half = found["rows"]
+    assert lossless["relative_error"] == 0 and half["relative_error"] > 0.1
+    assert (four["state"], four["error"]["type"]) == ("failed", "gate-failed") and four["relative_error"] > 0.01 and four["output"] is None and four["report"]
+    starts = [jobs[row["job"]]["started_at"] for row in found["rows"]]
+    assert starts == sorted(starts)
+    assert again["cached"] and again["bytes_after"] == lossless["bytes_after"] and again["peak_memory"] == lossless["peak_memory"]
+    assert again["seconds"]["compress"] == lossless["seconds"]["compress"]
+
+
+def test_the_async_client_compares_too(service, key, model):
+    async def run() -> dict:
+        async with AsyncClient(service.url, key) as client:
+            source = await client.upload(model)
+            made = await client.compare(source["id"], ["int8"], seed=3)
+            return await client.wait_comparison(made["id"])
+
+    assert asyncio.run(run())["rows"][0]["state"] == "succeeded"
+
+
+def test_on_the_command_line(service, model, tmp_path):
+    recipe = tmp_path / "ours.json"
+    recipe.write_text(json.dumps({"steps": [{"method": "prune", "sparsity": 0.75}]}))
+
+    def run(*more: str):
+        variables = os.environ | {"MODELPRESS_URL": service.url, "MODELPRESS_HOME": str(service.home), "COLUMNS": "200"}
+        command = [sys.executable, "-m", "app.cli", "compare", str(model), "--preset", "lossless", "--recipe", str(recipe), *more]
+        return subprocess.run(command, env=variables, capture_output=True, text=True, timeout=120, cwd=ROOT)
+
+    told = run("--json")
+    rows = json.loads(told.stdout)["rows"]
+    assert told.returncode == 0 and [row["name"] for row in rows] == ["lossless", "ours"] and {row["state"] for row in rows} == {"succeeded"}
+    shown = run()
+    assert shown.returncode == 0 and "ours" in shown.stdout and f"{rows[1]['bytes_after']:,}" in shown.stdout and "restore s" in shown.stdout
+    missed = run("--gate", "max_bytes=1")
+    assert missed.returncode == 1 and missed.stdout.count("failed: gate-failed") == 2
+    assert subprocess.run([sys.executable, "-m", "app.cli", "compare", str(model)], capture_output=True, cwd=ROOT).returncode == 2

@@ -1,0 +1,13 @@
+"""Calibration data and labels: read with bounds, fitted to a model, split, and given out in batches.
+
+    read      an artifact's files -> Samples                              reading.py, text.py, npy.py, labels.py
+    fit       Samples -> Data that the model takes                        fit.py
+    Data      `batches(split, size)`, the splits `fit`, `stop`, `test`    data.py, split.py
+"""
+
+from worker.samples.data import Batch, Data
+from worker.samples.fit import fit
+from worker.samples.reading import Samples, read
+from worker.samples.split import SPLITS, split
+
+__all__ = ["SPLITS", "Batch", "Data", "Samples", "fit", "read", "split"]

@@ -1,0 +1,31 @@
+"""Which samples are for what: `fit` to learn from, `stop` to say when to stop, `test` to judge by. None is in two of them, unless there are too few."""
+
+from __future__ import annotations
+
+import hashlib
+
+SPLITS = ("fit", "stop", "test")
+FEWEST = 20
+"""Below this many samples all three are the whole."""
+
+
+def split(count: int, name: str) -> list[int]:
+    """Positions, ascending. Who goes where is drawn by position alone (SHA-256), so that neither an order of the data (by class, by length) nor a
+    seed moves a sample from one to another. `stop` and `test` have a tenth each.
+
+    Raises:
+        ValueError: `name` is none of SPLITS.
+    """
+    if name not in SPLITS:
+        raise ValueError(f"{name!r} is none of {', '.join(SPLITS)}")
+    if shared(count):
+        return list(range(count))
+    drawn = sorted(range(count), key=lambda i: hashlib.sha256(b"%d" % i).digest())
+    tenth = count // 10
+    parts = {"test": drawn[:tenth], "stop": drawn[tenth : 2 * tenth], "fit": drawn[2 * tenth :]}
+    return sorted(parts[name])
+
+
+def shared(count: int) -> bool:
+    """Whether the three are the same samples."""
+    return count < FEWEST

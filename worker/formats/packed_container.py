@@ -22,11 +22,12 @@ import numpy as np
 from app.limits import Limits
 from app.safetensors_header import PACKED
 from worker.formats.packed_index import Index
+from worker.formats.packed_text import SHORT, to_frame
 from worker.kernels.chunks import BYTES, Layout
 from worker.kernels.payload import chunks, write_payload
 
 VERSION = "1"
-INDEX, REST = "modelpress.index", "modelpress.rest"
+INDEX, REST, BUNDLE = "modelpress.index", "modelpress.rest", "modelpress.bundle"
 _SMALL = 8 << 20  # bytes of payloads that are moved to close the gap behind the header
 _ENTRY = 100  # `:{"dtype":"U8","shape":[n],"data_offsets":[a,b]},` with numbers of 16 digits
 
@@ -64,7 +65,7 @@ class Container:
     def free_name(self, name: str) -> str:
         """`name`, or one like it that no payload has."""
         free = name
-        while free in self.sizes or free in (INDEX, REST):
+        while free in self.sizes or free in (INDEX, REST, BUNDLE):
             self.twins[name] += 1
             free = f"{name}~{self.twins[name]}"
         return free
@@ -79,11 +80,16 @@ class Container:
         Returns:
             bytes stored.
         """
-        stored = write_payload(self.file, values, count, layout, self.pool, entropy, self._admit(layout, weight))
+        stored = write_payload(self.file, values, count, layout, self.pool, entropy, self.admit(layout, weight))
         self.sizes[name] = self.sizes.get(name, 0) + stored
         return stored
 
-    def _admit(self, layout: Layout, weight: float) -> Callable[[int, int], bool]:
+    def append(self, name: str, data: bytes) -> None:
+        """Append bytes as they are, as the payload `name`."""
+        self.file.write(data)
+        self.sizes[name] = len(data)
+
+    def admit(self, layout: Layout, weight: float) -> Callable[[int, int], bool]:
         """Readers refuse a file that claims to restore to more than a hundredfold of itself, so what shrinks further is stored raw."""
 
         def admit(values: int, stored: int) -> bool:
@@ -98,8 +104,11 @@ class Container:
 
     def finish(self, index: Index) -> None:
         """Append the index, write the header, close the gap behind it where that is cheap."""
-        text = np.frombuffer(index.model_dump_json(exclude_defaults=True).encode(), np.uint8)
-        self.add(INDEX, chunks(text, BYTES), len(text), BYTES)
+        text = index.model_dump_json(exclude_defaults=True).encode()
+        if len(text) <= SHORT:
+            self.append(INDEX, to_frame(text))
+        else:
+            self.add(INDEX, chunks(np.frombuffer(text, np.uint8), BYTES), len(text), BYTES)
         total = sum(self.sizes.values())
         header = self._header()
         if total <= _SMALL:

@@ -25,6 +25,7 @@ _KINDS = {
 }
 Natural = Annotated[int, Field(ge=0, lt=1 << 53)]
 Shape = tuple[Natural, ...]
+BUNDLE_VALUES = 1 << 19  # of all tensors in the bundle: some of them may take microseconds each to decode
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 
 
@@ -36,6 +37,11 @@ def layout_of(dtype: str, nbytes: int) -> tuple[Layout, int]:
     """How `nbytes` of a dtype are coded, and how many values they are: a complex number is two floats."""
     width = DTYPES[dtype].itemsize // (2 if dtype.startswith("C") else 1)
     return Layout(_KINDS[dtype], width), nbytes // width
+
+
+def columns_of(shape: tuple[int, ...]) -> int:
+    """Of a tensor that is seen as the matrix [first dimension, all others]; of one dimension or none it is one row."""
+    return max(1, math.prod(shape[1:] if len(shape) > 1 else shape))
 
 
 class _Strict(BaseModel):
@@ -91,6 +97,11 @@ class PackedQuantized(_Strict):
     sections: Annotated[tuple[Natural, ...], Field(min_length=2, max_length=3)]
     step: Natural | None = None  # of Index.steps
 
+    @property
+    def beside(self) -> int:
+        """Scales and zero points."""
+        return math.prod(self.scale_shape) * (len(self.sections) - 1)
+
 
 class PackedCodebook(_Strict):
     """Codes of a matrix [rows, columns] and the levels [codebooks, levels of each] that they stand for. `sections`: bytes of the payloads codes, levels."""
@@ -107,13 +118,21 @@ class PackedCodebook(_Strict):
     step: Natural | None = None  # of Index.steps
 
     @property
+    def beside(self) -> int:
+        """Levels."""
+        return math.prod(self.levels_shape)
+
+    @property
     def levels_bytes(self) -> int:
         return math.prod(self.levels_shape) * DTYPES[self.levels_dtype].itemsize
 
 
 class PackedTensor(_Strict):
+    """A tensor is a payload, or the next bytes of the bundle: those of its `sections` or, of one that has no codes, `size`."""
+
     name: str
-    payload: str
+    payload: str | None = None
+    size: Natural | None = None
     shard: Natural
     dtype: str
     shape: Shape
@@ -122,6 +141,19 @@ class PackedTensor(_Strict):
     @property
     def nbytes(self) -> int:
         return math.prod(self.shape) * DTYPES[self.dtype].itemsize
+
+    @property
+    def bundled(self) -> int:
+        """Bytes in the bundle."""
+        return 0 if self.payload is not None else sum(self.quantized.sections) if self.quantized else self.size
+
+    @property
+    def values(self) -> int:
+        """How many are coded: of complex numbers two each; codes and the scales, zero points or levels that belong to them."""
+        count = math.prod(self.shape)
+        if self.quantized is None:
+            return layout_of(self.dtype, self.nbytes)[1]
+        return count + self.quantized.beside
 
 
 class Index(_Strict):
@@ -132,6 +164,7 @@ class Index(_Strict):
     shard_index: str | None = None  # path of the weight map that a restore regenerates
     tensors: tuple[PackedTensor, ...] = ()
     aliases: dict[str, str] = {}
+    bundle: str | None = None
     steps: tuple[dict, ...] = ()  # the recipe's steps that made `quantized` tensors, as JSON
 
     @property
@@ -169,7 +202,8 @@ def parse_index(text: bytes, payloads: set[str], size: int, limits: Limits) -> I
         raise refuse(f"the index is refused: {e.detail}") from None
     _check_files(index)
     _check_tensors(index, limits)
-    used = [*(s.payload for f in index.files for s in f.segments), *(t.payload for t in index.tensors), *([index.rest] if index.rest else ())]
+    used = [*(s.payload for f in index.files for s in f.segments), *(t.payload for t in index.tensors if t.payload is not None)]
+    used += [name for name in (index.rest, index.bundle) if name is not None]
     if len(set(used)) != len(used) or set(used) != payloads:
         raise refuse("the index does not use every payload exactly once")
     if (total := index.restored_bytes()) > limits.expanded(size):
@@ -201,7 +235,7 @@ def _check_files(index: Index) -> None:
                 raise refuse(f"segment {shown(s.name)} has {s.nbytes} bytes, not those of {shown(s.dtype)} {list(s.shape)}")
     if (index.rest is not None) != (index.rest_bytes > 0):
         raise refuse("the payload of the bytes between the segments does not belong to them")
-    if index.kind == "files" and (index.tensors or index.shards or index.shard_index or index.aliases):
+    if index.kind == "files" and (index.tensors or index.shards or index.shard_index or index.aliases or index.bundle):
         raise refuse("an index of kind files has tensors")
 
 
@@ -209,6 +243,9 @@ def _check_tensors(index: Index, limits: Limits) -> None:
     names = {t.name for t in index.tensors}
     if len(names) != len(index.tensors) or names & index.aliases.keys() or not names.issuperset(index.aliases.values()):
         raise refuse("names of tensors occur twice, or an alias stands for no tensor")
+    bundled = [t for t in index.tensors if t.payload is None]
+    if any((t.payload is None and t.quantized is None) != (t.size is not None) for t in index.tensors):
+        raise refuse("a tensor has neither a payload nor a size in the bundle, or both")
     for t in index.tensors:
         if t.dtype not in DTYPES or t.shard >= len(index.shards) or len(t.shape) > limits.rank:
             raise refuse(f"tensor {shown(t.name)} has dtype {shown(t.dtype)}, shard {t.shard}, {len(t.shape)} dimensions")
@@ -219,6 +256,8 @@ def _check_tensors(index: Index, limits: Limits) -> None:
             if not fits or DTYPES[t.dtype].is_complex or not DTYPES[t.dtype].is_floating_point:
                 beside = f"levels {list(q.levels_shape)}" if isinstance(q, PackedCodebook) else f"scales {list(q.scale_shape)}"
                 raise refuse(f"codes [{q.rows}, {q.columns}] with {beside} do not make tensor {shown(t.name)} of {t.dtype} {list(t.shape)}")
+    if sum(t.values for t in bundled) > BUNDLE_VALUES or any(t.bundled for t in bundled) != (index.bundle is not None):
+        raise refuse(f"the bundle has more than {BUNDLE_VALUES} values, or is there for no tensor")
 
 
 def _scales_fit(q: PackedQuantized) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import mmap
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -14,9 +14,10 @@ from app.limits import Limits, shown
 from app.safetensors_header import PACKED
 from worker.checkpoint import DTYPES
 from worker.formats.packed_container import INDEX, VERSION, threads
-from worker.formats.packed_index import PackedCodebook, PackedQuantized, PackedSegment, PackedTensor, layout_of, parse_index, refuse
+from worker.formats.packed_index import PackedCodebook, PackedQuantized, PackedSegment, PackedTensor, columns_of, layout_of, parse_index, refuse
+from worker.formats.packed_text import MAGIC, SHORT, from_frame
 from worker.formats.safetensors_file import read_header
-from worker.kernels.chunks import BYTES, CorruptPayload, Layout
+from worker.kernels.chunks import BYTES, CorruptPayload, Layout, decode_chunk
 from worker.kernels.lookup import look_up
 from worker.kernels.payload import Payload
 from worker.kernels.uniform import dequantize
@@ -45,12 +46,25 @@ class PackedReader:
         self.file = path.open("rb")
         try:
             self.index = parse_index(self._index_text(limits), self.ranges.keys() - {INDEX}, path.stat().st_size, limits)
+            self.bundled = self._bundled()
         except BaseException:
             self.close()
             raise
         self.tensors: dict[str, PackedTensor | PackedSegment] = {t.name: t for t in self.index.tensors}
         for f in self.index.files if self.index.kind == "files" else ():
             self.tensors |= {s.payload: s for s in f.segments}
+
+    def _bundled(self) -> dict[str, tuple[int, int]]:
+        """Where the tensors of the bundle lie in the file, by name."""
+        at, end = self.ranges.get(self.index.bundle, (0, 0))
+        found = {}
+        for t in self.index.tensors:
+            if t.payload is None:
+                found[t.name] = at, at + t.bundled
+                at += t.bundled
+        if at != end:
+            raise refuse("the tensors of the bundle do not fill it")
+        return found
 
     def __enter__(self) -> PackedReader:
         return self
@@ -67,17 +81,21 @@ class PackedReader:
         return [*self.tensors, *self.index.aliases]
 
     def stored_bytes(self, name: str) -> int:
-        """Bytes of the payload of a tensor; 0 for a tied name."""
+        """Bytes of a tensor; 0 for a tied name."""
         if name in self.index.aliases:
             return 0
-        begin, end = self.ranges[self.tensors[name].payload]
+        begin, end = self._range(self.tensors[name])
         return end - begin
+
+    def _range(self, t: PackedTensor | PackedSegment) -> tuple[int, int]:
+        """Where in the file a tensor lies."""
+        return self.bundled[t.name] if t.payload is None else self.ranges[t.payload]
 
     def read(self, name: str) -> torch.Tensor:
         """The tensor as it is restored: original dtype and shape, dequantized where it has codes."""
         t = self.tensors[self.index.aliases.get(name, name)]
         if isinstance(t, PackedSegment) or t.quantized is None:
-            values = self._values(t.payload, *layout_of(t.dtype, t.nbytes))
+            values = self._values(t, *layout_of(t.dtype, t.nbytes), columns_of(t.shape))
             return torch.from_numpy(values.view(np.uint8)).view(DTYPES[t.dtype]).reshape(t.shape)
         decoded = self._looked_up if isinstance(t.quantized, PackedCodebook) else self._dequantized
         return decoded(t, t.quantized)
@@ -95,17 +113,43 @@ class PackedReader:
             raise refuse(f"payload {shown(name)} holds {payload.count} values of {payload.layout}; {count} of {layout} belong there")
         return payload
 
-    def _values(self, name: str, layout: Layout, count: int, section: tuple[int, int] | None = None) -> np.ndarray:
+    def chunks(self, t: PackedTensor) -> Iterator[np.ndarray]:
+        """The values of a tensor without codes, in order.
+
+        Raises:
+            InputRefused, CorruptPayload.
+        """
+        layout, count = layout_of(t.dtype, t.nbytes)
+        if t.payload is None:
+            yield self._values(t, layout, count, columns_of(t.shape))
+        else:
+            yield from self.payload(t.payload, layout, count).chunks(self.pool)
+
+    def _values(self, t: PackedTensor | PackedSegment, layout: Layout, count: int, columns: int, section: tuple[int, int] | None = None) -> np.ndarray:
+        """All values of a tensor, or of the bytes `section` of it: a fresh array. `columns`: see `decode_chunk`."""
         try:
-            return self.payload(name, layout, count, section).read(self.pool)
+            if t.payload is not None:
+                return self.payload(t.payload, layout, count, section).read(self.pool)
+            begin, end = self.bundled[t.name]
+            if section:
+                begin, end = begin + section[0], begin + section[1]
+            if not count:
+                if begin != end:
+                    raise CorruptPayload(f"{end - begin} bytes for no values")
+                return np.empty(0, layout.dtype)
+            return np.array(decode_chunk(mapped(self.file.fileno(), begin, end), layout, count, columns))
         except CorruptPayload as e:
-            raise refuse(f"payload {shown(name)}: {e}") from None
+            raise refuse(f"tensor {shown(t.name)}: {e}") from None
 
     def _index_text(self, limits: Limits) -> bytes:
         begin, end = self.ranges[INDEX]
+        most = 4 * limits.safetensors_header_bytes
         try:
-            payload = Payload(mapped(self.file.fileno(), begin, end))
-            if payload.layout != BYTES or payload.count > 4 * limits.safetensors_header_bytes:
+            data = mapped(self.file.fileno(), begin, end)
+            if data[:4] == MAGIC:
+                return from_frame(data, min(most, SHORT))
+            payload = Payload(data)
+            if payload.layout != BYTES or payload.count > most:
                 raise CorruptPayload(f"{payload.count} values of {payload.layout}")
             return payload.read(self.pool).tobytes()
         except CorruptPayload as e:
@@ -122,8 +166,8 @@ class PackedReader:
 
     def _looked_up(self, t: PackedTensor, q: PackedCodebook) -> torch.Tensor:
         (count, size), spans = q.levels_shape, self._spans(t)
-        codes = self._values(t.payload, Layout("codes", q.num_bits), q.rows * q.columns, spans[0])
-        levels = self._values(t.payload, layout_of(q.levels_dtype, 0)[0], count * size, spans[1])
+        codes = self._values(t, Layout("codes", q.num_bits), q.rows * q.columns, q.columns, spans[0])
+        levels = self._values(t, layout_of(q.levels_dtype, 0)[0], count * size, 0, spans[1])
         if size < 1 << q.num_bits and len(codes) and int(codes.max()) >= size:
             raise refuse(f"a code of {shown(t.name)} stands for none of {size} levels")
         codes = torch.from_numpy(codes).reshape(q.rows, q.columns)
@@ -151,7 +195,7 @@ class PackedReader:
         for span, dtype, shape in zip(spans, dtypes, shapes, strict=False):
             count = shape[0] * shape[1]
             layout = layout_of(dtype, 0)[0] if dtype else Layout("codes", q.num_bits)
-            values = self._values(t.payload, layout, count, span)
+            values = self._values(t, layout, count, 0 if out else q.columns, span)
             if not dtype:
                 values -= np.uint8(1 << (q.num_bits - 1))
             out.append(torch.from_numpy(values.view(np.uint8)).view(DTYPES[dtype or "I8"]).reshape(shape))

@@ -11,7 +11,7 @@ from app.limits import Limits, shown
 from worker.checkpoint import DTYPES
 from worker.formats.packed_index import PackedFile, PackedTensor, layout_of, refuse
 from worker.formats.packed_reader import PackedReader
-from worker.formats.packed_writer import tensor_bytes
+from worker.formats.packed_parts import tensor_bytes
 from worker.kernels.chunks import BYTES, CorruptPayload
 
 Progress = Callable[[int], None]
@@ -135,7 +135,7 @@ def _shard(packed: PackedReader, number: int) -> Iterator[memoryview | bytes]:
     yield len(text).to_bytes(8, "little") + text
     for _, t in members:
         if t.quantized is None:
-            for values in packed.payload(t.payload, *layout_of(t.dtype, t.nbytes)).chunks(packed.pool):
+            for values in packed.chunks(t):
                 yield memoryview(values).cast("B")
         else:
             yield memoryview(tensor_bytes(packed.read(t.name)))

@@ -1,6 +1,6 @@
 """One chunk of a payload: up to 2^20 values, coded on their own.
 
-    0   u8   codec       0 raw, 1 constant, 2 zstd, 3 rans (reserved), 4 mask
+    0   u8   codec       0 raw, 1 constant, 2 zstd, 3 rans (reserved), 4 mask, 5 contexts
     1   u8   planes      records in the plane table; 0 where there is none
     2   u16  0
     4   u32  escapes     values outside the window of a plane coded as pairs; 0 where there is none
@@ -11,6 +11,7 @@
     constant  one value, little-endian; a code takes one byte
     zstd      plane table, then the planes: those of planes.py, or one plane that is the raw body; codes: one plane of symbols (see bits.py)
     mask      u32 kept, plane table, then the mask, the signs of the zeros, and the planes of the values kept (see masks.py)
+    contexts  codes only, and only where a matrix's columns are known (see contexts.py)
 
 The plane table, and how a plane is stored, are in codings.py. All integers are little-endian.
 """
@@ -24,13 +25,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from worker.kernels import contexts
 from worker.kernels.bits import from_symbols, pack_bits, packed_bytes, to_symbols, unpack_bits
-from worker.kernels.codings import CONSTANT, GAPS, PAIRS, PLANE, RAW, ZSTD, CorruptPayload
+from worker.kernels.codings import CONSTANT, CONTEXTS, GAPS, PAIRS, PLANE, RAW, ZSTD, CorruptPayload
 from worker.kernels.codings import compress, expand, frame_content, read_table, squeeze, table
 from worker.kernels.masks import from_gaps, from_mask, nonzero, to_gaps, to_mask
 from worker.kernels.planes import from_pairs, merge, split, to_pairs
 
-RANS, MASK = 3, 4  # codecs beside RAW, CONSTANT and ZSTD
+RANS, MASK = 3, 4  # codecs beside RAW, CONSTANT, ZSTD and CONTEXTS
 MAX_VALUES = 1 << 20
 _HEAD = struct.Struct("<BBHI")
 _CRC = struct.Struct("<I")
@@ -65,25 +67,28 @@ class Layout:
 BYTES = Layout("bytes", 1)
 
 
-def encode_chunk(values: np.ndarray, layout: Layout, entropy: bool = True) -> bytes:
+def encode_chunk(values: np.ndarray, layout: Layout, entropy: bool = True, columns: int = 0) -> bytes:
     """The smallest form of `values` that is found: with `entropy` any codec, else raw.
 
     Args:
         values: `layout.dtype` [n], 1 <= n <= MAX_VALUES; codes are below 2^width.
+        columns: of the matrix that the values are, row by row, if it may be coded in contexts, which takes some microseconds a value; else 0.
     """
     if entropy:
         if values[0] == values[-1] and (values == values[0]).all():
             return _frame(CONSTANT, 0, 0, values[:1].tobytes())
-        best = min((_frame(*form) for form in _forms(values, layout)), key=len)
+        best = min((_frame(*form) for form in _forms(values, layout, columns)), key=len)
         if len(best) < layout.raw_bytes(len(values)) + _BODY:
             return best
     return _frame(RAW, 0, 0, (pack_bits(values, layout.width) if layout.kind == "codes" else values).tobytes())
 
 
-def _forms(values: np.ndarray, layout: Layout) -> Iterator[tuple[int, int, int, bytes]]:
+def _forms(values: np.ndarray, layout: Layout, columns: int) -> Iterator[tuple[int, int, int, bytes]]:
     """(codec, planes, escapes, body) of every form that is worth a trial."""
     if layout.kind == "codes":
         yield ZSTD, 1, 0, table([squeeze(to_symbols(values, layout.width), "huffman")])
+        if columns:
+            yield CONTEXTS, 0, 0, contexts.encode(values, columns)
     elif layout.kind == "bytes":
         yield ZSTD, 1, 0, table([squeeze(values, "huffman", "level")])
     elif layout.kind == "int":
@@ -100,6 +105,8 @@ def _forms(values: np.ndarray, layout: Layout) -> Iterator[tuple[int, int, int, 
             mask = squeeze(to_mask(keep), "huffman", "level")
             if zeros >= _GAPS_FROM * len(values):
                 mask = min(mask, (GAPS, compress("huffman", to_gaps(keep))), key=lambda form: len(form[1]))
+            if columns and zeros < len(values):
+                mask = min(mask, (CONTEXTS, contexts.encode(keep.view(np.uint8), columns)), key=lambda form: len(form[1]))
             negative = values[~keep] != 0 if np.count_nonzero(values) > len(values) - zeros else np.zeros(zeros, bool)
             signs = squeeze(to_mask(negative), "huffman")
             yield MASK, 2 + layout.width, escapes, _CRC.pack(len(values) - zeros) + table([mask, signs, *parts])
@@ -124,8 +131,11 @@ def _frame(codec: int, planes: int, escapes: int, body: bytes) -> bytes:
     return b"".join([head, _CRC.pack(zlib.crc32(body, zlib.crc32(head))), body])
 
 
-def decode_chunk(data: memoryview, layout: Layout, count: int) -> np.ndarray:
+def decode_chunk(data: memoryview, layout: Layout, count: int, columns: int = 0) -> np.ndarray:
     """The inverse of `encode_chunk`: `layout.dtype` [count], maybe a view on `data`.
+
+    Args:
+        columns: as for `encode_chunk`; where it is 0 nothing may be coded in contexts.
 
     Raises:
         CorruptPayload: checksum, codec, a length, or a frame is wrong. Nothing larger than the chunk itself is allocated before that is known.
@@ -137,9 +147,9 @@ def decode_chunk(data: memoryview, layout: Layout, count: int) -> np.ndarray:
     if zlib.crc32(body, zlib.crc32(data[: _HEAD.size])) != _CRC.unpack_from(data, _HEAD.size)[0]:
         raise CorruptPayload("a chunk's checksum does not hold")
     if codec == RANS:
-        raise CorruptPayload("codec 3 (rans) is reserved; this reader decodes raw, constant, zstd and mask")
-    if codec not in (RAW, CONSTANT, ZSTD, MASK) or zero or (escapes and codec in (RAW, CONSTANT)):
-        raise CorruptPayload(f"codec {codec} with {escapes} escapes is none of raw (0), constant (1), zstd (2), mask (4)")
+        raise CorruptPayload("codec 3 (rans) is reserved; this reader decodes raw, constant, zstd, mask and contexts")
+    if codec not in (RAW, CONSTANT, ZSTD, MASK, CONTEXTS) or zero or (escapes and codec not in (ZSTD, MASK)):
+        raise CorruptPayload(f"codec {codec} with {escapes} escapes is none of raw (0), constant (1), zstd (2), mask (4), contexts (5)")
     if codec == RAW:
         values = _raw(body, layout, count)
     elif codec == CONSTANT:
@@ -148,8 +158,12 @@ def decode_chunk(data: memoryview, layout: Layout, count: int) -> np.ndarray:
         values = np.full(count, np.frombuffer(body, layout.dtype)[0])
     elif codec == ZSTD:
         values = _planes(body, planes, escapes, layout, count)
+    elif codec == CONTEXTS:
+        if layout.kind != "codes":
+            raise CorruptPayload(f"contexts for {layout}")
+        values = _in_contexts(body, count, columns)
     else:
-        values = _masked(body, planes, escapes, layout, count)
+        values = _masked(body, planes, escapes, layout, count, columns)
     if layout.kind == "codes" and layout.width < 8 and int(values.max()) >> layout.width:
         raise CorruptPayload(f"a code exceeds {layout.width} bits")
     return values
@@ -161,6 +175,15 @@ def _raw(body, layout: Layout, count: int) -> np.ndarray:
     if layout.kind == "codes":
         return unpack_bits(np.frombuffer(body, np.uint8), layout.width, count)
     return np.frombuffer(body, layout.dtype)
+
+
+def _in_contexts(body, count: int, columns: int) -> np.ndarray:
+    if not columns:
+        raise CorruptPayload("values are coded in contexts where none belong")
+    try:
+        return contexts.decode(body, count, columns)
+    except ValueError as e:
+        raise CorruptPayload(str(e)) from None
 
 
 def _planes(body, planes: int, escapes: int, layout: Layout, count: int) -> np.ndarray:
@@ -177,7 +200,7 @@ def _planes(body, planes: int, escapes: int, layout: Layout, count: int) -> np.n
     return from_symbols(plane, layout.width, count) if layout.kind == "codes" else plane.view(layout.dtype)
 
 
-def _masked(body, planes: int, escapes: int, layout: Layout, count: int) -> np.ndarray:
+def _masked(body, planes: int, escapes: int, layout: Layout, count: int, columns: int) -> np.ndarray:
     if layout.kind != "float" or planes != 2 + layout.width or len(body) < _CRC.size:
         raise CorruptPayload(f"a mask and {planes - 2} planes for {layout}")
     kept = _CRC.unpack_from(body)[0]
@@ -188,6 +211,11 @@ def _masked(body, planes: int, escapes: int, layout: Layout, count: int) -> np.n
     try:
         if coding == GAPS:
             where = from_gaps(frame_content(mask, kept + count // 255), count)
+        elif coding == CONTEXTS:
+            bits = _in_contexts(mask, count, columns)
+            if int(bits.max()) > 1:
+                raise CorruptPayload("a mask in contexts has other codes than 0 and 1")
+            where = np.flatnonzero(bits)
         else:
             where = from_mask(expand(coding, mask, (count + 7) // 8), count)
         negative = from_mask(expand(*signs, (count - kept + 7) // 8), count - kept)

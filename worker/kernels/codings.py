@@ -8,6 +8,7 @@
               3 pairs     plane 0 of floats: u8 top, u32 bytes of the frame, a zstd frame of ceil(n / 2) bytes, the escapes. Nibble r of the
                           frame's content (the low one first) stands for the byte top - r, 15 for the next of the escapes
               4 gaps      a mask: a zstd frame of gap bytes (see masks.py)
+              5 contexts  a mask: codes of one bit (see contexts.py)
 
 zstandard serves as an order-0 Huffman coder (its LZ stage set so that it finds next to nothing: matches in exponents are accidents that cost more
 than they save). Two exponents in a symbol halve what a Huffman code loses to whole bits, and the work. What is not a number gets an ordinary level.
@@ -21,7 +22,7 @@ import threading
 import numpy as np
 import zstandard
 
-RAW, CONSTANT, ZSTD, PAIRS, GAPS = range(5)
+RAW, CONSTANT, ZSTD, PAIRS, GAPS, CONTEXTS = range(6)
 PLANE = struct.Struct("<BI")  # also the head of a plane coded as pairs
 
 _HUFFMAN = zstandard.ZstdCompressionParameters(strategy=1, min_match=7, window_log=17, hash_log=6, chain_log=6, target_length=0)

@@ -5,21 +5,24 @@ from __future__ import annotations
 import io
 import json
 import resource
+import struct
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from app.errors import InputRefused
+from app.packed_dictionary import DICTIONARY
 from worker.encoded import Codebook, Encoded, Quantized
 from worker.formats import open_checkpoint
 from worker.formats.packed import PACKED_NAME, PackedWriter, open_packed, pack_files, restore_packed
-from worker.kernels.chunks import BYTES, Layout
+from worker.kernels.chunks import BYTES, Layout, encode_chunk
 from worker.kernels.payload import chunks, write_payload
 
 
@@ -120,6 +123,23 @@ SIZES = {"sections": [len(payload(np.array([0, 1, 2, 0], np.uint8), Layout("code
 CODEBOOK |= SIZES
 
 
+SMALL = {k: v for k, v in TENSOR.items() if k != "payload"} | {"size": 28}
+PARTS = {"b": encode_chunk(np.arange(4, dtype=np.uint32) << 20, Layout("float", 4))}
+SPARSE = np.where(np.arange(400) % 29 == 0, 1, 0).astype(np.uint8)
+CONTEXTS = encode_chunk(SPARSE, Layout("codes", 2), columns=20)
+assert len(PARTS["b"]) == 28 and CONTEXTS[0] == 5
+
+
+def bundle(*changes: dict, **more) -> dict:
+    """An index of the tensor `SMALL` with `changes`, each of which makes another."""
+    return {"kind": "tensors", "shards": [{"path": "m.safetensors"}], "tensors": [SMALL | c for c in changes or ({},)], "bundle": "b"} | more
+
+
+def in_payload(chunk: bytes, count: int, bits: int) -> bytes:
+    """A payload of codes with one chunk."""
+    return struct.pack("<BBBBIQQQ", 3, bits, 20, 0, 1, count, 32, 32 + len(chunk)) + chunk
+
+
 def files(**changes) -> dict:
     return {"kind": "files", "rest": "modelpress.rest", "files": [FILE | changes]}
 
@@ -190,6 +210,21 @@ BAD_INDEXES = {
     "code without a level": (tensors(quantized=CODEBOOK | {"levels_shape": [3, 2], "rows": 3}), BOOK),
     "code without a level, of one codebook": (tensors(quantized=CODEBOOK | {"levels_shape": [1, 2]}), BOOK),
     "codebook bomb": (tensors(shape=[1 << 26], quantized=CODEBOOK | {"rows": 1, "columns": 1 << 26, "num_bits": 8, "group_size": 1, "levels_shape": [1 << 26, 256]}), BOOK),
+    "bundle that is not filled": (bundle({"size": 27}), PARTS),
+    "bundle that is too small": (bundle({"size": 29}), PARTS),
+    "bundle of one tensor twice": (bundle({}, {"name": "v"}), PARTS),
+    "bundle of nothing": (bundle({"size": 0}), PARTS),
+    "bundle for no tensor": (TENSORS | {"bundle": "b"}, WEIGHT | PARTS),
+    "no bundle": (bundle() | {"bundle": None}, {}),
+    "bundle in kind files": (files() | {"bundle": "b"}, REST | PARTS),
+    "bundle that is the index": (bundle(bundle="modelpress.index"), {}),
+    "bundle and payload": (bundle({"payload": "w"}), PARTS | WEIGHT),
+    "neither bundle nor payload": (bundle({"size": None}), PARTS),
+    "bundle of other shape": (bundle({"shape": [5]}), PARTS),
+    "bundle of other dtype": (bundle({"dtype": "F64"}), PARTS),
+    "bundle of too many values": (bundle({"shape": [(1 << 19) + 1]}), PARTS),
+    "bundle of too many levels": (bundle({"size": None, "shape": [1, 5000], "quantized": CODEBOOK | {"rows": 1, "columns": 5000, "num_bits": 8, "group_size": 1, "levels_shape": [5000, 256], "sections": [14, 14]}}), PARTS),
+    "contexts in a payload": (tensors(shape=[20, 20], quantized=CODEBOOK | {"rows": 20, "columns": 20, "group_size": 20, "levels_shape": [1, 4], "sections": [32 + len(CONTEXTS), 50]}), {"w": in_payload(CONTEXTS, 400, 2) + payload(np.arange(4, dtype=np.uint16), Layout("float", 2))}),
     "codes of no matrix": (tensors(quantized=CODES | {"rows": 3}), WEIGHT),
     "codes of 9 bits": (tensors(quantized=CODES | {"num_bits": 9}), WEIGHT),
     "codes with too few scales": (tensors(quantized=CODES | {"scale_shape": [2, 2]}), WEIGHT),
@@ -227,3 +262,44 @@ def test_a_claimed_terabyte_costs_no_memory(tmp_path):
         with pytest.raises(InputRefused, match="restore to"):
             restored(forge(index, REST if index["kind"] == "files" else WEIGHT), tmp_path)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 32 << 10  # KiB
+
+
+def test_a_bundle_of_the_forger_is_read(tmp_path):
+    assert restored(forge(bundle(), PARTS), tmp_path)["m.safetensors"][-16:] == (np.arange(4, dtype=np.uint32) << 20).tobytes()
+
+
+def frame(text: bytes, **changes) -> bytes:
+    """An index as a frame of zstd, with its dictionary unless it is changed."""
+    words = zstandard.ZstdCompressionDict(changes.pop("words", DICTIONARY), dict_type=zstandard.DICT_TYPE_RAWCONTENT)
+    return zstandard.ZstdCompressor(dict_data=words, **{"write_checksum": True, "write_dict_id": False} | changes).compress(text)
+
+
+TRUE = json.dumps(TENSORS).encode()
+BAD_FRAMES = {
+    "without a checksum": frame(TRUE, write_checksum=False),
+    "without its size": frame(TRUE, write_content_size=False),
+    "cut off": frame(TRUE)[:-5],
+    "with more behind it": frame(TRUE) + b"x",
+    "twice": frame(TRUE) * 2,
+    "of another dictionary": frame(TRUE, words=DICTIONARY + b"and more"),
+    "of 100 MB": frame(TRUE + b" " * 100_000_000),
+    "head only": frame(TRUE)[:6],
+    "magic only": frame(TRUE)[:4],
+}
+
+
+@pytest.mark.parametrize("case", [None, *BAD_FRAMES])
+def test_bad_frames_of_an_index_are_refused(case, tmp_path):
+    data = BAD_FRAMES[case] if case else frame(TRUE)
+    header = {"__metadata__": {"format": "modelpress.packed", "version": "1", "index": "modelpress.index"}}
+    header["w"] = {"dtype": "U8", "shape": [len(WEIGHT["w"])], "data_offsets": [0, len(WEIGHT["w"])]}
+    header["modelpress.index"] = {"dtype": "U8", "shape": [len(data)], "data_offsets": [len(WEIGHT["w"]), len(WEIGHT["w"]) + len(data)]}
+    head = json.dumps(header).encode()
+    whole = len(head).to_bytes(8, "little") + head + WEIGHT["w"] + data
+    if case is None:
+        assert list(restored(whole, tmp_path)) == ["m.safetensors"]
+        return
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(InputRefused) as e:
+        restored(whole, tmp_path)
+    assert e.value.type == "invalid-packed" and resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 32 << 10

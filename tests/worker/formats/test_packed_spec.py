@@ -13,6 +13,7 @@ import pytest
 import zstandard
 
 GOLDEN = Path(__file__).parent / "golden"
+PAGE = (Path(__file__).parents[3] / "docs" / "packed.md").read_text()
 EXPECTED = json.loads((GOLDEN / "expected.json").read_text())
 ITEM = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "U8": 1, "I8": 1, "BOOL": 1}
 
@@ -22,7 +23,13 @@ def container(data: bytes) -> tuple[dict[str, bytes], dict]:
     header = json.loads(data[8 : 8 + n])
     assert header.pop("__metadata__") == {"format": "modelpress.packed", "version": "1", "index": "modelpress.index"}
     payloads = {name: data[8 + n + e["data_offsets"][0] : 8 + n + e["data_offsets"][1]] for name, e in header.items()}
-    return payloads, json.loads(payload(payloads["modelpress.index"]))
+    index = payloads["modelpress.index"]
+    if index[:4] == b"\x28\xb5\x2f\xfd":
+        lines = PAGE.split("without the four spaces and the line ends:")[1].strip("\n").split("\n")
+        assert all(line.startswith("    ") for line in lines)
+        words = zstandard.ZstdCompressionDict("".join(line[4:] for line in lines).encode(), dict_type=zstandard.DICT_TYPE_RAWCONTENT)
+        return payloads, json.loads(zstandard.ZstdDecompressor(dict_data=words).decompress(index))
+    return payloads, json.loads(payload(index))
 
 
 def payload(data: bytes) -> bytes:
@@ -33,7 +40,7 @@ def payload(data: bytes) -> bytes:
     return b"".join(chunk(data[a:b], kind, width, n) for a, b, n in zip(offsets, offsets[1:], sizes, strict=False))
 
 
-def chunk(data: bytes, kind: int, w: int, n: int) -> bytes:
+def chunk(data: bytes, kind: int, w: int, n: int, columns: int = 0) -> bytes:
     codec, planes, zero, escapes, crc = struct.unpack_from("<BBHII", data)
     body = data[12:]
     assert zero == 0 and crc == zlib.crc32(body, zlib.crc32(data[:8]))
@@ -45,7 +52,12 @@ def chunk(data: bytes, kind: int, w: int, n: int) -> bytes:
     if codec == 4:
         (kept,) = struct.unpack_from("<I", body)
         mask, signs, *rest = table(body[4:], planes)
+        if mask[0] == 5:
+            mask = 0, np.packbits(np.frombuffer(contexts(mask[1], n, columns), np.uint8), bitorder="little").tobytes()
         return masked(mask, signs, merge(rest, kept, escapes, True), n, kept, w)
+    if codec == 5:
+        assert kind == 3 and planes == escapes == 0
+        return contexts(body, n, columns)
     assert codec == 2
     parts = table(body, planes)
     if kind == 3:
@@ -128,13 +140,123 @@ def fp8(code: int) -> float:
     return (-1) ** sign * (m / 8 * 2**-6 if e == 0 else (1 + m / 8) * 2.0 ** (e - 7))
 
 
-def tensor(t: dict, data: bytes) -> bytes:
+class Bits:
+    """The range coder of section 7."""
+
+    def __init__(self, data: bytes):
+        self.data, self.at, self.range, self.value = data + bytes(1 << 16), 4, 2**32 - 1, int.from_bytes((data + bytes(4))[:4], "big")
+
+    def bit(self, p: int) -> int:
+        bound = (self.range >> 16) * p
+        bit = int(self.value < bound)
+        self.range, self.value = (bound, self.value) if bit else (self.range - bound, self.value - bound)
+        while self.range < 2**24:
+            self.range, self.value, self.at = self.range << 8, self.value << 8 | self.data[self.at], self.at + 1
+        return bit
+
+
+def clip(x: int) -> int:
+    return max(-2047, min(2047, x))
+
+
+class Model:
+    """States by context and weights by set, as section 7 has them."""
+
+    def __init__(self, bits: Bits):
+        self.bits, self.states, self.weights = bits, {}, {}
+
+    def bit(self, contexts: tuple, chosen: int) -> int:
+        keys = list(enumerate(contexts))
+        states = [self.states.get(key, (1 << 21, 0)) for key in keys]
+        s = [clip(round(256 * np.log((2 * (q >> 10) + 1) / (8191 - 2 * (q >> 10))))) for q, _ in states]
+        w = self.weights.setdefault(chosen, [20480] * 3)
+        d = clip(sum(a * b for a, b in zip(w, s, strict=True)) >> 16)
+        p = round(65536 / (1 + np.exp(-d / 256)))
+        bit = self.bits.bit(p)
+        for key, (q, k) in zip(keys, states, strict=True):
+            self.states[key] = q + ((2**22 * bit - q) * (131072 // (2 * k + 3)) >> 16), min(k + 1, 1023)
+        self.weights[chosen] = [a + ((2**16 * bit - p) * b >> 15) for a, b in zip(w, s, strict=True)]
+        return bit
+
+
+def bucket(x: int) -> int:
+    return x if x < 2 else 2 * x.bit_length() - 2 + (x >> (x.bit_length() - 2) & 1)
+
+
+def contexts(body: bytes, n: int, columns: int) -> bytes:
+    zero, depth, lag = struct.unpack_from("<BBI", body)
+    bits = Bits(body[6:])
+    flags, numbers = Model(bits), Model(bits)
+    codes = np.full(n, zero, int)
+    kept = dict.fromkeys(range(-1, columns + 1), 0)
+
+    def off(j: int) -> int:
+        return codes[j] - zero if 0 <= j < n else 0
+
+    def sgn(j: int) -> int:
+        return np.sign(off(j))
+
+    for i in range(n):
+        r, c = divmod(i, columns)
+        held = int(np.count_nonzero(codes[r * columns : i] - zero))
+        age = min(15, r.bit_length())
+        around = sum(int(sgn(j) != 0) << b for b, j in enumerate((i - 1, i - 2, i - lag, i - 2 * lag, i - lag + 1, i - lag - 1)))
+        dense = min(15, bucket(32 * (2 * kept[c] + kept[c - 1] + kept[c + 1]) // (r + 2)))
+        if flags.bit(((min(31, kept[c]), age), (bucket(min(4095, held)), 16 * c // columns), (around, dense)), age):
+            signs = 2 * sgn(i - 1) + 2 * sgn(i - lag) + sgn(i - 2) + sgn(i - 2 * lag) + sgn(i - lag + 1) + sgn(i - lag - 1)
+            sizes = (2 * off(i - 1) + 2 * off(i - lag) + off(i - lag + 1) + off(i - lag - 1)) >> max(0, depth - 3)
+            node = 1
+            for _ in range(depth):
+                node = 2 * node + numbers.bit((node, (signs, node), (max(-32, min(31, sizes)), node)), node)
+            v = node - (1 << depth)
+            kept[c] += 1
+            codes[i] = v + (v >= zero)
+    return codes.astype(np.uint8).tobytes()
+
+
+def bundled(t: dict, data: bytes) -> list[bytes]:
+    """The parts of a tensor in the bundle."""
     if "quantized" not in t:
-        return payload(data)
-    q, at, sections = t["quantized"], 0, []
-    for size in q["sections"]:
-        sections.append(payload(data[at : at + size]))
+        kind = 2 if t["dtype"][0] in "IUB" and t["dtype"] != "BF16" else 1
+        n = int(np.prod(t["shape"], dtype=int))
+        columns = int(np.prod(t["shape"][1:] if len(t["shape"]) > 1 else t["shape"], dtype=int))
+        return [chunk(data, kind, ITEM[t["dtype"]], n, max(1, columns)) if n else b""]
+    q, at, out = t["quantized"], 0, []
+    rows, columns = q["rows"], q["columns"]
+    kinds = [(1, 1, rows * columns) if q["type"] == "float" else (3, q["num_bits"], rows * columns)]
+    beside = q.get("scale_shape") or q["levels_shape"]
+    kinds += [(1, ITEM[q.get("scale_dtype") or q["levels_dtype"]], beside[0] * beside[1]), (2, 1, beside[0] * beside[1])]
+    for i, (size, (kind, w, n)) in enumerate(zip(q["sections"], kinds, strict=False)):
+        out.append(chunk(data[at : at + size], kind, w, n, columns if i == 0 else 0))
         at += size
+    return out
+
+
+def tensors(payloads: dict[str, bytes], index: dict) -> dict[str, bytes]:
+    """Every tensor of an index of kind tensors."""
+    out, at = {}, 0
+    for t in index["tensors"]:
+        if "payload" in t:
+            out[t["name"]] = tensor(t, payloads[t["payload"]])
+            continue
+        size = sum(t["quantized"]["sections"]) if "quantized" in t else t["size"]
+        out[t["name"]] = tensor(t, payloads[index["bundle"]][at : at + size])
+        at += size
+    assert at == len(payloads[index["bundle"]] if "bundle" in index else b"")
+    return out
+
+
+def tensor(t: dict, data: bytes) -> bytes:
+    if "payload" not in t:
+        sections = bundled(t, data)
+    elif "quantized" in t:
+        ends = np.cumsum([0, *t["quantized"]["sections"]])
+        sections = [payload(data[a:b]) for a, b in zip(ends, ends[1:], strict=False)]
+    else:
+        sections = [payload(data)]
+    if "quantized" not in t:
+        return sections[0]
+    q = t["quantized"]
     rows, columns = q["rows"], q["columns"]
     if q["type"] == "codebook":
         return looked_up(q, sections, rows, columns)
@@ -196,7 +318,7 @@ def test_the_golden_files_are_decoded_by_the_page_alone():
 def test_the_golden_tensors_are_decoded_by_the_page_alone():
     payloads, index = container((GOLDEN / "tensors.packed.safetensors").read_bytes())
     assert index["kind"] == "tensors" and index["shards"] == [{"path": "model.safetensors"}]
-    found = {t["name"]: sha256(tensor(t, payloads[t["payload"]])) for t in index["tensors"]}
+    found = {name: sha256(data) for name, data in tensors(payloads, index).items()}
     found |= {alias: found[name] for alias, name in index["aliases"].items()}
     assert found == EXPECTED["tensors"]
     assert index["steps"][0]["method"] == "quantize"
@@ -205,7 +327,7 @@ def test_the_golden_tensors_are_decoded_by_the_page_alone():
 @pytest.mark.parametrize("kind", ["files", "tensors"])
 def test_the_reader_still_reads_them(kind, tmp_path):
     from worker.formats.packed import open_packed, restore_packed
-    from worker.formats.packed_writer import tensor_bytes
+    from worker.formats.packed_parts import tensor_bytes
 
     path = GOLDEN / f"{kind}.packed.safetensors"
     assert path.stat().st_size < 20_000
@@ -239,4 +361,5 @@ def test_codebooks_are_decoded_by_the_page_alone(tmp_path, strategy, transposed)
     writer.write(Encoded(checkpoint.tensors["w"], "quantized", dense, quantized=q))
     writer.finish()
     payloads, index = container((tmp_path / "packed").read_bytes())
-    assert tensor(index["tensors"][0], payloads["w"]) == dense.numpy().tobytes()
+    assert tensors(payloads, index)["w"] == dense.numpy().tobytes()
+    assert 5 in USED["codecs"]

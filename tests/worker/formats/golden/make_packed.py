@@ -18,7 +18,7 @@ from worker.encoded import Encoded, Quantized
 from worker.formats import open_checkpoint
 from worker.formats.packed import PackedWriter, pack_files
 from worker.kernels.uniform import dequantize
-from worker.formats.packed_writer import tensor_bytes
+from worker.formats.packed_parts import tensor_bytes
 
 HERE = Path(__file__).parent
 

@@ -1,0 +1,85 @@
+"""What a tensor of a lossy result consists of in a packed file: its values, or codes with their scales or levels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from worker.checkpoint import NAMES
+from worker.encoded import Codebook, Encoded
+from worker.formats.packed_index import columns_of, layout_of
+from worker.kernels.chunks import Layout
+from worker.kernels.masks import nonzero
+from worker.kernels.payload import chunks
+
+
+class Part(NamedTuple):
+    """Values that are coded together.
+
+    Args:
+        values: [n]; `layout.dtype` once `bias` is added to them.
+        columns: of the matrix that they are, row by row; 0 where they are none.
+        entropy: whether they are entropy-coded.
+        weight: bytes of the restored files that a value stands for; 0 where it stands for none.
+    """
+
+    values: np.ndarray
+    layout: Layout
+    columns: int
+    entropy: bool
+    weight: float
+    bias: int = 0
+
+    def whole(self) -> np.ndarray:
+        """All values, as they are coded."""
+        return self.values + np.uint8(self.bias) if self.bias else self.values
+
+    def chunks(self) -> Iterator[np.ndarray]:
+        return (part + np.uint8(self.bias) if self.bias else part for part in chunks(self.values, self.layout))
+
+    def sparse(self) -> bool:
+        """Whether half of the values or more are 0 or, of codes, the same."""
+        if not len(self.values):
+            return False
+        if self.layout.dtype.itemsize == 1:
+            most = int(np.bincount(self.values).max())
+        else:
+            most = len(self.values) - int(np.count_nonzero(nonzero(self.values)))
+        return 2 * most >= len(self.values)
+
+
+def parts_of(encoded: Encoded, restored: int) -> list[Part]:
+    """The parts in their order, values or codes first.
+
+    Integers of uniform quantization are entropy-coded where a lossless step targets them or they are pruned; everything else is.
+
+    Args:
+        restored: bytes that the tensor takes in restored files.
+    """
+    q = encoded.quantized
+    if q is None:
+        return [_numbers(encoded.dense, restored, columns_of(encoded.spec.shape))]
+    columns = q.codes.shape[1]
+    weight = restored / max(1, q.codes.numel())
+    if isinstance(q, Codebook):
+        return [Part(tensor_bytes(q.codes), Layout("codes", q.num_bits), columns, True, weight), _numbers(q.levels, q.levels.nbytes)]
+    entropy = encoded.lossless or encoded.mask is not None
+    if q.params.type == "float":
+        codes = _numbers(q.codes, restored, columns, entropy)
+    else:
+        codes = Part(tensor_bytes(q.codes), Layout("codes", q.params.num_bits), columns, entropy, weight, 1 << (q.params.num_bits - 1))
+    return [codes, *(_numbers(t, entropy=entropy) for t in (q.scale, q.zero_point) if t is not None)]
+
+
+def _numbers(t: torch.Tensor, restored: int = 0, columns: int = 0, entropy: bool = True) -> Part:
+    bits = tensor_bytes(t)
+    layout, count = layout_of(NAMES[t.dtype], len(bits))
+    return Part(bits.view(layout.dtype), layout, columns, entropy, restored / max(1, count))
+
+
+def tensor_bytes(values: torch.Tensor) -> np.ndarray:
+    """The bytes of a tensor, row-major: uint8 [nbytes]; a view where it is contiguous."""
+    return values.contiguous().reshape(-1).view(torch.uint8).numpy()

@@ -67,6 +67,6 @@ def test_every_method_and_format_has_its_handler_and_a_test():
 
 
 def test_the_childs_side_has_no_database_no_storage_and_no_network():
-    for name in ("__main__", "pipeline", "lossless", "lossy", "proof", "restore", "sanitize", "output", "report"):
+    for name in ("__main__", "pipeline", "lossless", "lossy", "proof", "restore", "sanitize", "output", "report", "quality", "lockstep", "reloaded", "measuring", "offline"):
         bad = {m for m in imported(ROOT / "worker" / f"{name}.py") for f in ("app.db", "app.models", "app.storage", "app.jobs", "app.signing", "httpx", "socket") if m.startswith(f)}
         assert not bad, (name, bad)

@@ -1,0 +1,39 @@
+"""The stages of a job in one process and one after another, as `worker.attempt` runs them in jails: calibrate, recover or compress, measure."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+
+from app.recipe import parse_recipe
+from worker import pipeline
+from worker.progress import Emit
+
+
+def run(inp: Path, out: Path, spec: dict, emit: Emit) -> None:
+    """Args:
+        out: gets `files/`, `report.json`, and folders of the stages.
+        spec: as a child reads it; `beside` has what is given, by role.
+
+    Raises:
+        ModelpressError: of the stage that refuses or fails; a failed gate's report is written first.
+    """
+    recipe, beside = parse_recipe(spec["recipe"]), dict(spec.get("beside") or {})
+    if recipe.needs_gradients and "gradients" not in beside:
+        _stage("calibrating", inp, out / "calibrated", spec | {"beside": beside}, emit)
+        beside["statistics"] = str(out / "calibrated" / "statistics.safetensors")
+    given = spec | {"beside": beside}
+    _stage("recovering", inp, out, given, emit) if recipe.recovers else pipeline.run(inp, out, given, emit)
+    if "calibration" in beside:
+        measured = out / "measured"
+        try:
+            _stage("measuring", out, measured, spec | {"beside": beside | {"original": str(inp)}}, emit)
+        finally:
+            if (report := measured / "report.json").exists():
+                report.replace(out / "report.json")
+
+
+def _stage(name: str, inp: Path, out: Path, spec: dict, emit: Emit) -> None:
+    """What needs transformers is imported when it is needed: most jobs do not."""
+    out.mkdir(exist_ok=True)
+    importlib.import_module(f"worker.{name}").run(inp, out, spec, emit)

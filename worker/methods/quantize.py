@@ -1,4 +1,5 @@
-"""Uniform quantization: integers of 2 to 8 bits or fp8, with a scale per tensor, output channel or group of inputs.
+"""Uniform quantization: integers of 2 to 8 bits or fp8, with a scale per tensor, output channel or group of inputs. (Levels that gradients place are in
+`worker.gradient_mapping`.)
 
 `scale_search: mse` costs 48 trials a group and pays below 8 bits (see benchmarks/quality.py). Pruned weights decode to exactly 0: the mask precedes the
 search, and 0 is a level of every scheme here.
@@ -11,6 +12,7 @@ from dataclasses import replace
 import torch
 
 from app.recipe import Quantize
+from worker import gradient_mapping
 from worker.encoded import Encoded, Quantized
 from worker.kernels import uniform
 from worker.methods.registry import method
@@ -22,7 +24,9 @@ _HALF = torch.finfo(torch.float16)
 
 @method(Quantize)
 def quantize(plan: TensorPlan, step: Quantize, encoded: Encoded) -> Encoded:
-    """Codes and scales, and the values that they decode to."""
+    """Codes and scales or, by gradients, levels, and the values that they decode to."""
+    if step.mapping == "gradient":
+        return gradient_mapping.quantize(plan, step, encoded)
     matrix = plan.matrix(encoded.dense)
     quantized = quantize_matrix(matrix, step, plan.scale_dtype, plan.transposed)
     dense = torch.empty(matrix.shape, dtype=matrix.dtype, device=matrix.device)

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from app.recipe import parse_recipe
 from worker.checkpoint import TensorSpec
-from worker.encoded import Encoded
+from worker.encoded import Codebook, Encoded, Quantized
 from worker.kernels import uniform
 from worker.methods import METHODS, apply, prepare
 from worker.methods.quantize import quantize_matrix
@@ -27,7 +27,9 @@ QUANTIZE = [
     {"num_bits": 4, "scale_search": "mse", "group_size": 16}, {"num_bits": 8}, {"num_bits": 3, "symmetric": False, "scale_search": "mse"}, {"num_bits": 8, "type": "float"},
     {"num_bits": 4, "strategy": "tensor", "scale_search": "mse"}, {"num_bits": 2, "symmetric": False},
 ]  # fmt: skip
+MAPPED = [{"num_bits": 3}, {"num_bits": 4, "group_size": 16}, {"num_bits": 6, "strategy": "tensor"}]
 STEPS = [{"method": "prune"} | p for p in PRUNE] + [{"method": "quantize"} | q for q in QUANTIZE]
+STEPS += [{"method": "quantize", "mapping": "gradient"} | q for q in MAPPED]
 SHAPES = [(12, 40), (5, 300)]  # within a block of the ordered sums, and beyond
 
 
@@ -54,9 +56,15 @@ def work(step: dict, shape: tuple[int, int], device: torch.device) -> list[torch
     before = w.clone()
     encoded = apply(plans["x.weight"], w, device)
     assert torch.equal(before, w) and encoded.lossless
-    found = [encoded.dense, encoded.mask, *((q.codes.float(), q.scale, q.zero_point) if (q := encoded.quantized) else ())]
+    found = [encoded.dense, encoded.mask, *parts(encoded.quantized)]
     assert all(t is None or t.device == w.device for t in found)
     return [t for t in found if t is not None]
+
+
+def parts(q: Quantized | Codebook | None) -> tuple:
+    if q is None:
+        return ()
+    return (q.codes.float(), q.levels.float()) if isinstance(q, Codebook) else (q.codes.float(), q.scale, q.zero_point)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -64,7 +72,11 @@ def work(step: dict, shape: tuple[int, int], device: torch.device) -> list[torch
 @pytest.mark.parametrize("device", DEVICES, ids=str)
 def test_every_device_gives_the_same_bits_and_gives_them_back(device, step, shape):
     expected, found = work(step, shape, torch.device("cpu")), work(step, shape, device)
-    assert len(expected) == len(found) and all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))
+    assert len(expected) == len(found)
+    if step.get("mapping") == "gradient" and device.type != "cpu":  # float64 sums in another order: the same levels but for their last bits
+        assert (expected[0] - found[0]).norm() <= 0.02 * expected[0].norm()
+    else:
+        assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -86,9 +98,9 @@ def fake():
         yield mode
 
 
-@pytest.mark.parametrize("step", [s for s in STEPS if s.get("scope") not in ("tensor", "global")], ids=str)
+@pytest.mark.parametrize("step", [s for s in STEPS if s.get("scope") not in ("tensor", "global") and "mapping" not in s], ids=str)
 def test_nothing_leaves_the_device_on_the_way(fake, step):
-    """What asks for values (the threshold of a tensor or a model, sums over more than a block) cannot run without any; the test above has those."""
+    """What asks for values (the threshold of a tensor or a model, sums over more than a block, levels) cannot run without any; the test above has those."""
     (parsed,) = parse_recipe({"steps": [step]}).steps
     w = torch.empty((8, 16), device=ELSEWHERE)
     if step["method"] == "quantize":

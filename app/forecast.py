@@ -42,7 +42,7 @@ def stages(spec: dict) -> list[str]:
 
 def by_thumb(spec: dict, nbytes: int) -> dict[str, float]:
     """Seconds by stage, of an input of `nbytes`, where nothing like it was measured."""
-    rates = speeds.STAGES | {"compress": sum(speeds.of(step["method"], step.get("scale_search")) for step in spec["recipe"]["steps"])}
+    rates = speeds.STAGES | {"compress": sum(speeds.of(step["method"], step.get("scale_search"), step.get("mapping")) for step in spec["recipe"]["steps"])}
     return {stage: nbytes * rates[stage] + (speeds.PROVE if stage == "prove" else 0) for stage in stages(spec)}
 
 

@@ -17,6 +17,7 @@ _CHANGING = 250 * _MB  # and the parts of a tensor that are worked on together
 _A_TENSOR = 4 << 10  # its plan, its row of the report, its entry in the index
 _PROOF, _PROOF_WEIGHTS, PROOF_LIMIT = 320 * _MB, 1.25, 4 << 30  # transformers holds all weights at once; above the limit it is not asked
 _SEARCH = 16  # bytes of an element: a scale search over a whole tensor has its trials in float32
+_GRADIENTS, _CODEBOOKS = 8, 12  # bytes of an element: what is known of its gradient, and what that makes it worth while levels are placed
 _UNKNOWN = 4
 
 
@@ -54,4 +55,6 @@ def _working_set(t: Treatment) -> int:
         return 0
     q: Quantize | None = t.quantize
     whole = q is not None and q.strategy == "tensor" and q.scale_search == "mse"
-    return 2 * t.spec.nbytes + elements * (4 + _SEARCH * whole)
+    gradients = any(getattr(s, "needs_gradients", False) for s in t.steps)
+    codebooks = q is not None and q.mapping == "gradient"
+    return 2 * t.spec.nbytes + elements * (4 + _SEARCH * whole + _GRADIENTS * gradients + _CODEBOOKS * codebooks)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 METHODS = {"lossless": 6e-9, "prune": 7e-8, "quantize": 4e-8, "restore": 1e-8}
 SEARCH = 5e-7  # to quantize with `scale_search: mse`
+CODEBOOKS = 6e-7  # with `mapping: gradient`
 COPY, CHECK = 2e-9, 1.2e-8  # to carry a tensor over, and to look whether its values are finite
 PROVE = 5.0  # seconds that a load proof takes to import transformers, whatever the size
 STAGES = {
@@ -11,6 +12,8 @@ STAGES = {
 }  # fmt: skip
 
 
-def of(method: str, scale_search: str | None = None) -> float:
+def of(method: str, scale_search: str | None = None, mapping: str | None = None) -> float:
     """Of one step of a recipe."""
+    if mapping == "gradient":
+        return CODEBOOKS
     return SEARCH if scale_search == "mse" else METHODS[method]

@@ -14,18 +14,29 @@ from worker.checkpoint import Checkpoint
 from worker.methods import apply, plan, prepare
 from worker.output import open_writer, reopen
 from worker.progress import Emit, Progress
+from worker.statistics import Statistics, check
 
 
-def compress(checkpoint: Checkpoint, recipe: Recipe, output: str, files: Path, emit: Emit, device: torch.device) -> tuple[list[dict], dict]:
+def compress(
+    checkpoint: Checkpoint, recipe: Recipe, output: str, files: Path, emit: Emit, device: torch.device, statistics: Statistics | None = None
+) -> tuple[list[dict], dict]:
     """The input is mapped and the output written as it is made, so that memory holds one tensor, not the model.
+
+    Args:
+        statistics: of the gradients, for the steps that ask for them; held against the model here.
 
     Returns:
         the rows of the report, and its load proof.
+
+    Raises:
+        InputRefused: see `worker.statistics.check`.
     """
     plans = plan(checkpoint, recipe, output)
+    if recipe.needs_gradients:
+        check(statistics or Statistics([]), checkpoint, [n for n, p in plans.items() if any(getattr(s, "needs_gradients", False) for s in p.steps)])
     costs = {name: (tensor_plan.check_cost, tensor_plan.cost) for name, tensor_plan in plans.items()}
     progress = Progress(emit, "compress", sum(s.nbytes for s in checkpoint.tensors.values()), sum(map(sum, costs.values())))
-    prepare(checkpoint, recipe, plans, device, lambda checked: progress.add(0, costs[checked.spec.name][0]))
+    prepare(checkpoint, recipe, plans, device, lambda checked: progress.add(0, costs[checked.spec.name][0]), statistics)
     writer = open_writer(output, files, checkpoint, plans)
     rows, sums = [], {}
     for name, tensor_plan in plans.items():

@@ -24,6 +24,7 @@ from worker.formats.sensitive import findings
 from worker.progress import Emit, Progress
 from worker.restore import restore
 from worker.sanitize import sanitized
+from worker.statistics import beside
 
 
 def run(inp: Path, out: Path, spec: dict, emit: Emit) -> None:
@@ -53,7 +54,7 @@ def _compressed(inp: Path, scratch: Path, files: Path, spec: dict, emit: Emit, d
     found = findings(opened)
     checkpoint = sanitized(opened, scratch, strip=spec["sanitize"] == "strip", whole_files=whole)
     try:
-        compress = lossless.compress if whole else partial(lossy.compress, device=device)
+        compress = lossless.compress if whole else partial(lossy.compress, device=device, statistics=beside(spec))
         rows, proof = compress(checkpoint, recipe, spec["output"]["format"], files, emit)
         report.account(checkpoint, rows)
         before = sum(p.stat().st_size for p in checkpoint.files.values())

@@ -93,6 +93,13 @@ class Statistics:
         return self._owner[key].load(key).float()
 
 
+def beside(spec: dict) -> Statistics | None:
+    """What a job brings, uploaded before computed; None when nothing of it is there. Raises: see `Statistics.open`."""
+    paths = spec.get("beside") or {}
+    path = paths.get("gradients") or paths.get("statistics")
+    return Statistics.open(Path(path)) if path else None
+
+
 def check(statistics: Statistics, checkpoint: Checkpoint, needed: Iterable[str]) -> frozenset[str]:
     """Hold statistics against the model that they are to be of.
 

@@ -1,9 +1,9 @@
-# make install | demo | test | test-postgres | up | bench.  TORCH chooses the wheel: the CPU build where pip finds one, else what the registry has.
+# make install | demo | test | test-postgres | chaos | up | bench.  TORCH chooses the wheel: the CPU build where pip finds one, else what the registry has.
 VENV := .venv
 BIN := $(VENV)/bin
 TORCH ?=
 
-.PHONY: install demo test test-postgres up bench
+.PHONY: install demo test test-postgres chaos up bench
 
 install: $(VENV)/.installed
 
@@ -24,6 +24,9 @@ test: install
 
 test-postgres: export MODELPRESS_TEST_DATABASE = postgresql
 test-postgres: test
+
+chaos: install
+	$(BIN)/python -m pytest -m chaos tests/service
 
 up: install
 	$(BIN)/modelpress up $(ARGS)

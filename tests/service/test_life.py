@@ -48,7 +48,7 @@ def outputs(s: Service, jobs: list[dict]) -> None:
             assert c.get(f"/v1/artifacts/{ident}/signature").status_code == 200
 
 
-@pytest.mark.parametrize("part", ["worker", "zygote", "child", "sign", "control", "redis", "api"])
+@pytest.mark.parametrize("part", ["worker", "child", *(pytest.param(p, marks=pytest.mark.chaos) for p in ("zygote", "sign", "control", "redis", "api"))])
 def test_sigkill_at_several_points(fragile, large, part):
     before = len(artifacts(fragile))
     jobs = []
@@ -68,6 +68,7 @@ def test_sigkill_at_several_points(fragile, large, part):
     assert len(artifacts(fragile)) == before + 3
 
 
+@pytest.mark.chaos
 def test_twenty_kills_in_a_row_lose_nothing_and_double_nothing(fragile):
     before, rng = len(artifacts(fragile)), random.Random(7)
     small = fragile.upload(model(30, seed=1))

@@ -30,6 +30,7 @@ def fragile(postgres, name, tmp_path_factory):
     made.stop()
 
 
+@pytest.mark.chaos
 def test_ten_restarts_lose_nothing_and_double_nothing(fragile, postgres, name):
     """Half of them in order, half as a crash; connections are killed in between."""
     small, large = fragile.upload(model(4)), fragile.upload(model(120))
@@ -62,6 +63,7 @@ def test_a_restart_while_a_job_runs_costs_it_no_attempt(fragile, postgres):
     assert (ended["state"], ended["attempts"]) == ("succeeded", 1)
 
 
+@pytest.mark.chaos
 def test_a_service_outlives_a_database_that_is_away_for_longer_than_a_lease(fragile, postgres):
     job = fragile.submit(fragile.upload(model(200, seed=6)), preset="lossless", seed=98)["id"]
     fragile.until(job, "running")

@@ -18,7 +18,7 @@ from app.db import make_engine
 from app.models import Job
 
 ROOT = Path(__file__).parents[2]
-pytestmark = pytest.mark.timeout(900)  # the store that stands in for S3 is slow
+pytestmark = [pytest.mark.chaos, pytest.mark.timeout(900)]  # the store that stands in for S3 is slow
 
 
 @pytest.fixture(scope="module")

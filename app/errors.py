@@ -44,6 +44,8 @@ REFUSALS = {
     "invalid-tensor": "A tensor's description does not fit its storage",
     "invalid-archive": "Not a valid archive",
     "unsafe-archive": "The archive has members that are not safe to extract",
+    "invalid-pt2": "Not a valid program of torch.export",
+    "unsafe-pt2": "The program holds what is not safe to load",
     "invalid-hf": "The folder's index and its shards do not agree",
     "invalid-packed": "Not a valid packed file",
     "invalid-onnx": "Not a valid ONNX model",

@@ -45,6 +45,7 @@ class Estimate:
     files: dict[str, Size] = field(default_factory=dict)
     rows: list[dict] = field(default_factory=list)
     sampled: bool = False
+    doubt: str | None = None  # why bytes are not exact; None for what is entropy-coded
 
     @property
     def total(self) -> Size:
@@ -67,7 +68,9 @@ def estimate(model: Outline, spec: JobSpec, read: Read | None, rate: float | Non
         model = replace(model, files={p: n for p, n in model.files.items() if p in weights or not strips(p)})
     treatments = treat(model.tensors, model.config, recipe, output)
     made = Estimate(sampled=read is not None)
-    if output == "packed":
+    if output == "pt2":
+        _program(made, model, treatments)
+    elif output == "packed":
         _packed(made, model, spec, treatments, looker(model, read), texter(model, read))
     else:
         _folder(made, model, treatments, output, texter(model, read))
@@ -230,6 +233,16 @@ def _folder(made: Estimate, model: Outline, treatments: dict[str, Treatment], ou
         made.files.setdefault(path, Size(model.files[path]))
 
 
+def _program(made: Estimate, model: Outline, treatments: dict[str, Treatment]) -> None:
+    """The input again: what is stripped of a program (stack traces, sample inputs) is known only once it is parsed."""
+    (path,) = model.weight_files
+    weights = sum(t.nbytes for t in model.tensors.values())
+    rest = max(0, model.files[path] - weights)
+    made.files[path] = Size(weights + rest / 2, rest / 2)
+    made.doubt = "how much of the program is stripped (stack traces, sample inputs) depends on it"
+    made.rows += [_row(t, Size(t.spec.nbytes)) for t in treatments.values()]
+
+
 def _row(t: Treatment, size: Size) -> dict:
     action = "quantized" if t.quantize else "pruned" if t.step(Prune) else "encoded" if t.step(Lossless) else "copied"
     row = {"name": t.spec.name, "action": action, "bytes_before": t.spec.nbytes, "bytes_after": round(size.total), "exact": not size.margin}
@@ -260,7 +273,9 @@ def _notes(treatments: dict[str, Treatment], made: Estimate) -> Iterator[str]:
             alike.setdefault(f"left alone: {t.reason}", []).append(name)
     for what, names in alike.items():
         yield f"{len(names)} tensor{'s' * (len(names) > 1)} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''}): {what}"
-    if made.total.margin:
+    if made.doubt:
+        yield made.doubt
+    elif made.total.margin:
         yield "entropy-coded bytes depend on the values: " + (
             "told from a sample of them" if made.sampled else "told for weights as training leaves them; an estimate of an uploaded model looks at its values"
         )

@@ -35,7 +35,7 @@ def stages(spec: dict) -> list[str]:
         "calibrate": by_gradients and not spec.get("gradients"),
         "recover": any(step.get("recover") for step in steps),
         "measure": spec.get("calibration") is not None,
-        "prove": spec["output"]["format"] in ("safetensors", "compressed-tensors"),
+        "prove": spec["output"]["format"] in ("safetensors", "compressed-tensors", "pt2"),
     }
     return [stage for stage in _STAGES if wanted.get(stage, True)]
 

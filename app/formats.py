@@ -27,6 +27,7 @@ FORMATS = (
     Format("safetensors", True, True, ("safetensors", "transformers"), "One file, or a Hugging Face folder of them with config.json and an index."),
     Format("packed", True, True, ("modelpress restore", "python -m worker"), "Entropy-coded planes, masks and codes in one safetensors file."),
     Format("compressed-tensors", True, True, ("transformers", "vLLM"), "A Hugging Face folder with quantized weights and scale factors."),
+    Format("pt2", True, True, ("torch.export",), "A program as torch.export.save writes it (torch 2.11 to 2.13), checked and rewritten before it is loaded."),
     Format("torch", True, False, ("torch",), "A PyTorch checkpoint (.pt .pth .bin .ckpt) as torch.save writes it since 1.6."),
     Format("zip", True, False, (), "An archive of a Hugging Face folder; members stored or deflated."),
     Format("tar", True, False, (), "An archive of a Hugging Face folder; plain or gzip."),
@@ -39,14 +40,14 @@ FORMATS = (
 DATA = {".txt": "text", ".jsonl": "text", ".json": "text", ".npz": "numpy", ".npy": "numpy"}
 """Formats of data sets by suffix."""
 DATA_KINDS = ("calibration", "dataset")
-READ = "safetensors, PyTorch checkpoints (.pt .pth .bin .ckpt), and zip, tar or tar.gz archives of a model folder"
+READ = "safetensors, PyTorch checkpoints (.pt .pth .bin .ckpt), programs of torch.export (.pt2), and zip, tar or tar.gz archives of a model folder"
 TORCH = (".pt", ".pth", ".bin", ".ckpt")
 TAR = (".tar", ".tar.gz", ".tgz")
 _BESIDE = frozenset(".json .jsonl .txt .md .model .jinja .yaml .yml .toml .cfg .py .tiktoken .vocab .bpe .spm .csv .gitattributes".split())
 _BESIDE_NAMES = ("license", "notice", "readme", "merges", "vocab", "gitattributes", "gitignore")
 _OTHER = {
     ".onnx": "ONNX", ".gguf": "GGUF", ".ggml": "GGML", ".npy": "numpy", ".npz": "numpy", ".pb": "TensorFlow", ".h5": "Keras", ".keras": "Keras",
-    ".tflite": "TensorFlow Lite", ".msgpack": "Flax", ".pkl": "a pickle", ".pickle": "a pickle", ".joblib": "joblib", ".pt2": "torch.export",
+    ".tflite": "TensorFlow Lite", ".msgpack": "Flax", ".pkl": "a pickle", ".pickle": "a pickle", ".joblib": "joblib",
     ".7z": "7-Zip", ".rar": "RAR", ".bz2": "bzip2", ".xz": "xz", ".zst": "Zstandard", ".gz": "gzip",
 } | dict.fromkeys((".png", ".jpg", ".jpeg", ".gif", ".webp", ".bmp", ".tif", ".tiff"), "an image")  # fmt: skip
 """Suffixes of what is not read, for a clear answer."""
@@ -92,6 +93,13 @@ def is_torch_zip(head: bytes) -> bool:
     return head[:4] == b"PK\x03\x04" and name.endswith(b"/data.pkl")
 
 
+def is_program_zip(head: bytes) -> bool:
+    """torch.export.save writes weights, constants or the program first, below one root."""
+    name = head[30 : 30 + int.from_bytes(head[26:28], "little")]
+    first = (b"data/weights/", b"data/constants/", b"data/aotinductor/", b"models/", b"archive_format")
+    return head[:4] == b"PK\x03\x04" and name.partition(b"/")[2].startswith(first)
+
+
 def looks_safetensors(head: bytes, size: int) -> bool:
     return len(head) > 8 and head[8:9] == b"{" and 8 + int.from_bytes(head[:8], "little") <= size
 
@@ -123,12 +131,14 @@ def sniff(name: str, head: bytes, size: int, limits: Limits = Limits(), kind: st
         return _data(name, end, head, size)
     if kind == "gradients" and not looks_safetensors(head, size):
         raise InputRefused("unsupported-format", f"{shown(name)} is no safetensors file; gradients are tensors under the names of the model's, in safetensors")
-    named = end in (*TORCH, *TAR, ".zip", *_OTHER, *_BESIDE)
+    named = end in (*TORCH, *TAR, ".zip", ".pt2", *_OTHER, *_BESIDE)
     if end == ".safetensors" or (not named and looks_safetensors(head, size)):
         return "packed" if parse_safetensors_header(head, size, limits).metadata.get("format") == PACKED else "safetensors"
     if end in TORCH:
         return _torch(name, head, size)
-    if end == ".zip":
+    if end == ".pt2":
+        return _program(name, head, size)
+    if end == ".zip" and not is_program_zip(head):
         return "torch" if is_torch_zip(head) else _archive("zip", name, head, size)
     if end in TAR:
         return _archive("tar", name, head, size)
@@ -138,6 +148,8 @@ def sniff(name: str, head: bytes, size: int, limits: Limits = Limits(), kind: st
         if head.startswith(magic):
             raise InputRefused("unsupported-format", f"{shown(name)} is {what}, which is not read; read are {READ}")
     if is_zip(head) or is_pickle(head) or is_tar(head):
+        if is_program_zip(head):
+            raise InputRefused("kind-mismatch", f"{shown(name)} is a program of torch.export; name it .pt2")
         return "torch" if is_torch_zip(head) or is_pickle(head) else "zip" if is_zip(head) else "tar"
     if end in _BESIDE or name.lower().rsplit("/", 1)[-1].split(".")[0] in _BESIDE_NAMES:
         return "file"
@@ -156,7 +168,18 @@ def _data(name: str, end: str, head: bytes, size: int) -> str:
     return found
 
 
+def _program(name: str, head: bytes, size: int) -> str:
+    if is_zip(head) and not is_torch_zip(head):
+        return "pt2"
+    if is_torch_zip(head) or looks_safetensors(head, size):
+        what = "safetensors" if looks_safetensors(head, size) else "a PyTorch checkpoint (.pt)"
+        raise InputRefused("kind-mismatch", f"{shown(name)} is named like a program of torch.export, and holds {what}; rename it")
+    raise InputRefused("invalid-pt2", f"{shown(name)} is {'empty' if size == 0 else 'no zip'}: not what torch.export.save writes")
+
+
 def _torch(name: str, head: bytes, size: int) -> str:
+    if is_program_zip(head):
+        raise InputRefused("kind-mismatch", f"{shown(name)} is a program of torch.export; rename it to .pt2")
     if looks_safetensors(head, size):
         raise InputRefused("kind-mismatch", f"{shown(name)} holds safetensors; rename it to .safetensors")
     if is_zip(head) or is_pickle(head) or head[257:262] == b"ustar":

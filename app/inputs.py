@@ -66,7 +66,7 @@ def check_input(source: Artifact, spec: JobSpec, storage: Storage) -> dict[str, 
         what = f"{source.kind} ({source.format})"
         raise InputNotUsable(f"artifact {source.id} is {what}, not a model; a file that goes beside weights is composed with them first", pointer="/input")
     if spec.recipe.kind == "restore":
-        if len(source.files) == 1 and source.format in ("safetensors", "torch"):
+        if len(source.files) == 1 and source.format in ("safetensors", "torch", "pt2"):
             raise InvalidJobSpec(f"restore takes a packed or compressed-tensors artifact; this one is {source.format}", pointer="/input")
         return None
     model = outlined(source, storage)

@@ -11,12 +11,12 @@ from pydantic_core import PydanticCustomError
 
 from app.addresses import check_url
 from app.errors import InvalidJobSpec
-from app.recipe import METHODS, Lossless, Quantize, Recipe, parse_recipe
+from app.recipe import METHODS, Lossless, Prune, Quantize, Recipe, parse_recipe
 from app.strict import Id, Strict, validate
 
 COMPANIONS = ("gradients", "calibration", "labels")
 """What a job may bring beside its input, each an artifact."""
-FORMATS = ("packed", "safetensors", "compressed-tensors", "original")
+FORMATS = ("packed", "safetensors", "compressed-tensors", "pt2", "original")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
@@ -41,7 +41,7 @@ PRESETS: dict[str, dict] = {
 
 
 class Output(Strict):
-    format: Literal["packed", "safetensors", "compressed-tensors", "original"]
+    format: Literal["packed", "safetensors", "compressed-tensors", "pt2", "original"]
 
 
 class Gates(Strict):
@@ -110,15 +110,17 @@ def check_companions(spec: JobSpec) -> None:
         raise InvalidJobSpec("a restore takes its input alone", pointer=f"/{next(iter(given))}")
 
 
-def default_output(recipe: Recipe, has_config: bool) -> str:
-    """A folder that loads as is where there is a Hugging Face config to put it beside, else the container that carries everything."""
+def default_output(recipe: Recipe, has_config: bool, program: bool = False) -> str:
+    """What loads as is where there is a Hugging Face config or a program to put it into, else the container that carries everything."""
     if recipe.kind == "restore":
         return "original"
+    if program and not recipe.step(Lossless):
+        return "pt2"
     scaled = recipe.step(Quantize) and all(q.mapping == "uniform" for q in recipe.step(Quantize))
     return "compressed-tensors" if has_config and scaled and not recipe.step(Lossless) else "packed"
 
 
-def check_output(recipe: Recipe, output: str, has_config: bool) -> None:
+def check_output(recipe: Recipe, output: str, has_config: bool, program: bool = True) -> None:
     """Refuse an output format that cannot carry what the recipe makes.
 
     Raises:
@@ -129,7 +131,7 @@ def check_output(recipe: Recipe, output: str, has_config: bool) -> None:
         raise InvalidJobSpec(why, pointer="/output/format")
 
     if (recipe.kind == "restore") != (output == "original"):
-        refuse("restore writes format original, and nothing else does; choose one of packed, safetensors, compressed-tensors")
+        refuse("restore writes format original, and nothing else does; choose one of packed, safetensors, compressed-tensors, pt2")
     if recipe.kind == "lossless" and output != "packed":
         refuse(f"lossless is carried by packed, not by {output}")
     if output == "compressed-tensors":
@@ -143,17 +145,23 @@ def check_output(recipe: Recipe, output: str, has_config: bool) -> None:
             refuse("compressed-tensors carries fp8 per tensor or channel, not per group; choose packed")
         if recipe.step(Lossless):
             refuse("compressed-tensors is read by other tools and cannot be entropy-coded; choose packed, or leave lossless out")
-    if output == "safetensors" and recipe.step(Lossless):
-        refuse("safetensors is read by other tools and cannot be entropy-coded; choose packed, or leave lossless out")
+    if output in ("safetensors", "pt2") and recipe.step(Lossless):
+        refuse(f"{output} is read by other tools and cannot be entropy-coded; choose packed, or leave lossless out")
+    if output == "pt2":
+        if not program:
+            refuse("pt2 is the input's own program with other values, and the input is no .pt2; choose packed or safetensors")
+        if any(p.structure[0] == "ffn-width" for p in recipe.step(Prune)):
+            refuse("the shapes of a program are fixed, and ffn-width changes them; choose another mask_structure")
 
 
-def parse_job(data: Any, has_config: bool = True, complete: bool = True) -> JobSpec:
+def parse_job(data: Any, has_config: bool = True, complete: bool = True, program: bool | None = None) -> JobSpec:
     """The body of `POST /v1/jobs`, resolved: the preset unfolded, the output format and every default filled in.
 
     Args:
         data: parsed JSON.
         has_config: whether the input brings (or, as an archive, may bring) a config.json.
         complete: whether the data that its recipe needs must be there.
+        program: whether the input is a `.pt2`; None where that is not known.
     """
     if not isinstance(data, dict):
         raise InvalidJobSpec("the body must be an object with input, and recipe or preset")
@@ -167,10 +175,10 @@ def parse_job(data: Any, has_config: bool = True, complete: bool = True) -> JobS
         data["recipe"] = PRESETS[name]
     recipe = parse_recipe(data["recipe"])
     data["recipe"] = recipe.model_dump(mode="json")
-    data.setdefault("output", {"format": default_output(recipe, has_config)})
+    data.setdefault("output", {"format": default_output(recipe, has_config, bool(program))})
     data.setdefault("sanitize", "report" if recipe.kind == "lossless" else "strip")
     spec = validate(JobSpec, data, tags=METHODS)
-    check_output(recipe, spec.output.format, has_config)
+    check_output(recipe, spec.output.format, has_config, program is not False)
     if complete:
         check_companions(spec)
     if spec.webhook:

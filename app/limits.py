@@ -32,6 +32,7 @@ class Limits:
     path_chars: int = 512
     path_depth: int = 32
     pickle_bytes: int = 32 << 20
+    program_bytes: int = 32 << 20
     pickle_depth: int = 64
     pickle_opcodes: int = 6_000_000
     materialised_ratio: int = 8

@@ -15,6 +15,11 @@ def has_config(source: Path) -> bool:
     return (source / "config.json").is_file() if source.is_dir() else suffix(source.name) in (".zip", *TAR)
 
 
+def is_program(source: Path) -> bool:
+    """Whether it is a program of torch.export."""
+    return source.is_file() and suffix(source.name) == ".pt2"
+
+
 def open_local(source: Path) -> tuple[Outline | None, Callable[[str, int, int], bytes]]:
     """A file or a folder: its outline (None where no header tells it) and a function that reads bytes `begin` to `end` of a path.
 

@@ -44,8 +44,8 @@ def unknown_peak(nbytes: int) -> int:
 
 
 def proof_wanted(output: str, files: Iterable[str]) -> bool:
-    """Whether transformers is a reader of this result."""
-    return output in ("safetensors", "compressed-tensors") and any(f.rsplit("/", 1)[-1] == "config.json" for f in files)
+    """Whether a library that its users would load it with opens the result: transformers, torch.export."""
+    return output == "pt2" or output in ("safetensors", "compressed-tensors") and any(f.rsplit("/", 1)[-1] == "config.json" for f in files)
 
 
 def _working_set(t: Treatment) -> int:

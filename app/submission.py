@@ -55,7 +55,7 @@ def prepare(body: Any, owner: str, storage: Storage) -> Submission:
     with reading() as s:
         source = find_input(s, body, owner)
         beside = find_companions(s, body, owner)
-    spec = parse_job(body, has_config(source))
+    spec = parse_job(body, has_config(source), program=source.format == "pt2")
     gpus = check_device(spec)
     treatments = check_input(source, spec, storage)
     memory = expected_peak(source, spec, treatments)

@@ -20,7 +20,7 @@ import torch
 
 from app.errors import JobFailure, ModelpressError, NoSpace, OutOfMemory
 from app.job_spec import PRESETS, parse_job
-from app.local import has_config
+from app.local import has_config, is_program
 from app.strict import parse_json
 from worker import estimating, pipeline
 
@@ -67,7 +67,7 @@ def resolve(args: argparse.Namespace) -> dict:
         body["recipe"] = recipe["recipe"] if isinstance(recipe, dict) and "recipe" in recipe else recipe
     if args.format:
         body["output"] = {"format": args.format}
-    return parse_job(body, has_config(args.input)).model_dump(mode="json")
+    return parse_job(body, has_config(args.input), program=is_program(args.input)).model_dump(mode="json")
 
 
 def place(inp: Path, work: Path) -> Path:
@@ -88,7 +88,7 @@ def main(argv: list[str] | None = None) -> int:
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--recipe", help="a JSON file: {\"steps\": [...]}")
     which.add_argument("--preset", choices=PRESETS)
-    parser.add_argument("--format", help="packed, safetensors or compressed-tensors")
+    parser.add_argument("--format", help="packed, safetensors, compressed-tensors or pt2")
     parser.add_argument("--sanitize", choices=("report", "strip"))
     parser.add_argument("--events", action="store_true", help="progress as JSON lines on stdout")
     parser.add_argument("--estimate", action="store_true", help="make nothing: print as JSON what it would give and cost")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -44,11 +45,15 @@ class Segment:
 
 @dataclass(frozen=True)
 class Dropped:
-    """Something of the input that a lossy result does not carry: optimizer state, a Python scalar, ..."""
+    """Something of the input that a lossy result does not carry: optimizer state, a Python scalar, ...
+
+    `kept_in` is the output format that carries it nevertheless.
+    """
 
     name: str
     nbytes: int
     reason: str
+    kept_in: str | None = None
 
 
 @dataclass
@@ -63,11 +68,12 @@ class Checkpoint:
         aliases: names of tied tensors -> the name in `tensors` that holds the same memory (same dtype, shape and strides).
         dropped: see `Dropped`.
         config: the parsed config.json, or None.
-        container: what the user uploaded: safetensors, torch, folder, zip or tar (for the report).
+        container: what the user uploaded: safetensors, torch, pt2, folder, zip or tar (for the report).
         metadata: safetensors `__metadata__` by file.
         load: name -> the tensor: a view on the map or a fresh tensor, contiguous; never written to by callers.
         segments: file -> its segments (weight files only).
         offsets: tensor -> where its bytes lie in its file; not of those that lie apart or deflated.
+        program: of a `.pt2`: the opened file, with what may be loaded of it.
         close: unmaps everything.
     """
 
@@ -85,6 +91,7 @@ class Checkpoint:
     close: Callable[[], None] = lambda: None
     notes: list[str] = field(default_factory=list)  # sentences for the report
     offsets: dict[str, int] = field(default_factory=dict)
+    program: Any = None  # worker.formats.pt2_file.Pt2File
 
     def read(self, name: str) -> torch.Tensor:
         return self.load(name)

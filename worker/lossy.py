@@ -46,7 +46,7 @@ def compress(
         sums[name] = checksum(encoded.dense)
         progress.add(encoded.spec.nbytes, costs[name][1])
     writer.finish()
-    rows += report.leftover_rows(checkpoint, stored=False)
+    rows += report.leftover_rows(checkpoint, stored=False, kept=getattr(writer, "kept", lambda name: None))
     return rows, read_back(output, files, rows, sums, emit)
 
 

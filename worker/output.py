@@ -7,6 +7,7 @@ from pathlib import Path
 from worker.checkpoint import Checkpoint
 from worker.formats.compressed_tensors import CompressedTensorsReader, CompressedTensorsWriter
 from worker.formats.packed import PACKED_NAME, PackedWriter, open_packed
+from worker.formats.pt2_writer import Pt2Reader, Pt2Writer
 from worker.formats.safetensors_writer import SafetensorsReader, SafetensorsWriter
 from worker.plan import TensorPlan
 
@@ -14,12 +15,14 @@ WRITERS = {
     "packed": lambda files, checkpoint, plans: PackedWriter(files / PACKED_NAME, checkpoint),
     "safetensors": SafetensorsWriter,
     "compressed-tensors": CompressedTensorsWriter,
+    "pt2": Pt2Writer,
 }
 
 READERS = {
     "packed": lambda files: open_packed(files / PACKED_NAME),
     "safetensors": SafetensorsReader,
     "compressed-tensors": CompressedTensorsReader,
+    "pt2": Pt2Reader,
 }
 
 

@@ -2,9 +2,9 @@
 
     inp/files/       the result, read-only
     inp/report.json  as the pipeline wrote it
-    out/report.json  the same, with what transformers said
+    out/report.json  the same, with what transformers or torch.export said
 
-Only folders with a config.json of a known architecture are tried; `trust_remote_code` is never on.
+Of folders only those with a config.json of a known architecture are tried; `trust_remote_code` is never on.
 """
 
 from __future__ import annotations
@@ -21,17 +21,22 @@ def run(inp: Path, out: Path, spec: dict, emit: Callable[[dict], None]) -> None:
     """Load `inp/files` and add the outcome to the report.
 
     Raises:
-        LoadProofFailed: the library refuses the folder, or finds tensors missing, left over or of another shape.
+        LoadProofFailed: the library refuses the result, or finds tensors missing, left over or of another shape.
     """
     report = json.loads((inp / "report.json").read_text())
     size = sum(t["bytes_before"] for t in report["tensors"])
     emit({"event": "progress", "stage": "prove", "fraction": 0.0, "bytes_done": 0, "bytes_total": size})
+    library = "torch.export" if report["output"]["format"] == "pt2" else "transformers"
     if size > PROOF_LIMIT:
         proof = {"loaded": False, "reason": f"{size} bytes of weights, the proof stops at {PROOF_LIMIT}"}
+    elif library == "torch.export":
+        from worker.program_proof import prove
+
+        proof = prove(next((inp / "files").glob("*.pt2")))
     else:
         folder = min((inp / "files").rglob("config.json"), key=lambda p: len(p.parts)).parent
         proof = load(folder, {t["name"] for t in report["tensors"]})
-    report["load_proof"]["transformers"] = proof
+    report["load_proof"][library] = proof
     (out / "report.json").write_text(json.dumps(report, allow_nan=False))
 
 

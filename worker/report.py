@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import math
 import platform
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 
@@ -86,11 +86,12 @@ def account(checkpoint: Checkpoint, rows: list[dict]) -> None:
         raise AccountingMismatch(f"{len(extra)} tensors came from nowhere, {min(extra)!r} first")
 
 
-def leftover_rows(checkpoint: Checkpoint, *, stored: bool) -> list[dict]:
+def leftover_rows(checkpoint: Checkpoint, *, stored: bool, kept: Callable[[str], int | None] = lambda name: None) -> list[dict]:
     """Rows of what has no bytes of its own: tied names, and what is not carried.
 
     Args:
         stored: the whole files are kept (lossless), so nothing is dropped.
+        kept: name -> bytes of what is carried nevertheless.
     """
     rows = []
     for alias, name in checkpoint.aliases.items():
@@ -99,6 +100,9 @@ def leftover_rows(checkpoint: Checkpoint, *, stored: bool) -> list[dict]:
         rows.append(row(tied, "encoded" if stored else "copied", 0, reason=f"tied to {name}, stored once", relative_error=0.0))
     for d in checkpoint.dropped:
         lost = TensorSpec(d.name, "", (), d.nbytes, "")
+        if not stored and (nbytes := kept(d.name)) is not None:
+            rows.append(row(lost, "copied", nbytes, reason="carried with the result"))
+            continue
         reason = f"kept with the file ({d.reason})" if stored else d.reason
         rows.append(row(lost, "encoded" if stored else "dropped", 0, reason=reason))
     return rows

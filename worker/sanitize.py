@@ -12,6 +12,7 @@ from app.formats import parse_safetensors_header
 from app.sensitive import clean_metadata, strips
 from worker.checkpoint import Checkpoint
 from worker.formats import open_checkpoint
+from worker.formats.pt2_writer import rewrite
 
 _COPY = 8 << 20
 
@@ -21,19 +22,21 @@ def sanitized(checkpoint: Checkpoint, scratch: Path, *, strip: bool, whole_files
 
     Args:
         strip: whether to strip at all; otherwise the findings are only reported.
-        whole_files: the files themselves are kept (a lossless job), so a safetensors header with telling metadata is written anew.
+        whole_files: the files themselves are kept (a lossless job), so a safetensors header with telling metadata, or a program, is written anew.
     """
     if not strip:
         return checkpoint
     kept = {path: p for path, p in checkpoint.files.items() if not strips(path) or path in checkpoint.weight_files}
     telling = [f for f, m in checkpoint.metadata.items() if clean_metadata(m) != m]
-    if not (whole_files and (telling or len(kept) < len(checkpoint.files))):
+    if not (whole_files and (telling or checkpoint.program or len(kept) < len(checkpoint.files))):
         metadata = {f: clean_metadata(m) for f, m in checkpoint.metadata.items()}
         return replace(checkpoint, files=kept, metadata=metadata)
     clean = scratch / "sanitized"
     for path, source in kept.items():
         (clean / path).parent.mkdir(parents=True, exist_ok=True)
-        if path in telling:
+        if checkpoint.program:
+            rewrite(checkpoint.program, clean / path)
+        elif path in telling:
             _rewrite(source, clean / path, clean_metadata(checkpoint.metadata[path]))
         else:
             shutil.copyfile(source, clean / path)

@@ -34,7 +34,7 @@ _ONE_THREAD = dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM
 _ENVIRONMENT = {"LANG": "C.UTF-8", "HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1"} | _ONE_THREAD
 """One thread while importing; the child then asks torch for as many as it may use."""
 
-_MODELS = ("torch", "transformers", "compressed_tensors")
+_MODELS = ("torch", "transformers", "compressed_tensors", "torch.export.pt2_archive._package", "torch.export._trace", "torch.export._unlift")
 PRELOAD = {
     "worker.__main__:run": ("torch", "worker.__main__"),
     "worker.gpu_probe:tell": ("torch", "worker.gpu_probe"),

@@ -86,7 +86,7 @@ def _estimate(body: Any, owner: str, request: Request) -> dict[str, Any]:
     with reading() as s:
         source = find_input(s, body, owner)
         beside = find_companions(s, body, owner)
-    spec = parse_job(body, has_config(source))
+    spec = parse_job(body, has_config(source), program=source.format == "pt2")
     devices = _devices(spec)
     storage = storage_of(request)
     check_input(source, spec, storage)
@@ -128,7 +128,7 @@ def _described(body: dict) -> tuple[Outline, JobSpec]:
     paths = [f.path for f in given.files]
     check_paths(paths)
     asked = {k: v for k, v in body.items() if k not in _OWN}
-    spec = parse_job({"input": _ANY_ID} | asked, has_config=given.config is not None and "config.json" in paths, complete=False)
+    spec = parse_job({"input": _ANY_ID} | asked, has_config=given.config is not None and "config.json" in paths, complete=False, program=False)
     headers = {f.path: _header(f, f"/files/{i}/header") for i, f in enumerate(given.files) if f.header is not None}
 
     def read(path: str, most: int) -> bytes:

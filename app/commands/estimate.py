@@ -20,7 +20,7 @@ from app.commands.options import Json, Url, out, print_json
 from app.errors import ModelpressError
 from app.estimate import estimate as told
 from app.job_spec import FORMATS, PRESETS, parse_job
-from app.local import has_config, open_local
+from app.local import has_config, is_program, open_local
 from app.recipe import Recipe
 from app.strict import parse_json
 
@@ -40,7 +40,7 @@ def estimate(
     if (preset is None) == (recipe is None):
         raise typer.BadParameter("give either --preset or --recipe")
     body: dict[str, Any] = {"input": _ANY_ID} | ({"preset": preset} if preset else {"recipe": parse_json(recipe.read_bytes())})
-    spec = parse_job(body | ({"output": {"format": format}} if format else {}), has_config(source))
+    spec = parse_job(body | ({"output": {"format": format}} if format else {}), has_config(source), program=is_program(source))
     model, read = open_local(source)
     rate = _measured(url, spec.recipe)
     if model is not None:

@@ -41,6 +41,7 @@ def tarred() -> bytes:
 
 
 TORCH = zipped("archive/data.pkl", "archive/version")
+PROGRAM = zipped("net/data/weights/weight_0", "net/models/model.json")
 
 
 def told(name: str, data: bytes) -> str:
@@ -55,7 +56,7 @@ def told(name: str, data: bytes) -> str:
     ("name", "data", "format"),
     [
         ("m.safetensors", safetensors(), "safetensors"), ("m", safetensors(), "safetensors"), ("M.SAFETENSORS", safetensors(), "safetensors"),
-        ("m.packed.safetensors", safetensors({"format": PACKED}), "packed"), ("m.pt", TORCH, "torch"), ("pytorch_model.bin", TORCH, "torch"),
+        ("m.packed.safetensors", safetensors({"format": PACKED}), "packed"), ("m.pt", TORCH, "torch"), ("m.pt2", PROGRAM, "pt2"), ("M.PT2", PROGRAM, "pt2"), ("pytorch_model.bin", TORCH, "torch"),
         ("m", TORCH, "torch"),
         ("m.zip", TORCH, "torch"), ("m.zip", zipped("config.json"), "zip"), ("m", zipped("config.json"), "zip"), ("m.tar", tarred(), "tar"),
         ("m.tar.gz", gzip.compress(tarred()), "tar"), ("m.tgz", gzip.compress(tarred()), "tar"), ("old.pth", pickle.dumps(1, 2), "torch"),
@@ -75,6 +76,8 @@ def test_what_is_read(name, data, format):
         ("m.pt", safetensors(), "kind-mismatch"), ("m.pt", b"", "invalid-torch"), ("m.pt", gzip.compress(TORCH), "invalid-torch"),
         ("m.pt", b"hello", "invalid-torch"),
         ("m.zip", tarred(), "kind-mismatch"), ("m.tar", zipped("a"), "kind-mismatch"), ("m.zip", b"", "invalid-archive"),
+        ("m.pt2", b"", "invalid-pt2"), ("m.pt2", b"\x80\x02.", "invalid-pt2"), ("m.pt2", TORCH, "kind-mismatch"), ("m.pt2", safetensors(), "kind-mismatch"),
+        ("m.pt", PROGRAM, "kind-mismatch"), ("m", PROGRAM, "kind-mismatch"), ("m.zip", PROGRAM, "kind-mismatch"),
         ("m.onnx", safetensors(), "unsupported-format"),
         ("m.npz", zipped("a.npy"), "unsupported-format"), ("m.gguf", b"GGUF", "unsupported-format"), ("m", b"GGUF" + bytes(99), "unsupported-format"),
         ("a.png", b"\x89PNG\r\n\x1a\n", "unsupported-format"), ("a", b"\x7fELF", "unsupported-format"), ("a.exe", b"", "unsupported-format"),

@@ -94,6 +94,30 @@ def test_a_format_that_cannot_carry_the_result(recipe, output, has_config):
     assert e.value.pointer == "/output/format"
 
 
+def test_a_program_becomes_a_program_again():
+    def output(preset: str, **options) -> str:
+        return parse_job({"input": ID, "preset": preset}, has_config=False, **options).output.format
+
+    assert (output("prune-50", program=True), output("w8a16", program=True), output("lossless", program=True)) == ("pt2", "pt2", "packed")
+    assert output("prune-50", program=False) == "packed"
+
+
+@pytest.mark.parametrize(
+    "recipe, program",
+    [
+        ([{"method": "prune"}], False),
+        ([{"method": "prune"}, {"method": "lossless"}], True),
+        ([{"method": "lossless"}], True),
+        ([{"method": "prune", "mask_structure": "ffn-width"}], True),
+        ([{"method": "restore"}], True),
+    ],
+)
+def test_what_a_program_does_not_become(recipe, program):
+    with pytest.raises(InvalidJobSpec) as e:
+        parse_job({"input": ID, "recipe": {"steps": recipe}, "output": {"format": "pt2"}}, False, program=program)
+    assert e.value.pointer == "/output/format"
+
+
 @pytest.mark.parametrize("body", [b'{"a": NaN}', b'{"a": 1, "a": 2}', b"{}{}", b"\xff\xfe{\x00}\x00", b"", b"[" * 100_000])
 def test_json_is_strict(body):
     with pytest.raises(MalformedJson):

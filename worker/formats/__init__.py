@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 from app.errors import InputRefused
@@ -11,6 +12,7 @@ from app.limits import Limits
 from worker.checkpoint import Checkpoint
 from worker.formats.archive import extract_zip
 from worker.formats.folder import assemble, list_files, open_folder
+from worker.formats.pt2_file import Pt2File
 from worker.formats.safetensors_file import SafetensorsFile
 from worker.formats.tar_walk import extract_tar
 from worker.formats.torch_zip import TorchFile
@@ -41,6 +43,9 @@ def open_checkpoint(folder: Path, scratch: Path, limits: Limits = Limits()) -> C
             return assemble(folder, files, {name: SafetensorsFile(path, name, limits)}, None, kind, [])
         case "torch":
             return assemble(folder, files, {name: TorchFile(path, name, scratch, limits)}, None, kind, [])
+        case "pt2":
+            file = Pt2File(path, name, limits)
+            return replace(assemble(folder, files, {name: file}, None, kind, []), program=file)
         case "packed":
             return _restored(path, scratch, limits)
     raise InputRefused("unsupported-format", f"{name} holds no weights; upload it together with them")

@@ -16,6 +16,7 @@ from app.shards import choose, join, main_folder, parent, read_config
 from worker.checkpoint import Checkpoint, Dropped
 from worker.formats.pickle_globals import ALLOWED, check_global
 from worker.formats.pickle_scan import scan_globals
+from worker.formats.pt2_file import Pt2File
 from worker.formats.safetensors_file import SafetensorsFile
 from worker.formats.torch_zip import TorchFile, open_records, read_record
 
@@ -23,7 +24,7 @@ _PICKLES = (*TORCH, ".pkl", ".pickle", ".joblib", ".dill", ".sav")
 _TRAINERS = ("transformers", "accelerate", "trl", "peft")  # whose objects a training_args.bin holds; it is never loaded here
 _RANDOM_STATE = {f"numpy.{n}" for n in ("ndarray", "dtype", *(f"{c}.multiarray.{f}" for c in ("core", "_core") for f in ("_reconstruct", "scalar")))}
 
-WeightFile = SafetensorsFile | TorchFile
+WeightFile = SafetensorsFile | TorchFile | Pt2File
 
 
 def open_folder(root: Path, files: dict[str, Path], scratch: Path, container: str, limits: Limits) -> Checkpoint:
@@ -128,7 +129,9 @@ def _judge(path: str, p: Path, scratch: Path, limits: Limits) -> WeightFile | No
         return TorchFile(p, path, scratch, limits)
     if end in TORCH and end != ".bin" and not strips(path):
         raise InputRefused("invalid-torch", "the file is neither a zip nor a pickle: not a PyTorch checkpoint")
-    if end in _PICKLES or is_pickle(head):
+    if end == ".pt2":
+        Pt2File(p, path, limits)  # which loaders would unpickle; it is no weight file of a folder
+    elif end in _PICKLES or is_pickle(head):
         _scan(p, limits)
     return None
 

@@ -25,5 +25,5 @@ def findings(checkpoint: Checkpoint) -> list[dict]:
     for where, value in _strings(checkpoint.config or {}, ""):
         if what := telling(where.rsplit(".", 1)[-1], value):
             out.append({"where": f"config.json: {shown(where)}", "what": what})
-    out += [{"where": d.name, "what": d.reason} for d in checkpoint.dropped if d.nbytes]
+    out += [{"where": d.name, "what": d.reason} for d in checkpoint.dropped if d.nbytes and not d.kept_in]
     return out[:200]

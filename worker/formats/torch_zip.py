@@ -11,21 +11,18 @@ from __future__ import annotations
 
 import re
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
-
-import torch
 
 from app.errors import InputRefused
 from app.limits import Limits, shown
-from worker.checkpoint import DTYPES, Dropped, Segment, TensorSpec
+from worker.checkpoint import Dropped, TensorSpec
 from worker.formats.archive import member_chunks
-from worker.formats.mapped import map_range
 from worker.formats.pickle_globals import check_global
 from worker.formats.pickle_scan import scan_globals
-from worker.formats.pickle_tensors import SIZES, Storage, Tensor
+from worker.formats.pickle_tensors import Storage, Tensor
 from worker.formats.pickle_walk import Walk
 from worker.formats.state_dict import find_tensors
+from worker.formats.views import Record, Views, tied
 from worker.formats.zip_walk import STORED, Member, walk_zip
 
 _RESAVE = "load it with torch yourself, if you trust it, and save model.state_dict() again with a current torch.save, or as safetensors"
@@ -33,15 +30,6 @@ _RESAVE = "load it with torch yourself, if you trust it, and save model.state_di
 
 def _invalid(why: str) -> InputRefused:
     return InputRefused("invalid-torch", why)
-
-
-@dataclass(frozen=True)
-class _Record:
-    """Where a storage's bytes lie: in the checkpoint, or, where they were deflated, in a file in scratch."""
-
-    path: Path
-    offset: int
-    nbytes: int
 
 
 def open_records(path: Path, limits: Limits) -> dict[str, Member]:
@@ -80,7 +68,7 @@ def _check_versions(path: Path, records: dict[str, Member]) -> None:
                 raise _invalid(f"the checkpoint's {name} is {shown(value.decode('latin-1'))}; read are version 1 to 10 and byteorder little")
 
 
-class TorchFile:
+class TorchFile(Views):
     """One checkpoint's tensors; `rel` is its path in the checkpoint, `scratch` takes inflated records.
 
     Raises:
@@ -102,14 +90,7 @@ class TorchFile:
         found = find_tensors(root, limits)
         self._check_storages([*found.tensors.values(), *found.others], records, path.stat().st_size, limits)
         self.records = self._check_bytes(records, scratch)
-        self.tensors: dict[str, Tensor] = {}
-        self.aliases: dict[str, str] = {}
-        first: dict[Tensor, str] = {}
-        for name, tensor in found.tensors.items():
-            if (same := first.setdefault(tensor, name)) == name:
-                self.tensors[name] = tensor
-            else:
-                self.aliases[name] = same
+        self.tensors, self.aliases = tied(found.tensors)
         self.specs = {n: TensorSpec(n, t.dtype, t.shape, t.nbytes, rel) for n, t in self.tensors.items()}
         used = {f"data/{t.storage.key}" for t in (*found.tensors.values(), *found.others)}
         unused = [Dropped(n, m.size, "no tensor uses this storage") for n, m in records.items() if n.startswith("data/") and n not in used]
@@ -133,7 +114,7 @@ class TorchFile:
             most = limits.materialised(size)
             raise InputRefused("limit-materialised", f"the tensors take {total} bytes, from a file of {size}; at most {most} are taken")
 
-    def _check_bytes(self, records: dict[str, Member], scratch: Path) -> dict[str, _Record]:
+    def _check_bytes(self, records: dict[str, Member], scratch: Path) -> dict[str, Record]:
         """Check every record's checksum; inflate those that are not stored, so that they can be mapped."""
         out, inflated = {}, None
         with self.path.open("rb") as f:
@@ -141,48 +122,14 @@ class TorchFile:
                 if member.method == STORED:
                     for _ in member_chunks(f, member):
                         pass
-                    out[name] = _Record(self.path, member.offset, member.size)
+                    out[name] = Record(self.path, member.offset, member.size)
                 elif name.startswith("data/"):
                     inflated = inflated or Path(tempfile.mkdtemp(prefix="inflated-", dir=scratch))
                     target = inflated / name.removeprefix("data/")
                     with target.open("xb") as g:
                         g.writelines(member_chunks(f, member))
-                    out[name] = _Record(target, 0, member.size)
+                    out[name] = Record(target, 0, member.size)
         return out
-
-    @property
-    def segments(self) -> list[Segment]:
-        """Storages that lie in the file as they are; an untyped one has the dtype of its tensors where they agree."""
-        views: dict[str, list[str]] = {}
-        for name in (*self.tensors, *self.aliases):
-            views.setdefault(self.tensors[self.aliases.get(name, name)].storage.key, []).append(name)
-        out = []
-        for name, record in self.records.items():
-            key = name.removeprefix("data/")
-            if name == key or record.path != self.path or not record.nbytes:
-                continue
-            names = tuple(views.get(key, ()))
-            dtypes = {self.tensors[self.aliases.get(n, n)].dtype for n in names}
-            dtype = dtypes.pop() if len(dtypes) == 1 else "U8"
-            if record.nbytes % SIZES[dtype]:
-                dtype = "U8"
-            out.append(Segment(record.offset, record.nbytes, dtype, name, (record.nbytes // SIZES[dtype],), names))
-        return sorted(out, key=lambda s: s.offset)
-
-    @property
-    def offsets(self) -> dict[str, int]:
-        """Where a tensor's bytes lie in the file in one piece; a transposed one's are in the storage's order."""
-        records = {n: self.records[f"data/{t.storage.key}"] for n, t in self.tensors.items()}
-        whole = {n: t for n, t in self.tensors.items() if records[n].path == self.path and t.last - t.offset == t.numel}
-        return {n: records[n].offset + t.offset * SIZES[t.dtype] for n, t in whole.items()}
-
-    def load(self, name: str) -> torch.Tensor:
-        t = self.tensors[name]
-        record, size = self.records[f"data/{t.storage.key}"], SIZES[t.dtype]
-        if not t.numel:
-            return torch.empty(t.shape, dtype=DTYPES[t.dtype])
-        flat = map_range(record.path, record.offset + t.offset * size, (t.last - t.offset) * size, DTYPES[t.dtype])
-        return flat.as_strided(t.shape, t.stride).contiguous()
 
 
 def refuse_legacy(path: Path, limits: Limits) -> None:

@@ -1,6 +1,6 @@
 """Garbage collection of blobs: what nothing refers to is marked, waited for, looked at again, and deleted, row and bytes.
 
-    referred    by an artifact's file, a signature, a job's report; or named by what a worker has handed over to be signed
+    referred    by an artifact's file, a signature, a job's report, statistics that are kept; or named by what a worker has handed over to be signed
     marked      unreferred, for `orphan_age` before it goes: longer than anything takes from `hold` to the row that refers
     stray       bytes without a row, left by a process that died in between: they get a row, marked, and go the same way
 
@@ -18,13 +18,13 @@ from sqlalchemy import delete, exists, or_, select, update
 from app.blobs import meet
 from app.config import settings
 from app.db import now, reading, session
-from app.models import SIGNING, ArtifactFile, Blob, Job, Signature
+from app.models import SIGNING, ArtifactFile, Blob, Job, Signature, Statistic
 from app.storage import Storage
 
 BATCH = 1000  # rows
 FOLDERS = [f"blobs/{n:02x}" for n in range(256)]
 _APART = {"synchronize_session": False}
-_REFERRED = or_(*(exists().where(column == Blob.sha256) for column in (ArtifactFile.sha256, Signature.sha256, Job.report_sha256)))
+_REFERRED = or_(*(exists().where(column == Blob.sha256) for column in (ArtifactFile.sha256, Signature.sha256, Job.report_sha256, Statistic.sha256)))
 
 
 def collect(storage: Storage) -> int:

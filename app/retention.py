@@ -1,5 +1,5 @@
 """What goes when its time has come: artifacts and ended jobs past their `expires_at` (by default nothing has one); the progress that a job told, a day
-after its end; deliveries that are over, after a month.
+after its end; deliveries that are over, after a month; statistics that no job has asked for, after a week.
 
 Few rows at a time, found by an index, each batch in a transaction of its own.
 """
@@ -9,10 +9,11 @@ from __future__ import annotations
 from sqlalchemy import ColumnElement, delete, exists, or_, select
 from sqlalchemy.orm import Session
 
+from app import statistics
 from app.db import now, reading, session
 from app.errors import InUse
 from app.events import PROGRESS
-from app.models import TERMINAL, Artifact, Companion, Comparison, Delivery, Job, JobEvent
+from app.models import TERMINAL, Artifact, Companion, Comparison, Delivery, Job, JobEvent, Statistic
 
 BATCH = 100
 PROGRESS_KEPT, DELIVERIES_KEPT = 24 * 3600.0, 30 * 24 * 3600.0  # seconds
@@ -50,6 +51,7 @@ def expire() -> tuple[int, int]:
     """Delete what has expired. Returns how many artifacts and jobs."""
     _forget(JobEvent, JobEvent.kind == PROGRESS, JobEvent.created_at < now() - PROGRESS_KEPT, _ENDED)
     _forget(Delivery, Delivery.due_at.is_(None), Delivery.created_at < now() - DELIVERIES_KEPT)
+    _forget(Statistic, Statistic.used_at < now() - statistics.KEPT)
     artifacts, gone = 0, BATCH
     while gone:
         gone = sum(map(_expire_artifact, _expired_artifacts()))
@@ -57,9 +59,9 @@ def expire() -> tuple[int, int]:
     return artifacts, _expire_jobs()
 
 
-def _forget(model: type[JobEvent | Delivery], *old: ColumnElement[bool]) -> None:
+def _forget(model: type[JobEvent | Delivery | Statistic], *old: ColumnElement[bool]) -> None:
     """Delete the rows that are `old`, the oldest first. They are locked from the look on: a delivery that is to be tried once more stays."""
-    oldest = select(model).where(*old).order_by(model.created_at).limit(BATCH).with_for_update(skip_locked=True)
+    oldest = select(model).where(*old).order_by(model.used_at if model is Statistic else model.created_at).limit(BATCH).with_for_update(skip_locked=True)
     found = [None] * BATCH
     while len(found) == BATCH:
         with session() as s, s.begin():

@@ -22,7 +22,7 @@ from pathlib import Path
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from app import jobs
+from app import jobs, statistics
 from app.blobs import keep, refer
 from app.config import settings
 from app.db import reading
@@ -36,7 +36,7 @@ from app.queues import GPU
 from app.recipe import parse_recipe
 from app.settled import settled
 from app.storage import Storage
-from worker import child, result
+from worker import child, kept_statistics, result
 from worker.claim import Claim, Lost
 from worker.stages import Stages
 from worker.zygote import Limits, Zygote
@@ -62,6 +62,7 @@ class Attempt:
         self.stages = Stages()
         self.report: dict = {}  # the last one that was read
         self.beside: dict[str, Path] = {}  # what the children may read beside their input, by role
+        self.digests: dict[str, str] = {}  # of the artifacts among it
         self.started = time.time()
         self.deadline = time.monotonic() + settings().job_timeout
 
@@ -123,10 +124,8 @@ class Attempt:
         source = self._fetch(inp, claim)
         recipe = parse_recipe(self.job.spec["recipe"])
         if recipe.needs_gradients and "gradients" not in self.beside:
-            found = self.scratch / "calibrated"
-            if problem := self._stage("calibrate", "worker.calibrating:child", inp, found, claim):
+            if problem := self._calibrate(inp, source, claim):
                 return self._fail(problem)
-            self.beside["statistics"] = found / "statistics.safetensors"
         stage, entry = ("recover", "worker.recovering:child") if recipe.recovers else ("restore" if recipe.kind == "restore" else "compress", "worker.__main__:run")
         if problem := self._stage(stage, entry, inp, out, claim):
             return self._fail(problem, self._kept_report(out))
@@ -144,6 +143,19 @@ class Attempt:
                     return self._fail(problem, self._kept_report(added) or self._kept_report(out))
                 (added / "report.json").replace(out / "report.json")
         self._hand_over(out / "files", paths, out / "report.json", source, output, claim)
+
+    def _calibrate(self, inp: Path, source: Artifact, claim: Claim) -> dict | None:
+        """Statistics of the gradients into `beside`: kept ones, or new ones, which then are."""
+        found = self.scratch / "calibrated"
+        found.mkdir()
+        path = found / "statistics.safetensors"
+        key = statistics.key(self.job.owner, source.digest, self.digests, self.job.spec["seed"], "cuda" if self.job.queue in GPU else "cpu")
+        if not kept_statistics.fetch(self.storage, key, path, self._advance(claim, "fetch", source.size)):
+            if problem := self._stage("calibrate", "worker.calibrating:child", inp, found, claim):
+                return problem
+            kept_statistics.store(self.storage, key, self.job.owner, path, f"{self.prefix}/statistics", lambda nbytes: self._go_on(claim))
+        self.beside["statistics"] = path
+        return None
 
     def _stage(self, stage: str, entry: str, inp: Path, out: Path, claim: Claim) -> dict | None:
         """One child's part of the work, in a folder of its own; its problem, or None when it is done."""
@@ -163,6 +175,7 @@ class Attempt:
         self.stages.input_bytes = source.size
         advance = self._advance(claim, "fetch", source.size + sum(a.size for a in beside.values()))
         self.beside = {role: self.scratch / "with" / role for role in beside}
+        self.digests = {role: artifact.digest for role, artifact in beside.items()}
         for artifact, folder in ((source, inp), *((beside[role], self.beside[role]) for role in beside)):
             for f in artifact.files:
                 path = folder / f.path

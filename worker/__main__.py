@@ -1,4 +1,5 @@
-"""The child that does the work, and the same as a tool: `python -m worker IN OUT --recipe r.json`; with `--estimate` for OUT it only tells.
+"""The child that does the work, and the same as a tool: `python -m worker IN OUT --recipe r.json`, with `--gradients`, `--calibration` and `--labels`
+where the recipe goes by data; with `--estimate` for OUT it only tells.
 
 It has no database, no keys and no network. The service calls `run` in a jail; a user calls `main`.
 """
@@ -19,10 +20,10 @@ from pathlib import Path
 import torch
 
 from app.errors import JobFailure, ModelpressError, NoSpace, OutOfMemory
-from app.job_spec import PRESETS, parse_job
+from app.job_spec import COMPANIONS, PRESETS, parse_job
 from app.local import has_config, is_program
 from app.strict import parse_json
-from worker import estimating, pipeline
+from worker import estimating, offline, pipeline
 
 ANY_ID = "00000000-0000-0000-0000-000000000000"  # a spec names its input by id; here it is a path
 _NO_MEMORY = re.compile(r"can't allocate memory|Cannot allocate memory|std::bad_alloc|can't start new thread")  # as torch and Python say it
@@ -67,14 +68,15 @@ def resolve(args: argparse.Namespace) -> dict:
         body["recipe"] = recipe["recipe"] if isinstance(recipe, dict) and "recipe" in recipe else recipe
     if args.format:
         body["output"] = {"format": args.format}
-    return parse_job(body, has_config(args.input), program=is_program(args.input)).model_dump(mode="json")
+    body |= {role: ANY_ID for role in COMPANIONS if getattr(args, role)}
+    return parse_job(body, has_config(args.input), complete=not args.estimate, program=is_program(args.input)).model_dump(mode="json")
 
 
-def place(inp: Path, work: Path) -> Path:
-    """The folder that the pipeline reads: the input itself, or one that holds nothing but the input file."""
+def place(inp: Path, work: Path, role: str = "in") -> Path:
+    """The folder that a stage reads: the input itself, or one that holds nothing but the input file."""
     if inp.is_dir():
         return inp
-    folder = work / "in"
+    folder = work / role
     folder.mkdir()
     (folder / inp.name).symlink_to(inp.resolve())
     return folder
@@ -90,12 +92,16 @@ def main(argv: list[str] | None = None) -> int:
     which.add_argument("--preset", choices=PRESETS)
     parser.add_argument("--format", help="packed, safetensors, compressed-tensors or pt2")
     parser.add_argument("--sanitize", choices=("report", "strip"))
+    parser.add_argument("--gradients", type=Path, help="a safetensors file with the model's tensor names, or a folder of them")
+    parser.add_argument("--calibration", type=Path, help="data to run the model on: .txt, .jsonl, .npy or .npz")
+    parser.add_argument("--labels", type=Path, help="what it should say to it: .txt, .jsonl, .npy or .npz")
     parser.add_argument("--events", action="store_true", help="progress as JSON lines on stdout")
     parser.add_argument("--estimate", action="store_true", help="make nothing: print as JSON what it would give and cost")
     parser.add_argument("--rate", type=float, help="for --estimate: bytes of input a second")
     args = parser.parse_args(argv)
-    if not args.input.exists():
-        parser.error(f"{args.input} does not exist")
+    given = {role: path for role in COMPANIONS if (path := getattr(args, role))}
+    if missing := next((p for p in (args.input, *given.values()) if not p.exists()), None):
+        parser.error(f"{missing} does not exist")
     if args.estimate == (args.output is not None):
         parser.error("give either an output or --estimate")
     if args.output and args.output.exists() and any(args.output.iterdir()):
@@ -110,8 +116,12 @@ def main(argv: list[str] | None = None) -> int:
     work = Path(tempfile.mkdtemp(prefix="modelpress-")) if args.estimate else args.output / ".work"
     work.mkdir(parents=True, exist_ok=args.estimate)
     try:
-        spec = resolve(args)
-        run(place(args.input, work), work, spec, emit, partial(estimating.run, rate=args.rate) if args.estimate else pipeline.run)
+        spec, placed = resolve(args), place(args.input, work)
+        beside = {"beside": {role: str(place(path, work, role)) for role, path in given.items()}}
+        if args.estimate:
+            run(placed, work, spec, emit, partial(estimating.run, rate=args.rate))
+        else:
+            run(placed, work, spec | beside, emit, offline.run)
         for path in [*(work / "files").glob("*"), work / "report.json"]:
             if path.exists() and (final["event"] == "done" or path.name == "report.json"):
                 path.rename(args.output / path.name)

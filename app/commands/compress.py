@@ -12,6 +12,7 @@ from app.bars import bars, byte_bar, job_bar
 from app.client import Client
 from app.commands.options import Into, Json, Url, check_empty, err, out, print_json, size_of
 from app.errors import InvalidJobSpec
+from app.gates import figures
 from app.job_spec import FORMATS, PRESETS
 from app.recipe import parse_recipe
 from app.strict import parse_json
@@ -56,10 +57,21 @@ def compress(
         result = client.artifact(job["output"])
         client.download(result["id"], output, byte_bar(shown, "download", result["size"]))
         verified = verify_folder(output, client.public_keys(), byte_bar(shown, "verify", result["size"]))
+        quality = client.report(result["id"]).get("quality") if calibration else None
     if as_json:
         return print_json({"job": job, "artifact": result, "key_id": verified.key_id, "folder": str(output)})
     ratio = size / max(1, result["size"])
     out.print(f"{output}: {result['format']}, {result['size']:,} bytes of {size:,} ({ratio:.3f} to 1), signed by key {verified.key_id[:16]}")
+    if quality:
+        out.print(quality_line(quality))
+
+
+def quality_line(quality: dict) -> str:
+    """What a report's `quality` says, on one line."""
+    if not quality["measured"]:
+        return f"quality was not measured: {quality['reason']}"
+    told = [f"{name} {quality[name]:.6g}" for name in figures(quality["task"], labelled=True) if quality.get(name) is not None]
+    return f"quality on {quality['samples']} samples: {', '.join(told)}"
 
 
 def given_recipe(path: Path) -> dict:

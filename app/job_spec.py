@@ -29,6 +29,9 @@ def _plain(value: str) -> str:
 
 Tag = Annotated[str, StringConstraints(min_length=1, max_length=100), AfterValidator(_plain)]
 
+_MATRICES = {"targets": ["re:.*"], "ignore": ["*embed*", "*wte*", "*wpe*", "shared.weight"]}  # heads too: training tells what they need
+_TRAINED = {"batch_size": 256, "steps": 6000}
+
 PRESETS: dict[str, dict] = {
     "lossless": {"steps": [{"method": "lossless"}]},
     "int8": {"steps": [{"method": "quantize", "num_bits": 8, "strategy": "channel", "activations": "dynamic"}]},
@@ -37,6 +40,13 @@ PRESETS: dict[str, dict] = {
     "fp8": {"steps": [{"method": "quantize", "num_bits": 8, "type": "float", "strategy": "channel", "activations": "dynamic"}]},
     "prune-50": {"steps": [{"method": "prune", "sparsity": 0.5}]},
     "prune-2:4": {"steps": [{"method": "prune", "mask_structure": "2:4"}]},
+    "deep-compression": {
+        "steps": [
+            _MATRICES | {"method": "prune", "saliency": "fisher", "scope": "global", "sparsity": 0.96, "schedule": {"kind": "cubic", "steps": 100}, "recover": _TRAINED},
+            _MATRICES | {"method": "quantize", "mapping": "gradient", "num_bits": 3, "strategy": "tensor", "recover": _TRAINED | {"bit_price": 1e-6}},
+            {"method": "lossless"},
+        ]
+    },
 }
 
 
@@ -100,8 +110,8 @@ def check_companions(spec: JobSpec) -> None:
         missing("calibration", "recover trains on calibration data")
     if spec.labels and not spec.calibration:
         missing("calibration", "labels belong to calibration data")
-    if not spec.labels and any(getattr(s, "recover", None) and s.recover.loss == "labels" for s in spec.recipe.steps):
-        missing("labels", "recover with loss labels needs them")
+    if not spec.labels and any(getattr(s, "recover", None) and s.recover.loss in ("labels", "both") for s in spec.recipe.steps):
+        missing("labels", "recover with loss labels or both needs them")
     if spec.gates.max_kl is not None and not spec.calibration:
         missing("calibration", "max_kl is measured on calibration data")
     if spec.gates.min_accuracy is not None and not spec.labels:

@@ -31,8 +31,9 @@ class Recipe(Strict):
 
     @property
     def needs_gradients(self) -> bool:
-        """Whether a step asks how the loss feels each weight: by uploaded gradients, or from data."""
-        return any(getattr(s, "needs_gradients", False) for s in self.steps)
+        """Whether a step asks how the loss feels each weight, by uploaded gradients or from data, and no training before it has seen that."""
+        asking = [i for i, s in enumerate(self.steps) if getattr(s, "needs_gradients", False)]
+        return any(not getattr(self.steps[i], "recover", None) or not any(getattr(s, "recover", None) for s in self.steps[:i]) for i in asking)
 
     @property
     def recovers(self) -> bool:

@@ -31,20 +31,25 @@ class Schedule(Strict):
 
 
 class Recover(Strict):
-    """Training after (and, under a cubic schedule, between) what a step has done: masks stay, codes stay, what is left of the weights moves.
+    """Training after (and, under a cubic schedule, between) what a step has done: masks stay, what is left of the weights moves; codes follow for a while,
+    then stay too, and only their levels move.
 
-    `distill` follows the original model's outputs and needs no labels; `labels` is the loss of the job's labels. `penalty` adds `lambda` times the sum of
-    |w| or w^2 to the loss while the schedule runs.
+    `distill` follows the original model's outputs and needs no labels; `labels` is the loss of the job's labels; `both` is their mean, and `auto` is `both`
+    where the job brings labels, else `distill`. `learning_rate` is a step of Adam in units of each tensor's root mean square, and goes down along a cosine.
+    `penalty` draws weights to 0 while the schedule runs (a third of the steps without one): each step takes `lambda` times the learning rate off, of the
+    weight itself (l2) or of the unit (l1). `bit_price` (for codebooks) is the loss, in nats, that one bit of the result is worth: above 0 a weight takes a
+    farther level that costs fewer bits, 0 included, where the loss hardly feels it.
     """
 
     model_config = ConfigDict(serialize_by_alias=True)
 
     steps: Annotated[int, Field(ge=1, le=1_000_000)]
-    loss: Literal["distill", "labels"] = "distill"
-    learning_rate: Annotated[float, Field(gt=0, le=1)] = 1e-3
+    loss: Literal["auto", "distill", "labels", "both"] = "auto"
+    learning_rate: Annotated[float, Field(gt=0, le=1)] = 0.03
     batch_size: Annotated[int, Field(ge=1, le=65_536)] = 32
     penalty: Literal["none", "l1", "l2"] = "none"
     lambda_: Annotated[float, Field(ge=0, alias="lambda")] = 0.0
+    bit_price: Annotated[float, Field(ge=0, le=1)] = 0.0
 
 
 class Prune(Targeted):
@@ -74,8 +79,13 @@ class Prune(Targeted):
         return self
 
     @property
+    def gradual(self) -> bool:
+        """Whether it prunes between the steps of a training, by what the weights and their gradients are there. N:M is what it is from the start."""
+        return self.schedule is not None and self.schedule.steps > 1 and self.structure[0] != "n:m"
+
+    @property
     def needs_gradients(self) -> bool:
-        return self.saliency != "magnitude"
+        return self.saliency != "magnitude" and not self.gradual
 
     @model_validator(mode="after")
     def _structure(self):

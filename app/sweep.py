@@ -74,11 +74,13 @@ def rehome(s: Session) -> int:
 
 
 def live_claims() -> set[tuple[str, str]]:
-    """(job, fence) of every job that somebody may be working on or is handing over, and (`uploads`, id) of every upload that may go on."""
+    """(job, fence) of every job that somebody may be working on or is handing over, (job, `recovery`) of every one that may go on where an attempt ended,
+    and (`uploads`, id) of every upload that may go on."""
     with reading() as s:
         uploads = s.scalars(select(Upload.id).where(Upload.received < Upload.length)).all()
         rows = s.execute(select(Job.id, Job.fence, Job.handoff, Job.state).where(Job.state.in_([RUNNING, SIGNING]))).all()
-    claims = {(job_id, str(fence)) for job_id, fence, _, _ in rows} | {("uploads", ident) for ident in uploads}
+        begun = s.scalars(select(Job.id).where(Job.state.in_([QUEUED, RUNNING]), Job.fence > 0)).all()
+    claims = {(job_id, str(fence)) for job_id, fence, _, _ in rows} | {("uploads", ident) for ident in uploads} | {(ident, "recovery") for ident in begun}
     for job_id, _, handoff, state in rows:
         if state == SIGNING and (handoff or {}).get("prefix"):
             claims.add((job_id, handoff["prefix"].rsplit("/", 1)[1]))

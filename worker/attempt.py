@@ -3,6 +3,7 @@
     scratch/<job>-<fence>/in/     the input, hashed as it was copied; the children read it
     scratch/<job>-<fence>/with/   the same of what the job brings beside it, by role
     scratch/<job>-<fence>/out/    the child that compresses writes here and nowhere else; others have folders of their own
+    tmp/<job>/recovery            in storage: a training's snapshot, for the next attempt
     tmp/<job>/<fence>/            in storage: what is handed to the sign process
 
 Everything that the worker writes carries the fence, so that an attempt which lost its claim (a lease run out, a cancel) changes nothing.
@@ -30,7 +31,7 @@ from app.errors import DeadlineExceeded, ModelpressError, NoSpace, StorageDamage
 from app.figures import figures
 from app.logs import about
 from app.memory import proof_wanted
-from app.models import Artifact, Companion, Job
+from app.models import QUEUED, RUNNING, Artifact, Companion, Job
 from app.queue import flush_outbox
 from app.queues import GPU
 from app.recipe import parse_recipe
@@ -38,6 +39,7 @@ from app.settled import settled
 from app.storage import Storage
 from worker import child, kept_statistics, result
 from worker.claim import Claim, Lost
+from worker.snapshots import NAME, Snapshots
 from worker.stages import Stages
 from worker.zygote import Limits, Zygote
 
@@ -61,6 +63,7 @@ class Attempt:
         self.prefix = f"tmp/{job.id}/{job.fence}"
         self.stages = Stages()
         self.report: dict = {}  # the last one that was read
+        self.snapshots: Snapshots | None = None  # of a training
         self.beside: dict[str, Path] = {}  # what the children may read beside their input, by role
         self.digests: dict[str, str] = {}  # of the artifacts among it
         self.started = time.time()
@@ -114,6 +117,8 @@ class Attempt:
                 job = s.get(Job, self.job.id)
             if job is None or (job.handoff or {}).get("prefix") != self.prefix:
                 self.storage.delete_all(self.prefix)
+            if self.snapshots and (job is None or job.state not in (QUEUED, RUNNING)):
+                self.snapshots.drop()
         except Exception as e:  # the sweep removes what stays
             log.warning("job %s: what it stored stays for now: %s", self.job.id, e)
 
@@ -126,6 +131,10 @@ class Attempt:
         if recipe.needs_gradients and "gradients" not in self.beside:
             if problem := self._calibrate(inp, source, claim):
                 return self._fail(problem)
+        if recipe.recovers:
+            self.snapshots = Snapshots(self.storage, self.job.id, out)
+            if found := self.snapshots.fetch(self.scratch / "with" / "resume" / NAME):
+                self.beside["resume"] = found
         stage, entry = ("recover", "worker.recovering:child") if recipe.recovers else ("restore" if recipe.kind == "restore" else "compress", "worker.__main__:run")
         if problem := self._stage(stage, entry, inp, out, claim):
             return self._fail(problem, self._kept_report(out))
@@ -221,6 +230,8 @@ class Attempt:
         def progress(p: dict) -> None:
             self.stages.told(p["stage"])
             claim.progress = p
+            if self.snapshots:
+                self.snapshots.keep()
 
         ended = child.run(
             self.zygotes.setdefault(entry, Zygote(entry)), inp, out, spec, limits,
@@ -228,6 +239,8 @@ class Attempt:
             read=self.beside.values(),
         )  # fmt: skip
         self.stages.memory = max(self.stages.memory, ended.memory)
+        if self.snapshots and ended.how in ("crashed", "stopped"):
+            self.snapshots.keep()
         self._go_on(claim)
         if ended.how == "deadline":
             return DeadlineExceeded(f"the job took longer than {settings().job_timeout:.0f} s").problem()

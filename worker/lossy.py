@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from pathlib import Path
+from typing import Protocol
 
 import torch
 
@@ -11,19 +12,36 @@ from app.errors import AccountingMismatch
 from app.recipe import Recipe
 from worker import report
 from worker.checkpoint import Checkpoint
+from worker.encoded import Encoded
 from worker.methods import apply, plan, prepare
 from worker.output import open_writer, reopen
+from worker.plan import TensorPlan
 from worker.progress import Emit, Progress
 from worker.statistics import Statistics, check
 
 
+class Recovery(Protocol):
+    """What `worker.recovering` has: `encode` is None for a tensor that was not trained."""
+
+    def train(self, checkpoint: Checkpoint, recipe: Recipe, plans: dict[str, TensorPlan], device: torch.device) -> None: ...
+    def encode(self, plan: TensorPlan, original: torch.Tensor) -> Encoded | None: ...
+
+
 def compress(
-    checkpoint: Checkpoint, recipe: Recipe, output: str, files: Path, emit: Emit, device: torch.device, statistics: Statistics | None = None
+    checkpoint: Checkpoint,
+    recipe: Recipe,
+    output: str,
+    files: Path,
+    emit: Emit,
+    device: torch.device,
+    statistics: Statistics | None = None,
+    recovery: Recovery | None = None,
 ) -> tuple[list[dict], dict]:
     """The input is mapped and the output written as it is made, so that memory holds one tensor, not the model.
 
     Args:
         statistics: of the gradients, for the steps that ask for them; held against the model here.
+        recovery: trains the model first; what it has trained is written in the place of what the steps alone would make of it.
 
     Returns:
         the rows of the report, and its load proof.
@@ -37,11 +55,14 @@ def compress(
     costs = {name: (tensor_plan.check_cost, tensor_plan.cost) for name, tensor_plan in plans.items()}
     progress = Progress(emit, "compress", sum(s.nbytes for s in checkpoint.tensors.values()), sum(map(sum, costs.values())))
     prepare(checkpoint, recipe, plans, device, lambda checked: progress.add(0, costs[checked.spec.name][0]), statistics)
+    if recovery:
+        recovery.train(checkpoint, recipe, plans, device)
     writer = open_writer(output, files, checkpoint, plans)
     rows, sums = [], {}
     for name, tensor_plan in plans.items():
         original = checkpoint.read(name)
-        encoded = apply(tensor_plan, original, device)
+        encoded = recovery.encode(tensor_plan, original) if recovery else None
+        encoded = encoded or apply(tensor_plan, original, device)
         rows.append(report.encoded_row(original, encoded, writer.write(encoded)))
         sums[name] = checksum(encoded.dense)
         progress.add(encoded.spec.nbytes, costs[name][1])

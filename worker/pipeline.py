@@ -21,14 +21,18 @@ from worker import lossless, lossy, report
 from worker.devices import CPU, device_of
 from worker.formats import open_checkpoint
 from worker.formats.sensitive import findings
+from worker.lossy import Recovery
 from worker.progress import Emit, Progress
 from worker.restore import restore
 from worker.sanitize import sanitized
 from worker.statistics import beside
 
 
-def run(inp: Path, out: Path, spec: dict, emit: Emit) -> None:
+def run(inp: Path, out: Path, spec: dict, emit: Emit, recovery: Recovery | None = None) -> None:
     """Carry out `spec` (`recipe`, `output`, `gates`, `sanitize`, `device`) on the files in `inp`.
+
+    Args:
+        recovery: of `worker.recovering`, which trains before anything is written.
 
     Raises:
         ModelpressError: a refusal, a failed gate (its report is written first), a mismatch in the accounting.
@@ -38,7 +42,7 @@ def run(inp: Path, out: Path, spec: dict, emit: Emit) -> None:
     scratch.mkdir(exist_ok=True)
     kind = parse_recipe(spec["recipe"]).kind
     device = device_of(spec) if kind == "lossy" else CPU
-    result = _restored(inp, scratch, files, emit) if kind == "restore" else _compressed(inp, scratch, files, spec, emit, device)
+    result = _restored(inp, scratch, files, emit) if kind == "restore" else _compressed(inp, scratch, files, spec, emit, device, recovery)
     later = gates.ON_OUTPUTS if spec.get("calibration") else ()  # `worker.measuring` judges them, once the result has been run
     asked = {gate: limit for gate, limit in (spec.get("gates") or {}).items() if gate not in later}
     judged = gates.judge(asked, result["tensors"], result["totals"])
@@ -47,14 +51,14 @@ def run(inp: Path, out: Path, spec: dict, emit: Emit) -> None:
     gates.enforce(judged)
 
 
-def _compressed(inp: Path, scratch: Path, files: Path, spec: dict, emit: Emit, device: torch.device) -> dict:
+def _compressed(inp: Path, scratch: Path, files: Path, spec: dict, emit: Emit, device: torch.device, recovery: Recovery | None) -> dict:
     recipe = parse_recipe(spec["recipe"])
     whole = recipe.kind == "lossless"
     opened = open_checkpoint(inp, scratch)
     found = findings(opened)
     checkpoint = sanitized(opened, scratch, strip=spec["sanitize"] == "strip", whole_files=whole)
     try:
-        compress = lossless.compress if whole else partial(lossy.compress, device=device, statistics=beside(spec))
+        compress = lossless.compress if whole else partial(lossy.compress, device=device, statistics=beside(spec), recovery=recovery)
         rows, proof = compress(checkpoint, recipe, spec["output"]["format"], files, emit)
         report.account(checkpoint, rows)
         before = sum(p.stat().st_size for p in checkpoint.files.values())
@@ -65,7 +69,7 @@ def _compressed(inp: Path, scratch: Path, files: Path, spec: dict, emit: Emit, d
             "sanitized": {"mode": spec["sanitize"], "findings": found},
             "container": checkpoint.container,
             "notes": [*checkpoint.notes, *remarks(recipe)],
-        }
+        } | ({"recovery": recovery.told} if recovery else {})
     finally:
         checkpoint.close()
 

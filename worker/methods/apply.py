@@ -49,7 +49,7 @@ def prepare(
         plan.statistics = statistics
         plan.steps = [prune.by_magnitude(plan, s) if isinstance(s, Prune) else s for s in plan.steps]
         checked(plan)
-    for step in recipe.step(Prune):
+    for step in (s for s in recipe.step(Prune) if not s.gradual):
         prune.find_threshold(checkpoint, step, plans, device)
 
 

@@ -1,0 +1,118 @@
+"""The child that compresses and trains: `worker.pipeline` with weights that recovery has had in hand before they are written.
+
+    spec["beside"]   calibration   folder: the samples
+                     labels        folder, or none
+                     statistics    of the gradients, or none
+                     resume        a snapshot of an earlier attempt, or none
+    out/resume.safetensors         a snapshot, every now and then
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from app.errors import InputRefused
+from app.recipe import Prune, Quantize, Recipe
+from worker import __main__, pipeline
+from worker.checkpoint import Checkpoint
+from worker.encoded import Encoded
+from worker.plan import TensorPlan
+from worker.progress import Emit, Progress
+from worker.recovery.objective import Objective, terms
+from worker.recovery.outcome import encode
+from worker.recovery.phases import Coding, Phase, Pruning
+from worker.recovery.teacher import Teacher
+from worker.recovery.training import Training
+from worker.recovery.weights import Masked, Weight
+from worker.runnable import Runnable, open_runnable
+from worker.samples import Data, fit, read, split
+
+SNAPSHOT = "resume.safetensors"
+
+
+def child(inp: Path, out: Path, spec: dict, emit: Emit) -> None:
+    """As `worker.__main__:run`, for a recipe of which a step has `recover`."""
+    __main__.run(inp, out, spec, emit, partial(pipeline.run, recovery=Recovery(inp, out, spec, emit)))
+
+
+class Recovery:
+    """Trains when called, and encodes tensor by tensor what came of it.
+
+    Attributes:
+        weights: of what was trained, by name.
+        told: of each phase, for the report.
+    """
+
+    def __init__(self, inp: Path, out: Path, spec: dict, emit: Emit):
+        self.inp, self.out, self.spec, self.emit = inp, out, spec, emit
+        self.weights: dict[str, Weight] = {}
+        self.done: set[str] = set()
+        self.told: list[dict] = []
+
+    def train(self, checkpoint: Checkpoint, recipe: Recipe, plans: dict[str, TensorPlan], device: torch.device) -> None:
+        """Raises:
+        InputRefused: not-runnable; what the samples are refused for; diverged.
+        """
+        beside = {role: Path(path) for role, path in (self.spec.get("beside") or {}).items()}
+        student, teacher = (open_runnable(self.inp, checkpoint, device) for _ in range(2))
+        data = fit(read(beside["calibration"], beside.get("labels")), student)
+        self.weights = trained(student, plans)
+        phases = course(recipe, plans, self.weights)
+        steps = sum(phase.recover.steps for phase in phases)
+        progress = Progress(self.emit, "recover", sum(s.nbytes for s in checkpoint.tensors.values()), steps)
+        training = Training(data, self.weights, device, self.spec.get("seed", 0), self.out / SNAPSHOT, beside.get("resume"), lambda: progress.add(0, 1))
+        said = teacher_of(teacher, data, max(phase.recover.batch_size for phase in phases), max(phase.recover.steps * phase.recover.batch_size for phase in phases))
+        objectives = [Objective(student, said, terms(phase.recover.loss, data.labels is not None)) for phase in phases]
+        self.told = [asdict(told) | {"best_step": told.best_step} for told in training.run(list(zip(phases, objectives, strict=True)))]
+        self.done = {phase.step.method for phase in phases} | ({"prune"} if recipe.step(Prune) else set())
+        (self.out / SNAPSHOT).unlink(missing_ok=True)
+
+    def encode(self, plan: TensorPlan, original: torch.Tensor) -> Encoded | None:
+        """None for a tensor that was not trained."""
+        weight = self.weights.get(plan.spec.name)
+        return None if weight is None else encode(plan, weight, self.done, original)
+
+
+def trained(student: Runnable, plans: dict[str, TensorPlan]) -> dict[str, Weight]:
+    """What training moves: the tensors that a step changes, and those of rank 0 and 1 (biases, norms). Their memory becomes their own."""
+    found: dict[str, Weight] = {}
+    seen = set()
+    for name, plan in plans.items():
+        parameter = student.parameters.get(name)
+        changing = any(isinstance(s, Prune | Quantize) for s in plan.steps)
+        if parameter is None or id(parameter) in seen or not (changing or parameter.ndim < 2) or not plan.spec.nbytes:
+            continue
+        seen.add(id(parameter))
+        parameter.data = parameter.data.clone()
+        parameter.requires_grad_(True)
+        found[name] = Masked(parameter, plan if changing else None)
+    if unused := [name for name, plan in plans.items() if name not in student.parameters and any(getattr(s, "recover", None) for s in plan.steps)]:
+        raise InputRefused("not-runnable", f"the network does not use {unused[0]!r}, so training cannot recover it; leave it out with `ignore`")
+    return found
+
+
+def course(recipe: Recipe, plans: dict[str, TensorPlan], weights: dict[str, Weight]) -> list[Phase]:
+    """A phase for every step with `recover`, in the recipe's order."""
+    phases: list[Phase] = []
+    for step in (s for s in recipe.steps if isinstance(s, Prune | Quantize) and s.recover):
+        own = {name: plan for name, plan in plans.items() if name in weights and any(_is(s, step) for s in plan.steps)}
+        phases.append(Pruning(step, own, weights) if isinstance(step, Prune) else Coding(step, own, weights))
+    return phases
+
+
+def _is(own, step) -> bool:
+    """Whether a tensor's own step is the recipe's, which may have been resolved otherwise for it."""
+    return type(own) is type(step) and own.targets == step.targets and own.ignore == step.ignore
+
+
+def teacher_of(runnable: Runnable, data: Data, batch: int, drawn: int) -> Teacher:
+    """What the original says: computed beforehand for all samples where training asks for more than there are."""
+    said = Teacher(runnable.forward, data, runnable.device, batch)
+    asked = sorted({*split(len(data), "fit"), *split(len(data), "stop")})
+    if drawn >= len(asked):
+        said.keep(asked)
+    return said

@@ -1,0 +1,137 @@
+"""The loop: batches in an order drawn from the seed alone, held-out loss now and then, the best step kept, snapshots by the clock."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+
+from worker.kernels.schedule import cosine
+from worker.recovery import snapshot
+from worker.recovery.objective import Objective
+from worker.recovery.phases import Phase
+from worker.recovery.weights import Weight
+from worker.samples import Data, split
+
+EVALUATIONS, PATIENCE = 20, 8
+"""Held-out losses taken once masks or codes are settled, and how many of them may pass without a better one."""
+INTERVAL = 20.0  # seconds between snapshots
+
+
+@dataclass
+class Told:
+    """Of one phase, for the report. `before` is the held-out loss once its first change is made, before any training; `stopped` says why it ended."""
+
+    method: str
+    loss: list[str]
+    steps: int
+    done: int = 0
+    before: float | None = None
+    after: float | None = None
+    best_step: int = 0
+    since: int = 0  # evaluations without a better one
+    stopped: str = ""
+    seconds: float = 0.0
+
+
+@dataclass
+class Training:
+    """Args:
+    data: all samples; `fit` is trained on and `stop` is held out.
+    weights: by tensor name; phases put others in their places.
+    file: of the snapshots; None takes none.
+    resume: a snapshot of an earlier attempt.
+    advance: called after each step.
+    """
+
+    data: Data
+    weights: dict[str, Weight]
+    device: torch.device
+    seed: int
+    file: Path | None = None
+    resume: Path | None = None
+    advance: Callable[[], None] = lambda: None
+    told: list[Told] = field(default_factory=list)
+
+    def run(self, phases: list[tuple[Phase, Objective]]) -> list[Told]:
+        """Carry the phases out, one after another, or go on with the one in which an earlier attempt ended."""
+        found = snapshot.load(self.resume, self.device) if self.resume else None
+        self.told = [Told(**t) for t in found[2]["told"]] if found else []
+        for i, (phase, objective) in enumerate(phases):
+            if i < len(self.told) - 1:
+                for _ in range(phase.recover.steps):
+                    self.advance()
+            else:
+                resumed, found = found if found and i == len(self.told) - 1 else None, None
+                self._phase(i, phase, objective, resumed)
+        return self.told
+
+    def _phase(self, i: int, phase: Phase, objective: Objective, resumed: tuple | None) -> None:
+        steps, size = phase.recover.steps, phase.recover.batch_size
+        fitting, held_out = split(len(self.data), "fit"), split(len(self.data), "stop")
+        phase.begin(self.device)
+        best = None
+        if resumed:
+            states, best, _ = resumed
+            for name, weight in self.weights.items():
+                weight.restore(states[name])
+            told = self.told[-1]
+            for _ in range(told.done):
+                self.advance()
+        else:
+            told = Told(phase.step.method, list(objective.terms), steps)
+            told.before = objective.over(self.data, held_out, size, self.device)
+            self.told.append(told)
+        every = max(1, (steps - phase.settles) // EVALUATIONS)
+        started = saved = time.monotonic()
+        spent = told.seconds
+        for t in range(told.done, 0 if told.stopped else steps):
+            phase.before(t)
+            self._step(phase, objective, self._drawn(i, fitting, t, size), t)
+            told.done, told.seconds = t + 1, spent + time.monotonic() - started
+            self.advance()
+            if told.done == steps or (told.done > phase.settles and (steps - told.done) % every == 0):
+                best = self._judged(told, objective.over(self.data, held_out, size, self.device), best)
+                if told.since >= PATIENCE:
+                    told.stopped = f"no better held-out loss in {PATIENCE} evaluations, {every} steps apart"
+                    break
+            if self.file and time.monotonic() - saved > INTERVAL:
+                self._save(best)
+                saved = time.monotonic()
+        told.stopped = told.stopped or "all steps done"
+        for name, state in (best or {}).items():
+            self.weights[name].restore(state)
+        if self.file:
+            self._save(None)
+
+    def _drawn(self, phase: int, fitting: list[int], t: int, size: int) -> list[int]:
+        """Positions of the samples of step t: epoch by epoch, each in an order of its own."""
+        per_epoch = max(1, len(fitting) // size)
+        epoch, at = divmod(t, per_epoch)
+        if getattr(self, "_epoch", None) != (phase, epoch):
+            generator = torch.Generator().manual_seed((self.seed * 1_000_003 + phase * 100_003 + epoch) % (1 << 63))
+            self._epoch, self._order = (phase, epoch), torch.randperm(len(fitting), generator=generator).tolist()
+        return [fitting[p] for p in self._order[at * size : (at + 1) * size]]
+
+    def _step(self, phase: Phase, objective: Objective, positions: list[int], t: int) -> None:
+        loss = objective(self.data.batch(positions).to(self.device))
+        loss.backward()
+        rate = phase.recover.learning_rate * cosine(t / phase.recover.steps)
+        for weight in self.weights.values():
+            if (gradient := weight.parameter.grad) is not None:
+                weight.update(torch.nan_to_num_(gradient, 0.0, 0.0, 0.0), rate, phase.penalty(t))
+                weight.parameter.grad = None
+
+    def _judged(self, told: Told, held_out: float, best: snapshot.State | None) -> snapshot.State | None:
+        if told.after is not None and not held_out < told.after:
+            told.since += 1
+            return best
+        told.after, told.best_step, told.since = held_out, told.done, 0
+        return {name: {k: t.clone() for k, t in weight.best().items()} for name, weight in self.weights.items()}
+
+    def _save(self, best: snapshot.State | None) -> None:
+        states = {name: weight.state() for name, weight in self.weights.items()}
+        snapshot.save(self.file, states, best, {"told": [asdict(t) for t in self.told]})

@@ -20,7 +20,7 @@ def coarsest(x: torch.Tensor, f: torch.Tensor, price: float) -> float | None:
         None where rounding to no such step pays (or there is nothing to round).
     """
     top = float(x.abs().max()) if x.numel() else 0.0
-    if not 0 < top < math.inf or price <= 0:
+    if not torch.finfo(torch.float32).tiny <= top < math.inf or price <= 0:
         return None
     x, f, best, found = x.double().reshape(-1), f.double().reshape(-1), math.inf, None
     for e in range(math.ceil(math.log2(top)), math.ceil(math.log2(top)) - FINEST, -1):

@@ -22,7 +22,8 @@
     │   ├── InputRefused                 the file itself; `type` is one of REFUSALS
     │   └── InvalidSignature
     ├── JobFailure                       why a job ended `failed` without a refusal
-    │   ├── GateFailed, AccountingMismatch, LoadProofFailed, OutOfMemory, NoSpace, DeadlineExceeded, WorkerCrashed
+    │   ├── GateFailed, AccountingMismatch, LoadProofFailed, OutOfMemory, NoSpace, DeadlineExceeded, WorkerCrashed,
+    │   │   Diverged
     ├── Locked                           423
     ├── QuotaExceeded                    429
     │   └── TooManyJobs
@@ -263,6 +264,10 @@ class DeadlineExceeded(JobFailure):
 
 class WorkerCrashed(JobFailure):
     type, title = "worker-crashed", "The worker died on every attempt"
+
+
+class Diverged(JobFailure):
+    status, type, title = 422, "training-diverged", "Training has gone out of bounds"
 
 
 class Locked(ModelpressError):

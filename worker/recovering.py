@@ -9,7 +9,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+import math
 from functools import partial
 from pathlib import Path
 
@@ -26,7 +26,7 @@ from worker.recovery.objective import Objective, terms
 from worker.recovery.outcome import encode
 from worker.recovery.phases import Coding, Phase, Pruning
 from worker.recovery.teacher import Teacher
-from worker.recovery.training import Training
+from worker.recovery.training import Told, Training
 from worker.recovery.weights import Masked, Weight
 from worker.runnable import Runnable, open_runnable
 from worker.samples import Data, fit, read, split
@@ -67,7 +67,7 @@ class Recovery:
         training = Training(data, self.weights, device, self.spec.get("seed", 0), self.out / SNAPSHOT, beside.get("resume"), lambda: progress.add(0, 1))
         said = teacher_of(teacher, data, max(phase.recover.batch_size for phase in phases), max(phase.recover.steps * phase.recover.batch_size for phase in phases))
         objectives = [Objective(student, said, terms(phase.recover.loss, data.labels is not None)) for phase in phases]
-        self.told = [asdict(told) | {"best_step": told.best_step} for told in training.run(list(zip(phases, objectives, strict=True)))]
+        self.told = [_report(told) for told in training.run(list(zip(phases, objectives, strict=True)))]
         self.done = {phase.step.method for phase in phases} | ({"prune"} if recipe.step(Prune) else set())
         (self.out / SNAPSHOT).unlink(missing_ok=True)
 
@@ -75,6 +75,12 @@ class Recovery:
         """None for a tensor that was not trained."""
         weight = self.weights.get(plan.spec.name)
         return None if weight is None else encode(plan, weight, self.done, original)
+
+
+def _report(told: Told) -> dict:
+    before, after = told.before if math.isfinite(told.before) else None, told.after
+    losses = {"held_out_loss_before": before, "held_out_loss": after, "best_step": told.best_step}
+    return {"method": told.method, "loss": told.loss, "steps": told.steps, "steps_run": told.done} | losses | {"stopped": told.stopped, "seconds": round(told.seconds, 3)}
 
 
 def trained(student: Runnable, plans: dict[str, TensorPlan]) -> dict[str, Weight]:

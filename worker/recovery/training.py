@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from app.errors import Diverged
 from worker.kernels.schedule import cosine
 from worker.recovery import snapshot
 from worker.recovery.objective import Objective
@@ -85,6 +87,8 @@ class Training:
             told = Told(phase.step.method, list(objective.terms), steps)
             told.before = objective.over(self.data, held_out, size, self.device)
             self.told.append(told)
+            if not phase.settles:  # what training makes worse stays as it is
+                best = self._judged(told, told.before, None)
         every = max(1, (steps - phase.settles) // EVALUATIONS)
         started = saved = time.monotonic()
         spent = told.seconds
@@ -102,6 +106,9 @@ class Training:
                 self._save(best)
                 saved = time.monotonic()
         told.stopped = told.stopped or "all steps done"
+        if told.after is None:
+            why = f"after {told.done} steps of recover of {told.method} the held-out loss is not finite"
+            raise Diverged(f"{why}; choose a learning_rate below {phase.recover.learning_rate:g}")
         for name, state in (best or {}).items():
             self.weights[name].restore(state)
         if self.file:
@@ -126,7 +133,7 @@ class Training:
                 weight.parameter.grad = None
 
     def _judged(self, told: Told, held_out: float, best: snapshot.State | None) -> snapshot.State | None:
-        if told.after is not None and not held_out < told.after:
+        if not math.isfinite(held_out) or (told.after is not None and not held_out < told.after):
             told.since += 1
             return best
         told.after, told.best_step, told.since = held_out, told.done, 0

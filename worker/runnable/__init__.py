@@ -1,6 +1,7 @@
 """A model that runs here, with its weights under the checkpoint's names. Used in jailed children only.
 
     Runnable, replace    what it is, and new weights in place     runnable.py
+    program.py           a program of torch.export
     huggingface.py       a Hugging Face folder, by transformers   config.py, architecture.py, weights.py, tokens.py
 """
 

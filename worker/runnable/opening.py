@@ -20,10 +20,10 @@ def open_runnable(folder: Path, checkpoint: Checkpoint, device: torch.device = C
     Raises:
         InputRefused: not-runnable, with the reason and what would work.
     """
-    if checkpoint.container == "pt2":
+    if checkpoint.program is not None:
         from worker.runnable.program import open_program
 
-        return open_program(folder, checkpoint, device)
+        return open_program(checkpoint, device)
     if checkpoint.config is None:
         raise not_runnable("it has no config.json beside its weights, so nothing says what network they are of", "a Hugging Face folder")
     from worker.runnable.huggingface import open_huggingface

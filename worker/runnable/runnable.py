@@ -12,6 +12,8 @@ from app.errors import InputRefused
 from worker.samples.data import Batch
 
 TASKS = ("encoder", "causal-lm", "seq2seq", "classifier", "regressor")
+PROGRAM = "program"
+"""The task of a program until it meets its data: labels make it a classifier, else it is a regressor."""
 
 
 @dataclass(frozen=True)

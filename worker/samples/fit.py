@@ -24,10 +24,17 @@ def fit(samples: Samples, runnable: Runnable) -> Data:
     Raises:
         InputRefused: calibration-mismatch, labels-mismatch, too-few-samples; non-finite, where the model's output is.
     """
+    if runnable.task == "program":
+        runnable.task = "classifier" if _classes(samples.labels) and (runnable.classes or 0) > 1 else "regressor"
     labels = None if samples.labels is None else _labels(samples.labels, runnable)
     data = _fed(samples, labels, runnable) if samples.arrays else _tokens(samples, labels, runnable)
     _tried(data, runnable)
     return data
+
+
+def _classes(labels: np.ndarray | None) -> bool:
+    """Whether labels are numbers of classes."""
+    return labels is not None and labels.ndim == 1 and labels.dtype.kind == "i"
 
 
 def _tokens(samples: Samples, labels: np.ndarray | None, runnable: Runnable) -> Data:

@@ -59,6 +59,7 @@ REFUSALS = {
     "samples-mismatch": "The data does not fit the model",
     "too-few-samples": "There is too little data",
     "not-runnable": "The model cannot be run here",
+    "not-narrowable": "The feed-forward layers cannot be made narrower here",
     "unsafe-program": "The program holds code, or what this service does not run",
     "invalid-program": "Not a valid torch.export program",
     "lfs-pointer": "A git-lfs pointer stands where the file should be",

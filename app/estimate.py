@@ -22,8 +22,9 @@ from app.outline import Outline, TensorSpec
 from app.packed_size import Look, Size, Text, container_size, tensor_size
 from app.recipe import Lossless, Prune, matcher
 from app.sensitive import strips
-from app.targets import Treatment, treat
+from app.targets import Treatment
 from app.values import DRAWN_LEAST, DRAWN_MOST, WIDTH, Values, drawn, from_bytes
+from app.width import reader, treated
 
 _PIECES = 8
 _BUDGET = 3 << 17  # values read of a whole model
@@ -66,7 +67,9 @@ def estimate(model: Outline, spec: JobSpec, read: Read | None, rate: float | Non
     if spec.sanitize == "strip":
         weights = set(model.weight_files)
         model = replace(model, files={p: n for p, n in model.files.items() if p in weights or not strips(p)})
-    treatments = treat(model.tensors, model.config, recipe, output)
+    before = sum(model.files.values())
+    model, treatments, narrowing = treated(model, recipe, output)
+    read = reader(read, narrowing) if narrowing else read
     made = Estimate(sampled=read is not None)
     if output == "pt2":
         _program(made, model, treatments)
@@ -74,7 +77,7 @@ def estimate(model: Outline, spec: JobSpec, read: Read | None, rate: float | Non
         _packed(made, model, spec, treatments, looker(model, read), texter(model, read))
     else:
         _folder(made, model, treatments, output, texter(model, read))
-    before, total, proof = sum(model.files.values()), made.total, proof_wanted(output, model.files)
+    total, proof = made.total, proof_wanted(output, model.files)
     seconds = _START + before / (rate or _default_rate(treatments)) + (speeds.PROVE + before * speeds.STAGES["prove"] if proof else 0)
     return {
         "output_format": output,
@@ -244,8 +247,8 @@ def _program(made: Estimate, model: Outline, treatments: dict[str, Treatment]) -
 
 
 def _row(t: Treatment, size: Size) -> dict:
-    action = "quantized" if t.quantize else "pruned" if t.step(Prune) else "encoded" if t.step(Lossless) else "copied"
-    row = {"name": t.spec.name, "action": action, "bytes_before": t.spec.nbytes, "bytes_after": round(size.total), "exact": not size.margin}
+    action = "quantized" if t.quantize else "pruned" if t.step(Prune) or t.cut else "encoded" if t.step(Lossless) else "copied"
+    row = {"name": t.spec.name, "action": action, "bytes_before": (t.cut or t).spec.nbytes, "bytes_after": round(size.total), "exact": not size.margin}
     return row | ({"reason": t.reason} if action == "copied" and t.reason else {}) | ({"notes": list(t.notes)} if t.notes else {})
 
 
@@ -269,7 +272,7 @@ def _notes(treatments: dict[str, Treatment], made: Estimate) -> Iterator[str]:
     for name, t in treatments.items():
         for note in t.notes:
             alike.setdefault(note.replace(f" of {name}", ""), []).append(name)
-        if not t.steps and t.reason:
+        if not t.steps and t.reason and not t.cut:
             alike.setdefault(f"left alone: {t.reason}", []).append(name)
     for what, names in alike.items():
         yield f"{len(names)} tensor{'s' * (len(names) > 1)} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''}): {what}"
@@ -279,5 +282,7 @@ def _notes(treatments: dict[str, Treatment], made: Estimate) -> Iterator[str]:
         yield "entropy-coded bytes depend on the values: " + (
             "told from a sample of them" if made.sampled else "told for weights as training leaves them; an estimate of an uploaded model looks at its values"
         )
+    if narrowed := [t.cut for t in treatments.values() if t.cut]:
+        yield f"{len(narrowed)} tensors of feed-forward layers shrink, {narrowed[0].before} -> {narrowed[0].after} hidden units"
     if any(t.quantize or t.step(Prune) for t in treatments.values()):
         yield "a tensor with NaN or infinite values is copied, which only the work itself finds out"

@@ -17,7 +17,8 @@ from app.memory import peak_memory, proof_wanted, unknown_peak
 from app.outline import Outline, outline
 from app.storage import Storage
 from app.task import task_of
-from app.targets import Treatment, treat
+from app.targets import Treatment
+from app.width import treated
 
 
 def find_input(s: Session, body: Any, owner: str, lock: bool = False) -> Artifact:
@@ -60,7 +61,7 @@ def check_input(source: Artifact, spec: JobSpec, storage: Storage) -> dict[str, 
         what is to happen to every tensor; None where the tensors are known only once the file is parsed.
 
     Raises:
-        InputNotUsable: it is no model. InvalidJobSpec: restore of what was never compressed; a gate that `app.gates.check` refuses. What `outline` and `treat` raise.
+        InputNotUsable: it is no model. InvalidJobSpec: restore of what was never compressed; a gate that `app.gates.check` refuses. What `outline` and `treated` raise.
     """
     if source.kind != "model" or source.format == "file":
         what = f"{source.kind} ({source.format})"
@@ -72,7 +73,7 @@ def check_input(source: Artifact, spec: JobSpec, storage: Storage) -> dict[str, 
     model = outlined(source, storage)
     if model and spec.calibration and (task := task_of(model.config)):
         gates.check(spec.gates.model_dump(), task, bool(spec.labels))
-    return treat(model.tensors, model.config, spec.recipe, spec.output.format) if model else None
+    return treated(model, spec.recipe, spec.output.format)[1] if model else None
 
 
 def outlined(source: Artifact, storage: Storage) -> Outline | None:

@@ -11,7 +11,7 @@ from pydantic_core import PydanticCustomError
 
 from app.addresses import check_url
 from app.errors import InvalidJobSpec
-from app.recipe import METHODS, Lossless, Prune, Quantize, Recipe, parse_recipe
+from app.recipe import METHODS, Lossless, Prune, Quantize, Recipe, narrows, parse_recipe
 from app.strict import Id, Strict, validate
 
 COMPANIONS = ("gradients", "calibration", "labels")
@@ -127,7 +127,9 @@ def default_output(recipe: Recipe, has_config: bool, program: bool = False) -> s
     if program and not recipe.step(Lossless):
         return "pt2"
     scaled = recipe.step(Quantize) and all(q.mapping == "uniform" for q in recipe.step(Quantize))
-    return "compressed-tensors" if has_config and scaled and not recipe.step(Lossless) else "packed"
+    if not has_config or recipe.step(Lossless):
+        return "packed"
+    return "compressed-tensors" if scaled else "safetensors" if any(map(narrows, recipe.steps)) and not recipe.step(Quantize) else "packed"
 
 
 def check_output(recipe: Recipe, output: str, has_config: bool, program: bool = True) -> None:

@@ -51,10 +51,11 @@ def proof_wanted(output: str, files: Iterable[str]) -> bool:
 def _working_set(t: Treatment) -> int:
     """Bytes of one tensor's copies: changed values twice, codes or a mask, and what a step makes of the whole tensor."""
     elements = math.prod(t.spec.shape)
+    shrinking = 3 * t.cut.spec.nbytes if t.cut else 0  # as it was, what is left, and that in its old place, to be compared
     if not (t.step(Prune) or t.quantize):
-        return 0
+        return shrinking
     q: Quantize | None = t.quantize
     whole = q is not None and q.strategy == "tensor" and q.scale_search == "mse"
     gradients = any(getattr(s, "needs_gradients", False) for s in t.steps)
     codebooks = q is not None and q.mapping == "gradient"
-    return 2 * t.spec.nbytes + elements * (4 + _SEARCH * whole + _GRADIENTS * gradients + _CODEBOOKS * codebooks)
+    return shrinking + 2 * t.spec.nbytes + elements * (4 + _SEARCH * whole + _GRADIENTS * gradients + _CODEBOOKS * codebooks)

@@ -16,7 +16,7 @@ from app.patterns import Targeted, matcher, wild
 from app.steps import METHODS, Lossless, Prune, Quantize, Restore, Step
 from app.strict import Strict, validate
 
-__all__ = ["METHODS", "Lossless", "Prune", "Quantize", "Recipe", "Restore", "Step", "Targeted", "check_matched", "matcher", "parse_recipe"]
+__all__ = ["METHODS", "Lossless", "Prune", "Quantize", "Recipe", "Restore", "Step", "Targeted", "check_matched", "matcher", "narrows", "parse_recipe"]
 
 MAX_STEPS = 8
 MAX_MATCHES = 2_000_000  # of patterns with wildcards against names, which each take about a microsecond
@@ -47,6 +47,11 @@ class Recipe(Strict):
         return "restore" if Restore in kinds else "lossless" if kinds == {Lossless} else "lossy"
 
 
+def narrows(step: Step) -> bool:
+    """Whether a step makes tensors smaller (`app.width`); that goes before all else."""
+    return isinstance(step, Prune) and step.narrows
+
+
 def parse_recipe(data: Any, prefix: str = "/recipe") -> Recipe:
     """A recipe, with the rules that hold between its steps."""
     recipe = validate(Recipe, data, prefix, METHODS)
@@ -57,8 +62,10 @@ def parse_recipe(data: Any, prefix: str = "/recipe") -> Recipe:
             raise ConflictingSteps("restore stands alone in a recipe", pointer=pointer)
         if i and order[i] < order[i - 1]:
             raise ConflictingSteps(f"{step.method} comes before {recipe.steps[i - 1].method}: the order is prune, quantize, lossless", pointer=pointer)
+        if narrows(step) and not all(map(narrows, recipe.steps[:i])):
+            raise ConflictingSteps("ffn-width comes first: it changes the shapes that other steps work on", pointer=pointer)
         for earlier in recipe.steps[:i]:
-            if type(earlier) is type(step) and set(earlier.targets) & set(step.targets):
+            if type(earlier) is type(step) and narrows(earlier) == narrows(step) and set(earlier.targets) & set(step.targets):
                 raise ConflictingSteps(f"two {step.method} steps name the same targets; give each its own", pointer=pointer)
     return recipe
 

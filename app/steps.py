@@ -94,6 +94,19 @@ class Prune(Targeted):
             raise PydanticCustomError("sparsity", "mask_structure {s} fixes the sparsity at {v}; leave it out", {"s": self.mask_structure, "v": 1 - a / b, "field": "sparsity"})
         return self
 
+    @model_validator(mode="after")
+    def _width(self):
+        if self.narrows and self.scope != "row":
+            refuse("scope", "ffn-width keeps as many units in every layer, for config.json has one number for them; leave scope out")
+        if self.narrows and self.schedule and self.schedule.kind != "one-shot":
+            refuse("schedule", "ffn-width takes its units out at once; leave schedule out")
+        return self
+
+    @property
+    def narrows(self) -> bool:
+        """Whether tensors shrink."""
+        return self.structure[0] == "ffn-width"
+
     @property
     def structure(self) -> tuple[str, int, int]:
         """`("unstructured", 1, 1)`, `("n:m", n, m)`, `("block", rows, columns)`, `("channel", 1, 0)` or `("ffn-width", 1, 0)`."""

@@ -13,10 +13,15 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 from app.errors import ConflictingSteps, InputRefused, NoTensorMatched
 from app.outline import TensorSpec
-from app.recipe import Lossless, Quantize, Recipe, Step, Targeted, check_matched, matcher
+from app.recipe import Lossless, Quantize, Recipe, Step, Targeted, check_matched, matcher, narrows
+
+if TYPE_CHECKING:
+    from app.width import Cut
 
 FLOATING = ("F64", "F32", "F16", "BF16")
 _EMBEDDING = re.compile(r"(^|[._])(\w*embed(ding|dings|der|s)?(_\w+)?|wte|wpe|shared|relative_attention_bias)([._]|$)", re.IGNORECASE)
@@ -25,7 +30,7 @@ _NORM = re.compile(r"(^|[._])(\w*norm\w*|ln_\w+|ln\d*|bn\d*)\.weight$", re.IGNOR
 _ROUTER = re.compile(r"(^|[._])(router|gate|shared_expert_gate)(\.(classifier|layer|wg))?\.weight$", re.IGNORECASE)
 _WEIGHT = re.compile(r"(^|\.)weight(_[ih]h(_l\d+)?(_reverse)?)?$")  # of Linear and convolution layers, and of recurrent ones
 _CONV1D = re.compile(r"(^|\.)(c_attn|c_proj|c_fc|q_attn)\.weight$")
-_CONV1D_MODELS = ("gpt2", "imagegpt", "decision_transformer", "openai-gpt", "clvp", "gpt_bigcode_v0")
+CONV1D_MODELS = ("gpt2", "imagegpt", "decision_transformer", "openai-gpt", "clvp", "gpt_bigcode_v0")
 _KINDS = ((_EMBEDDING, "an embedding"), (_HEAD, "an output head"), (_NORM, "a norm"), (_ROUTER, "a router"))
 
 
@@ -38,6 +43,7 @@ class Treatment:
         transposed: the tensor is stored [in, out] (GPT-2's Conv1D).
         linear: it may be the weight of a Linear layer, changed or not.
         notes: what was resolved otherwise than asked.
+        cut: how it shrinks first (`spec` is what is left); None where it keeps its shape.
     """
 
     spec: TensorSpec
@@ -46,6 +52,7 @@ class Treatment:
     transposed: bool = False
     linear: bool = False
     notes: tuple[str, ...] = ()
+    cut: Cut | None = None
 
     def step(self, cls: type) -> Step | None:
         return next((s for s in self.steps if isinstance(s, cls)), None)
@@ -62,16 +69,21 @@ class Treatment:
         return (inputs, outputs) if self.transposed else (outputs, inputs)
 
 
-def treat(tensors: Mapping[str, TensorSpec], config: dict | None, recipe: Recipe, output: str) -> dict[str, Treatment]:
-    """A treatment for every tensor, in their order.
+def treat(
+    tensors: Mapping[str, TensorSpec], config: dict | None, recipe: Recipe, output: str, cuts: Mapping[str, Cut] = MappingProxyType({})
+) -> dict[str, Treatment]:
+    """A treatment for every tensor, in their order. Steps that make tensors smaller have been there already.
+
+    Args:
+        cuts: of the tensors that they have made smaller.
 
     Raises:
         NoTensorMatched: a step works on nothing. ConflictingSteps: two steps of one kind meet in a tensor. InputRefused: see `_whole_groups`.
     """
     check_matched(recipe, tensors)
-    steps = [(step, matcher(step)) for step in recipe.steps if isinstance(step, Targeted)]
+    steps = [(step, matcher(step)) for step in recipe.steps if isinstance(step, Targeted) and not narrows(step)]
     named = any(_WEIGHT.search(name) for name in tensors)
-    turned = (config or {}).get("model_type") in _CONV1D_MODELS
+    turned = (config or {}).get("model_type") in CONV1D_MODELS
     treatments = {}
     for name, spec in tensors.items():
         chosen, reasons = [], []
@@ -84,11 +96,12 @@ def treat(tensors: Mapping[str, TensorSpec], config: dict | None, recipe: Recipe
             raise ConflictingSteps(f"two steps of one kind meet in {name}; give each its own targets")
         linear = len(spec.shape) == 2 and not transposed and spec.dtype in FLOATING and name.endswith(".weight") and not _EMBEDDING.search(name)
         reason = next(iter(reasons), None if chosen else "not targeted")
-        treatments[name] = Treatment(spec, chosen, reason, transposed, linear)
+        treatments[name] = Treatment(spec, chosen, reason, transposed, linear, cut=cuts.get(name))
         if output == "compressed-tensors":
             _whole_groups(treatments[name])
-    changing = [s for s, _ in steps if not isinstance(s, Lossless)]
-    for i, step in enumerate(changing):
+    for i, step in enumerate(recipe.steps):
+        if not any(step is s for s, _ in steps) or isinstance(step, Lossless):
+            continue
         if not any(type(s) is type(step) and s.targets == step.targets for t in treatments.values() for s in t.steps):
             _refuse_idle(i, step, treatments)
     return treatments

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from app.formats import Limits
 from app.outline import TensorSpec
+
+if TYPE_CHECKING:
+    from worker.narrowing import Shrunk
 
 __all__ = ["DTYPES", "NAMES", "Checkpoint", "Dropped", "Limits", "Segment", "TensorSpec"]
 
@@ -75,6 +78,7 @@ class Checkpoint:
         offsets: tensor -> where its bytes lie in its file; not of those that lie apart or deflated.
         program: of a `.pt2`: the opened file, with what may be loaded of it.
         close: unmaps everything.
+        shrunk, whole: where it has been made narrower (`worker.narrowing`), by which tensors, and of which checkpoint.
     """
 
     root: Path
@@ -92,6 +96,8 @@ class Checkpoint:
     notes: list[str] = field(default_factory=list)  # sentences for the report
     offsets: dict[str, int] = field(default_factory=dict)
     program: Any = None  # worker.formats.pt2_file.Pt2File
+    shrunk: Mapping[str, Shrunk] = field(default_factory=dict)
+    whole: Checkpoint | None = None
 
     def read(self, name: str) -> torch.Tensor:
         return self.load(name)

@@ -63,7 +63,8 @@ def compress(
         original = checkpoint.read(name)
         encoded = recovery.encode(tensor_plan, original) if recovery else None
         encoded = encoded or apply(tensor_plan, original, device)
-        rows.append(report.encoded_row(original, encoded, writer.write(encoded)))
+        told = report.encoded_row(original, encoded, writer.write(encoded))
+        rows.append(checkpoint.shrunk[name].row(told, encoded) if name in checkpoint.shrunk else told)
         sums[name] = checksum(encoded.dense)
         progress.add(encoded.spec.nbytes, costs[name][1])
     writer.finish()

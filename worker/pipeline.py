@@ -22,6 +22,7 @@ from worker.devices import CPU, device_of
 from worker.formats import open_checkpoint
 from worker.formats.sensitive import findings
 from worker.lossy import Recovery
+from worker.narrowing import narrow
 from worker.progress import Emit, Progress
 from worker.restore import restore
 from worker.sanitize import sanitized
@@ -58,8 +59,9 @@ def _compressed(inp: Path, scratch: Path, files: Path, spec: dict, emit: Emit, d
     found = findings(opened)
     checkpoint = sanitized(opened, scratch, strip=spec["sanitize"] == "strip", whole_files=whole)
     try:
-        compress = lossless.compress if whole else partial(lossy.compress, device=device, statistics=beside(spec), recovery=recovery)
-        rows, proof = compress(checkpoint, recipe, spec["output"]["format"], files, emit)
+        left, statistics, width = narrow(checkpoint, recipe, scratch, None if whole else beside(spec), device)
+        compress = lossless.compress if whole else partial(lossy.compress, device=device, statistics=statistics, recovery=recovery)
+        rows, proof = compress(left, recipe, spec["output"]["format"], files, emit)
         report.account(checkpoint, rows)
         before = sum(p.stat().st_size for p in checkpoint.files.values())
         return {
@@ -68,8 +70,8 @@ def _compressed(inp: Path, scratch: Path, files: Path, spec: dict, emit: Emit, d
             "load_proof": proof,
             "sanitized": {"mode": spec["sanitize"], "findings": found},
             "container": checkpoint.container,
-            "notes": [*checkpoint.notes, *remarks(recipe)],
-        } | ({"recovery": recovery.told} if recovery else {})
+            "notes": [*left.notes, *remarks(recipe)],
+        } | ({"width": width} if width else {}) | ({"recovery": recovery.told} if recovery else {})
     finally:
         checkpoint.close()
 

@@ -10,21 +10,23 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from functools import partial
 from pathlib import Path
 
 import torch
 
 from app.errors import InputRefused
-from app.recipe import Prune, Quantize, Recipe
+from app.recipe import Prune, Quantize, Recipe, Step, narrows
 from worker import __main__, pipeline
 from worker.checkpoint import Checkpoint
 from worker.encoded import Encoded
+from worker.narrowing import reached
 from worker.plan import TensorPlan
 from worker.progress import Emit, Progress
 from worker.recovery.objective import Objective, terms
 from worker.recovery.outcome import encode
-from worker.recovery.phases import Coding, Phase, Pruning
+from worker.recovery.phases import Coding, Phase, Pruning, masks
 from worker.recovery.teacher import Teacher
 from worker.recovery.training import Told, Training
 from worker.recovery.weights import Masked, Weight
@@ -58,9 +60,11 @@ class Recovery:
         InputRefused: not-runnable; what the samples are refused for; diverged.
         """
         beside = {role: Path(path) for role, path in (self.spec.get("beside") or {}).items()}
-        student, teacher = (open_runnable(self.inp, checkpoint, device) for _ in range(2))
+        student, teacher = (open_runnable(self.inp, c, device) for c in (checkpoint, checkpoint.whole or checkpoint))
         data = fit(read(beside["calibration"], beside.get("labels")), student)
-        self.weights = trained(student, plans)
+        self.weights = trained(student, plans, reached(checkpoint, recipe))
+        for step in (s for s in recipe.step(Prune) if not s.recover and not narrows(s)):
+            masks(step, worked_on(step, plans, self.weights), self.weights)
         phases = course(recipe, plans, self.weights)
         steps = sum(phase.recover.steps for phase in phases)
         progress = Progress(self.emit, "recover", sum(s.nbytes for s in checkpoint.tensors.values()), steps)
@@ -83,13 +87,13 @@ def _report(told: Told) -> dict:
     return {"method": told.method, "loss": told.loss, "steps": told.steps, "steps_run": told.done} | losses | {"stopped": told.stopped, "seconds": round(told.seconds, 3)}
 
 
-def trained(student: Runnable, plans: dict[str, TensorPlan]) -> dict[str, Weight]:
-    """What training moves: the tensors that a step changes, and those of rank 0 and 1 (biases, norms). Their memory becomes their own."""
+def trained(student: Runnable, plans: dict[str, TensorPlan], others: Collection[str] = ()) -> dict[str, Weight]:
+    """What training moves: the tensors that a step changes, those of rank 0 and 1 (biases, norms), and `others`. Their memory becomes their own."""
     found: dict[str, Weight] = {}
     seen = set()
     for name, plan in plans.items():
         parameter = student.parameters.get(name)
-        changing = any(isinstance(s, Prune | Quantize) for s in plan.steps)
+        changing = name in others or any(isinstance(s, Prune | Quantize) for s in plan.steps)
         if parameter is None or id(parameter) in seen or not (changing or parameter.ndim < 2) or not plan.spec.nbytes:
             continue
         seen.add(id(parameter))
@@ -105,9 +109,14 @@ def course(recipe: Recipe, plans: dict[str, TensorPlan], weights: dict[str, Weig
     """A phase for every step with `recover`, in the recipe's order."""
     phases: list[Phase] = []
     for step in (s for s in recipe.steps if isinstance(s, Prune | Quantize) and s.recover):
-        own = {name: plan for name, plan in plans.items() if name in weights and any(_is(s, step) for s in plan.steps)}
+        own = {} if narrows(step) else worked_on(step, plans, weights)
         phases.append(Pruning(step, own, weights) if isinstance(step, Prune) else Coding(step, own, weights))
     return phases
+
+
+def worked_on(step: Step, plans: dict[str, TensorPlan], weights: dict[str, Weight]) -> dict[str, TensorPlan]:
+    """The plans of what is trained and what a step of the recipe works on."""
+    return {name: plan for name, plan in plans.items() if name in weights and any(_is(s, step) for s in plan.steps)}
 
 
 def _is(own, step) -> bool:

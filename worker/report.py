@@ -57,7 +57,7 @@ def row(spec: TensorSpec, action: str, bytes_after: int, *, reason: str | None =
 
 def encoded_row(original: torch.Tensor, encoded: Encoded, bytes_after: int) -> dict:
     """The row of a tensor that went through the recipe, with its errors where its values changed."""
-    changed = encoded.action in ("quantized", "pruned")
+    changed = encoded.action in ("quantized", "pruned") or not (encoded.dense is original or torch.equal(encoded.dense, original))  # trained, for one
     figures = errors(original, encoded.dense) if changed else {"relative_error": 0.0}
     if encoded.quantized is not None:
         q = encoded.quantized

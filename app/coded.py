@@ -10,12 +10,15 @@ from collections.abc import Sequence
 
 import zstandard
 
+from app.bundled import codes_chunk
+from app.packed_dictionary import DICTIONARY
 from app.values import WIDTH, Values
 
 _CHUNK, _PLANE = 12, 5  # heads of a chunk and of a plane
 _SPARSE, _GAPS_FROM, _PAIRS_BELOW = 0.02, 0.75, 0.25  # where the coder changes its ways (worker.kernels.chunks)
 _MASK = 0x7FFF
 _HUFFMAN = zstandard.ZstdCompressionParameters(strategy=1, min_match=7, window_log=17, hash_log=6, chain_log=6, target_length=0)
+_SHORT = 1 << 16  # of an index
 _FRAME = 80  # bytes of a frame that do not grow with what it holds: heads, a Huffman table
 _BLOCK = 1 << 17  # of zstd, each with a table
 
@@ -42,6 +45,14 @@ def text_bytes(body: bytes, size: int) -> float:
     return plane(body, size, level=True)
 
 
+def index_bytes(text: bytes) -> float:
+    """Of the index of a packed file."""
+    if len(text) > _SHORT:
+        return payload_head(math.ceil(len(text) / (1 << 20))) + _CHUNK + _PLANE + text_bytes(text, len(text))
+    words = zstandard.ZstdCompressionDict(DICTIONARY, dict_type=zstandard.DICT_TYPE_RAWCONTENT)
+    return len(zstandard.ZstdCompressor(level=19, dict_data=words, write_checksum=True).compress(text))
+
+
 def plane(sample: bytes, size: float, level: bool = False) -> float:
     """Bytes of a plane of `size` bytes like `sample`. `level`: an ordinary level of zstandard is tried too."""
     seen = len(sample)
@@ -59,10 +70,11 @@ def plane(sample: bytes, size: float, level: bool = False) -> float:
     return found if found < (0.98 if size >= 1 << 15 else 1) * size else size
 
 
-def float_payload(values: Values, count: int) -> float:
-    """Bytes of a tensor of `count` floats that are like `values`; a zero has no bit set beside its sign."""
+def float_payload(values: Values, count: int, columns: int = 0) -> float:
+    """Bytes of a tensor of `count` floats that are like `values`; a zero has no bit set beside its sign. `columns`: of a matrix whose mask may
+    be coded in contexts."""
     width = WIDTH[values.dtype]
-    zeros = sum(1 for t in values.tops if not t & _MASK) / max(1, len(values.tops))
+    zeros = values.zeros / max(1, len(values.tops))
     chunks = math.ceil(count / chunk_values("float", width))
     fixed = payload_head(chunks) + chunks * _CHUNK
     if zeros == 1 or (len(set(values.tops)) == 1 and all(len(set(p)) == 1 for p in values.low)):
@@ -72,7 +84,9 @@ def float_payload(values: Values, count: int) -> float:
     else:
         keep = [bool(t & _MASK) for t in values.tops]
         low = [bytes(b for b, k in zip(p, keep, strict=True) if k) for p in values.low]
-        body = _mask(keep, count, zeros) + _planes(values, [t for t in values.tops if t & _MASK], low, count * (1 - zeros))
+        mask = _mask(keep, count, zeros)
+        mask = min(mask, codes_chunk(keep, count, columns)) if columns else mask
+        body = mask + _planes(values, [t for t in values.tops if t & _MASK], low, count * (1 - zeros))
         body += chunks * ((2 + width) * _PLANE + 5)
     return fixed + min(body, count * width)
 

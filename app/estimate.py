@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from itertools import islice
 
 from app import compressed, packed_size, speeds
+from app.bundled import BUNDLE, Bundle
 from app.changed import shared_threshold
 from app.errors import InvalidJobSpec, NotEstimable
 from app.formats import FORMATS
@@ -19,7 +20,7 @@ from app.job_spec import JobSpec
 from app.layout import Folder, dense_parts, header
 from app.memory import peak_memory, proof_wanted
 from app.outline import Outline, TensorSpec
-from app.packed_size import Look, Size, Text, container_size, tensor_size
+from app.packed_size import Look, Size, Text, Told, container_size, tensor_size
 from app.recipe import Lossless, Prune, matcher
 from app.sensitive import strips
 from app.targets import Treatment
@@ -189,9 +190,10 @@ def _packed(made: Estimate, model: Outline, spec: JobSpec, treatments: dict[str,
     whole, recipe = spec.recipe.kind == "lossless", spec.recipe
     thresholds = {id(s): _threshold(s, treatments, look) for s in recipe.step(Prune) if s.scope == "global"}
     wanted = [matcher(s) for s in recipe.steps]
-    sizes, described = {}, []
-    known: dict[tuple, Size] = {}  # drawn values are the same for many tensors
+    sizes, described, bundle, shared = {}, [], Bundle(), Size(0)
+    known: dict[tuple, Size | Told] = {}  # drawn values are the same for many tensors
     for name, t in treatments.items():
+        small = False
         if whole and not t.spec.nbytes:
             size = Size(0)
         elif whole and not any(w(name) for w in wanted):
@@ -201,15 +203,21 @@ def _packed(made: Estimate, model: Outline, spec: JobSpec, treatments: dict[str,
             if alike not in known:
                 known[alike] = packed_size.dense_size(t.spec, look(t.spec)) if whole else tensor_size(t, look, thresholds.get(id(t.step(Prune))))
             size = known[alike]
+        if isinstance(size, Told):
+            small = bundle.takes(math.prod(t.spec.shape) * (2 if t.spec.dtype.startswith("C") else 1), size.beside, size.sparse)
+            size = size.bundled if small else size.own
+            shared += size if small else Size(0)
         if t.spec.nbytes or not whole:
-            sizes[name] = size
-            described.append(packed_size.described(t, model.offsets.get(name, 0), whole))
+            sizes |= {} if small else {name: size}
+            described.append(packed_size.described(t, model.offsets.get(name, 0), whole, small))
         made.rows.append(_row(t, size))
+    if shared.total:
+        sizes[BUNDLE] = shared
     kept = packed_size.beside(model, whole)
     rest = packed_size.rest_size(model, kept, headers=whole, text=text)
     if rest.total:
         sizes[packed_size.REST] = rest
-    made.files[packed_size.NAME] = container_size(sizes, packed_size.index_of(model, kept, described, whole, recipe))
+    made.files[packed_size.NAME] = container_size(sizes, packed_size.index_of(model, kept, described, whole, recipe, BUNDLE in sizes))
 
 
 def _threshold(step: Prune, treatments: dict[str, Treatment], look: Look) -> int:

@@ -9,8 +9,10 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import NamedTuple
 
+from app import bundled, codebooks
 from app.changed import codes, half_scales, pruned
-from app.coded import codes_payload, float_payload, payload_head, plane, raw_payload, text_bytes
+from app.coded import codes_payload, float_payload, index_bytes, payload_head, plane, raw_payload, text_bytes
+from app.codebooks import RECOVERED, WEIGHED
 from app.layout import INDEXES
 from app.outline import Outline, TensorSpec
 from app.recipe import Lossless, Prune, Quantize, Recipe
@@ -40,15 +42,42 @@ def coded(total: float, doubt: float = SAMPLED) -> Size:
     return Size(total, total * doubt)
 
 
-def tensor_size(t: Treatment, look: Look, threshold: int | None = None) -> Size:
-    """The payload of one tensor of a lossy result."""
+class Told(NamedTuple):
+    """The bytes of a tensor as a payload of its own, and in the bundle.
+
+    Args:
+        sparse: half of it or more is one value, and it is entropy-coded.
+        beside: scales, zero points or levels.
+    """
+
+    own: Size
+    bundled: Size
+    sparse: bool
+    beside: int = 0
+
+
+def tensor_size(t: Treatment, look: Look, threshold: int | None = None) -> Told:
+    """One tensor of a lossy result."""
     spec, values = t.spec, look(t.spec)
     if isinstance(values, Values) and (step := t.step(Prune)):
         values = pruned(values, step, t.matrix_shape[1], threshold)
-        values = values if values.doubt == SAMPLED else replace(values, doubt=DRAWN_CHANGED)
+        values = replace(values, doubt=_doubt(values, step))
     if t.quantize is None:
-        return dense_size(spec, values)
+        own = dense_size(spec, values)
+        if not isinstance(values, Values) or 2 * values.zeros < len(values.tops):
+            return Told(own, Size(own.total - payload_head(1), own.margin), False)
+        small = float_payload(values, spec.nbytes // WIDTH[spec.dtype], columns=max(1, math.prod(spec.shape[1:]))) - payload_head(1)
+        return Told(own, coded(small, max(values.doubt, bundled.DOUBT)), True)
+    if t.quantize.mapping == "gradient":
+        return _codebook(t, t.quantize, values)
     return _quantized(t, t.quantize, values, entropy=t.step(Prune) is not None or t.step(Lossless) is not None)
+
+
+def _doubt(values: Values, step: Prune) -> float:
+    """What was drawn, moved or chosen by what is not at hand is less certain than what was read."""
+    if values.doubt != SAMPLED:
+        return DRAWN_CHANGED
+    return RECOVERED if step.recover else WEIGHED if step.saliency != "magnitude" else SAMPLED
 
 
 def dense_size(spec: TensorSpec, values: Values | bytes | None) -> Size:
@@ -72,7 +101,7 @@ def raw_size(spec: TensorSpec) -> Size:
     return Size(raw_payload(kind, width, spec.nbytes // width))
 
 
-def _quantized(t: Treatment, q: Quantize, values: Values | None, entropy: bool) -> Size:
+def _quantized(t: Treatment, q: Quantize, values: Values, entropy: bool) -> Told:
     rows, columns = t.matrix_shape
     group = q.group_size if q.strategy == "group" else columns
     count, scales = rows * columns, 1 if q.strategy == "tensor" else rows * max(1, -(-columns // group))
@@ -80,13 +109,39 @@ def _quantized(t: Treatment, q: Quantize, values: Values | None, entropy: bool) 
     kind, width = ("float", 1) if q.type == "float" else ("codes", q.num_bits)
     scale_width = 2 if half_scales(floats, q, min(group, columns)) else 4
     zeros = 0 if q.symmetric else raw_payload("int", 1, scales)
+    beside, heads = scales * (1 if q.symmetric else 2), payload_head(1) * (2 if q.symmetric else 3)
     if not entropy:
         total = raw_payload(kind, width, count) + raw_payload("float", scale_width, scales) + zeros
-        return Size(total, 2 * scales)  # every value decides whether float16 is enough for the scales
-    found, sizes = codes(floats, q, group)
+        # every value decides whether float16 is enough for the scales
+        return Told(Size(total, 2 * scales), Size(total - heads, 2 * scales), False, beside)
+    found, sizes = codes(floats, q, count if q.strategy == "tensor" else group)
     dtype = "F16" if scale_width == 2 else "F32"
-    total = codes_payload(found, q.num_bits, count) + float_payload(Values(dtype, tops_of(dtype, sizes)), scales) + zeros
-    return coded(total, values.doubt if values.doubt == SAMPLED else DRAWN_CHANGED)
+    more = float_payload(Values(dtype, tops_of(dtype, sizes)), scales) + zeros
+    doubt = values.doubt if values.doubt in (SAMPLED, WEIGHED, RECOVERED) else DRAWN_CHANGED
+    return _coded(found, q.num_bits, (rows, columns), more, heads, doubt, beside)
+
+
+def _codebook(t: Treatment, q: Quantize, values: Values) -> Told:
+    rows, columns = t.matrix_shape
+    group = q.group_size if q.strategy == "group" else columns
+    count, books = rows * columns, 1 if q.strategy == "tensor" else rows * max(1, -(-columns // group))
+    doubt = max(RECOVERED if q.recover else WEIGHED, DRAWN_CHANGED if values.doubt not in (SAMPLED, WEIGHED, RECOVERED) else 0)
+    if q.num_bits is None:  # allocation keeps to what was asked, scales and levels counted
+        size = coded(count * q.avg_bits / 8 + 2 * payload_head(1), doubt)
+        return Told(size, size, False, books << round(q.avg_bits))
+    found, levels = codebooks.codes(values.floats(), q.num_bits, count if q.strategy == "tensor" else group, values.zeros > 0)
+    beside = books << q.num_bits
+    return _coded(found, q.num_bits, (rows, columns), float_payload(Values("F16", tops_of("F16", levels)), beside), 2 * payload_head(1), doubt, beside)
+
+
+def _coded(found: list[int], num_bits: int, shape: tuple[int, int], more: float, heads: int, doubt: float, beside: int) -> Told:
+    """Entropy-coded codes like those `found`, and `more` bytes beside them."""
+    count = math.prod(shape)
+    own = codes_payload(found, num_bits, count)
+    small = bundled.codes_chunk(found, count, shape[1])
+    sparse = 2 * found.count(max(set(found), key=found.count, default=0)) >= len(found)
+    in_bundle = coded(small + more - heads + payload_head(1), max(doubt, bundled.DOUBT)) if small < own - payload_head(1) else coded(own + more - heads, doubt)
+    return Told(coded(own + more, doubt), in_bundle, sparse, beside)
 
 
 def rest_size(model: Outline, beside: list[str], headers: bool, text: Text) -> Size:
@@ -114,7 +169,7 @@ def rest_size(model: Outline, beside: list[str], headers: bool, text: Text) -> S
 def container_size(payloads: dict[str, Size], index: dict) -> Size:
     """The whole file: header, payloads, index."""
     body = json.dumps(index, separators=(",", ":"), ensure_ascii=False).encode()
-    last = coded(payload_head(1) + 17 + text_bytes(body, len(body)), _INDEX_DOUBT)
+    last = coded(index_bytes(body), _INDEX_DOUBT)
     sizes = payloads | {INDEX: last}
     fields, at = {"__metadata__": {"format": "modelpress.packed", "version": "1", "index": INDEX}}, 0
     for name, size in sizes.items():
@@ -133,23 +188,27 @@ def beside(model: Outline, whole: bool) -> list[str]:
     return [f for f in model.files if f not in weights and (whole or not f.endswith(INDEXES))]
 
 
-def described(t: Treatment, offset: int, whole: bool) -> dict:
+def described(t: Treatment, offset: int, whole: bool, in_bundle: bool = False) -> dict:
     """A tensor's entry in the index."""
     spec, name = t.spec, t.spec.name
     if whole:
         return {"payload": name, "name": name, "offset": offset, "nbytes": spec.nbytes, "dtype": spec.dtype, "shape": list(spec.shape)}
-    entry = {"name": name, "payload": name, "shard": 0, "dtype": spec.dtype, "shape": list(spec.shape)}
+    where = {"payload": name} if not in_bundle else {} if t.quantize else {"size": spec.nbytes}
+    entry = {"name": name} | where | {"shard": 0, "dtype": spec.dtype, "shape": list(spec.shape)}
     if q := t.quantize:
         rows, columns = t.matrix_shape
         size = q.group_size if q.strategy == "group" else columns
-        entry["quantized"] = {
-            "type": q.type, "num_bits": q.num_bits, "rows": rows, "columns": columns, "group_size": size, "scale_dtype": "F16",
-            "scale_shape": [rows, -(-columns // max(1, size))], "sections": [rows * columns * q.num_bits // 8 + 36, rows * 2 + 36], "step": 0,
-        }  # fmt: skip
+        groups, num_bits = -(-columns // max(1, size)), q.num_bits or round(q.avg_bits)
+        entry["quantized"] = {"type": q.type, "num_bits": num_bits, "rows": rows, "columns": columns, "group_size": size}
+        if q.mapping == "gradient":
+            entry["quantized"] |= {"type": "codebook", "levels_dtype": "F16", "levels_shape": [1 if q.strategy == "tensor" else rows * groups, 1 << num_bits]}
+        else:
+            entry["quantized"] |= {"scale_dtype": "F16", "scale_shape": [1 if q.strategy == "tensor" else rows, groups]}
+        entry["quantized"] |= {"sections": [rows * columns * num_bits // 8 + 36, rows * 2 + 36], "step": 0}
     return entry
 
 
-def index_of(model: Outline, kept: list[str], tensors: list[dict], whole: bool, recipe: Recipe) -> dict:
+def index_of(model: Outline, kept: list[str], tensors: list[dict], whole: bool, recipe: Recipe, bundle: bool = False) -> dict:
     """The index as it will be, but for digests, which no compressor shortens: any will do."""
     files = [{"path": p, "size": model.files[p], "sha256": hashlib.sha256(p.encode()).hexdigest()} for p in kept]
     if whole:
@@ -157,4 +216,4 @@ def index_of(model: Outline, kept: list[str], tensors: list[dict], whole: bool, 
         return {"kind": "files", "files": files, "rest": REST}
     shards = [{"path": p, "metadata": model.metadata.get(p, {})} for p in model.weight_files]
     steps = [s.model_dump(mode="json") for s in recipe.step(Quantize)]
-    return {"kind": "tensors", "files": files, "rest": REST, "shards": shards, "tensors": tensors, "steps": steps}
+    return {"kind": "tensors", "files": files, "rest": REST, "shards": shards, "tensors": tensors, "steps": steps} | ({"bundle": bundled.BUNDLE} if bundle else {})

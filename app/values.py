@@ -17,6 +17,7 @@ DRAWN_MOST, DRAWN_LEAST = 1 << 15, 1 << 10
 _SPREAD = 0.35  # of the logarithm of a row's scale
 _ROW = 512
 _SIGMA = 0.04
+_MAGNITUDE = 0x7FFF
 WIDTH = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 
 
@@ -29,6 +30,11 @@ class Values:
     tops: list[int]
     low: list[bytes] = field(default_factory=list)
     doubt: float = SAMPLED
+
+    @property
+    def zeros(self) -> int:
+        """How many of them are 0, of either sign."""
+        return sum(1 for top in self.tops if not top & _MAGNITUDE)
 
     def floats(self) -> list[float]:
         """The values, as far as their top bits tell."""

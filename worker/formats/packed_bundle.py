@@ -21,9 +21,9 @@ class Bundle:
         self.container, self.data, self.left = container, bytearray(), BUNDLE_VALUES
 
     def takes(self, parts: list[Part]) -> bool:
-        """Whether a tensor belongs here: it fits into what is left, and is small, or half of it or more is one value."""
+        """Whether a tensor belongs here: it fits into what is left, and is small, or entropy-coded and half of it or more is one value."""
         count = sum(len(p.values) for p in parts)
-        if count > self.left or (count > _SMALL and not parts[0].sparse()):
+        if count > self.left or (count > _SMALL and not (parts[0].entropy and parts[0].sparse())):
             return False
         self.left -= count
         return True

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 BUNDLE = "modelpress.bundle"
 VALUES, SMALL = 1 << 19, 1 << 14
-GAIN, DOUBT = 0.95, 0.2
+GAIN, DOUBT = 0.95, 0.25
 """Of the entropy of single codes: what coding in contexts usually leaves, and by how much more or less. Rows of pictures leave least."""
 _HEAD = 12 + 6  # of a chunk, of codes in contexts
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -12,6 +13,7 @@ from worker.checkpoint import NAMES
 from worker.encoded import Codebook, Encoded
 from worker.formats.packed_index import columns_of, layout_of
 from worker.kernels.chunks import Layout
+from worker.kernels.lookup import look_up
 from worker.kernels.masks import nonzero
 from worker.kernels.payload import chunks
 
@@ -65,6 +67,7 @@ def parts_of(encoded: Encoded, restored: int) -> list[Part]:
     columns = q.codes.shape[1]
     weight = restored / max(1, q.codes.numel())
     if isinstance(q, Codebook):
+        q = aligned(q)
         return [Part(tensor_bytes(q.codes), Layout("codes", q.num_bits), columns, True, weight), _numbers(q.levels, q.levels.nbytes)]
     entropy = encoded.lossless or encoded.mask is not None
     if q.params.type == "float":
@@ -72,6 +75,22 @@ def parts_of(encoded: Encoded, restored: int) -> list[Part]:
     else:
         codes = Part(tensor_bytes(q.codes), Layout("codes", q.params.num_bits), columns, entropy, weight, 1 << (q.params.num_bits - 1))
     return [codes, *(_numbers(t, entropy=entropy) for t in (q.scale, q.zero_point) if t is not None)]
+
+
+def aligned(q: Codebook) -> Codebook:
+    """The same values, with the level 0 at the same code in all codebooks that have one (its code is the most frequent of pruned weights, and is coded
+    best where it is always the same); the other levels keep their order."""
+    none = q.levels == 0
+    if len(q.levels) < 2 or not none.any():
+        return q
+    zero = none.int().argmax(1, keepdim=True)
+    zero = torch.where(none.any(1, keepdim=True), zero, zero[none.any(1)].mode(0).values)
+    at = int(zero.mode(0).values)
+    old = torch.arange(q.levels.shape[1], device=q.levels.device).expand(q.levels.shape)
+    place = old - (old > zero).int()
+    new = torch.where(old == zero, at, place + (place >= at).int())
+    levels = torch.empty_like(q.levels).scatter_(1, new, q.levels)
+    return replace(q, codes=look_up(q.codes, new, q.group_size).to(torch.uint8), levels=levels)
 
 
 def _numbers(t: torch.Tensor, restored: int = 0, columns: int = 0, entropy: bool = True) -> Part:

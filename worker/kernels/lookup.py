@@ -12,7 +12,7 @@ def look_up(codes: torch.Tensor, levels: torch.Tensor, group_size: int) -> torch
 
     Args:
         codes: uint8 [R, I], each below L.
-        levels: floating [K, L]; K is 1 or R * G, the groups of a row one after another.
+        levels: [K, L] of any dtype that float32 holds; K is 1 or R * G, the groups of a row one after another.
         group_size: inputs that share a codebook; the last group may be short.
 
     Returns:

@@ -279,6 +279,22 @@ def test_codebooks_come_back(tmp_path_factory, data):
         assert torch.equal(f.get_tensor("w"), w)
 
 
+def test_a_zero_that_moves_from_row_to_row_costs_no_bits(tmp_path):
+    """Sorted levels have their 0 at another code in every row; in the file it is at the same."""
+    torch.manual_seed(2)
+    levels = torch.randn(40, 16).half().sort(-1).values
+    zero = levels.abs().argmin(1, keepdim=True)
+    levels.scatter_(1, zero, 0)
+    kept = torch.rand(40, 500) < 0.1
+    codes = torch.where(kept, torch.randint(0, 16, (40, 500)), zero).to(torch.uint8)
+    assert len(zero.unique()) > 2
+    q = Codebook(codes, levels, 500, 4, params(4))
+    path, _ = lossy(tmp_path, lambda spec, x: Encoded(spec, "quantized", x, mask=kept, quantized=q), {"w": q.dequantize()})
+    with open_packed(path) as reader:
+        assert torch.equal(reader.read("w"), q.dequantize())
+        assert reader.index.tensors[0].quantized.sections[0] * 8 / codes.numel() < 0.1 * 4 + 0.47 + 0.06
+
+
 def test_codes_of_codebooks_are_entropy_coded(tmp_path):
     torch.manual_seed(0)
     q = codebook((300, 400), 4, 16, 300, 400)

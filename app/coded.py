@@ -17,6 +17,7 @@ from app.values import WIDTH, Values
 _CHUNK, _PLANE = 12, 5  # heads of a chunk and of a plane
 _SPARSE, _GAPS_FROM, _PAIRS_BELOW = 0.02, 0.75, 0.25  # where the coder changes its ways (worker.kernels.chunks)
 _MASK = 0x7FFF
+_RANS_FROM, _RANS_GAIN, _RANS_LOSS = 1 << 13, 0.995, 1.002
 _HUFFMAN = zstandard.ZstdCompressionParameters(strategy=1, min_match=7, window_log=17, hash_log=6, chain_log=6, target_length=0)
 _SHORT = 1 << 16  # of an index
 _FRAME = 80  # bytes of a frame that do not grow with what it holds: heads, a Huffman table
@@ -128,5 +129,9 @@ def codes_payload(codes: Sequence[int], num_bits: int, count: int) -> float:
     per = 8 // num_bits
     symbols = bytes(sum(c << j * num_bits for j, c in enumerate(codes[i : i + per])) for i in range(0, len(codes), per))
     chunks = math.ceil(count / (1 << 20))
-    body = plane(symbols, math.ceil(count / per)) + chunks * _PLANE
-    return payload_head(chunks) + chunks * _CHUNK + min(body, math.ceil(count * num_bits / 8))
+    body = min(plane(symbols, math.ceil(count / per)) + chunks * _PLANE, math.ceil(count * num_bits / 8))
+    if count >= _RANS_FROM and codes:
+        entropy = sum(n * math.log2(len(codes) / n) for n in Counter(codes).values()) / len(codes)
+        precise = _RANS_LOSS * entropy * count / 8 + chunks * (2 << num_bits)
+        body = precise if precise < _RANS_GAIN * body else body
+    return payload_head(chunks) + chunks * _CHUNK + body

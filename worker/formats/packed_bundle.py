@@ -7,7 +7,7 @@ microseconds a value, so the bundle holds at most 2^19 values in all, and decodi
 from __future__ import annotations
 
 from worker.formats.packed_container import BUNDLE, Container
-from worker.formats.packed_index import BUNDLE_VALUES
+from worker.formats.packed_entries import BUNDLE_VALUES
 from worker.formats.packed_parts import Part
 from worker.kernels.chunks import encode_chunk
 

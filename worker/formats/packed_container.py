@@ -21,7 +21,7 @@ import numpy as np
 
 from app.limits import Limits
 from app.safetensors_header import PACKED
-from worker.formats.packed_index import Index
+from worker.formats.packed_entries import Index
 from worker.formats.packed_text import SHORT, to_frame
 from worker.kernels.chunks import BYTES, Layout
 from worker.kernels.payload import chunks, write_payload

@@ -15,7 +15,7 @@ import torch
 from worker.checkpoint import DTYPES, Checkpoint, Segment
 from worker.formats.mapped import map_range
 from worker.formats.packed_container import REST, Container
-from worker.formats.packed_index import Index, PackedFile, PackedSegment, layout_of
+from worker.formats.packed_entries import Index, PackedFile, PackedSegment, layout_of
 from worker.kernels.chunks import BYTES
 from worker.kernels.payload import chunk_log2, chunks
 

@@ -11,7 +11,7 @@ import torch
 
 from worker.checkpoint import NAMES
 from worker.encoded import Codebook, Encoded
-from worker.formats.packed_index import columns_of, layout_of
+from worker.formats.packed_entries import columns_of, layout_of
 from worker.kernels.chunks import Layout
 from worker.kernels.lookup import look_up
 from worker.kernels.masks import nonzero

@@ -14,7 +14,8 @@ from app.limits import Limits, shown
 from app.safetensors_header import PACKED
 from worker.checkpoint import DTYPES
 from worker.formats.packed_container import INDEX, VERSION, threads
-from worker.formats.packed_index import PackedCodebook, PackedQuantized, PackedSegment, PackedTensor, columns_of, layout_of, parse_index, refuse
+from worker.formats.packed_entries import PackedCodebook, PackedQuantized, PackedSegment, PackedTensor, columns_of, layout_of
+from worker.formats.packed_index import parse_index, refuse
 from worker.formats.packed_text import MAGIC, SHORT, from_frame
 from worker.formats.safetensors_file import read_header
 from worker.kernels.chunks import BYTES, CorruptPayload, Layout, decode_chunk

@@ -9,9 +9,10 @@ from pathlib import Path
 
 from app.limits import Limits, shown
 from worker.checkpoint import DTYPES
-from worker.formats.packed_index import PackedFile, PackedTensor, layout_of, refuse
-from worker.formats.packed_reader import PackedReader
+from worker.formats.packed_entries import PackedFile, PackedTensor, layout_of
+from worker.formats.packed_index import refuse
 from worker.formats.packed_parts import tensor_bytes
+from worker.formats.packed_reader import PackedReader
 from worker.kernels.chunks import BYTES, CorruptPayload
 
 Progress = Callable[[int], None]

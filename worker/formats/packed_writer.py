@@ -9,8 +9,8 @@ from worker.checkpoint import NAMES, Checkpoint
 from worker.encoded import Codebook, Encoded, Quantized
 from worker.formats.packed_bundle import Bundle
 from worker.formats.packed_container import REST, Container
+from worker.formats.packed_entries import Index, PackedCodebook, PackedFile, PackedQuantized, PackedTensor, Shard
 from worker.formats.packed_files import add_rest, sha256
-from worker.formats.packed_index import Index, PackedCodebook, PackedFile, PackedQuantized, PackedTensor, Shard
 from worker.formats.packed_parts import parts_of
 
 

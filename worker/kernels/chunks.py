@@ -1,6 +1,6 @@
 """One chunk of a payload: up to 2^20 values, coded on their own.
 
-    0   u8   codec       0 raw, 1 constant, 2 zstd, 3 rans (reserved), 4 mask, 5 contexts
+    0   u8   codec       0 raw, 1 constant, 2 zstd, 3 rans, 4 mask, 5 contexts
     1   u8   planes      records in the plane table; 0 where there is none
     2   u16  0
     4   u32  escapes     values outside the window of a plane coded as pairs; 0 where there is none
@@ -11,6 +11,7 @@
     constant  one value, little-endian; a code takes one byte
     zstd      plane table, then the planes: those of planes.py, or one plane that is the raw body; codes: one plane of symbols (see bits.py)
     mask      u32 kept, plane table, then the mask, the signs of the zeros, and the planes of the values kept (see masks.py)
+    rans      codes only (see rans.py)
     contexts  codes only, and only where a matrix's columns are known (see contexts.py)
 
 The plane table, and how a plane is stored, are in codings.py. All integers are little-endian.
@@ -25,7 +26,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from worker.kernels import contexts
+from worker.kernels import contexts, rans
 from worker.kernels.bits import from_symbols, pack_bits, packed_bytes, to_symbols, unpack_bits
 from worker.kernels.codings import CONSTANT, CONTEXTS, GAPS, PAIRS, PLANE, RAW, ZSTD, CorruptPayload
 from worker.kernels.codings import compress, expand, frame_content, read_table, squeeze, table
@@ -38,6 +39,8 @@ _HEAD = struct.Struct("<BBHI")
 _CRC = struct.Struct("<I")
 _BODY = _HEAD.size + _CRC.size
 
+_RANS_FROM = 1 << 13  # codes that pay for the table of frequencies
+_RANS_GAIN = 0.995  # what it must come to, since it decodes more slowly
 _SPARSE = 0.02  # share of zeros from which a mask is worth its bits
 _GAPS_FROM = 0.75  # share of zeros from which gaps may be
 _PAIRS_BELOW = 0.25  # bytes per exponent below which a Huffman code loses much to whole bits
@@ -86,7 +89,12 @@ def encode_chunk(values: np.ndarray, layout: Layout, entropy: bool = True, colum
 def _forms(values: np.ndarray, layout: Layout, columns: int) -> Iterator[tuple[int, int, int, bytes]]:
     """(codec, planes, escapes, body) of every form that is worth a trial."""
     if layout.kind == "codes":
-        yield ZSTD, 1, 0, table([squeeze(to_symbols(values, layout.width), "huffman")])
+        huffman = table([squeeze(to_symbols(values, layout.width), "huffman")])
+        yield ZSTD, 1, 0, huffman
+        if len(values) >= _RANS_FROM:
+            precise = rans.encode(values, layout.width)
+            if len(precise) < _RANS_GAIN * min(len(huffman), layout.raw_bytes(len(values))):
+                yield RANS, 0, 0, precise
         if columns:
             yield CONTEXTS, 0, 0, contexts.encode(values, columns)
     elif layout.kind == "bytes":
@@ -146,10 +154,8 @@ def decode_chunk(data: memoryview, layout: Layout, count: int, columns: int = 0)
     body = data[_BODY:]
     if zlib.crc32(body, zlib.crc32(data[: _HEAD.size])) != _CRC.unpack_from(data, _HEAD.size)[0]:
         raise CorruptPayload("a chunk's checksum does not hold")
-    if codec == RANS:
-        raise CorruptPayload("codec 3 (rans) is reserved; this reader decodes raw, constant, zstd, mask and contexts")
-    if codec not in (RAW, CONSTANT, ZSTD, MASK, CONTEXTS) or zero or (escapes and codec not in (ZSTD, MASK)):
-        raise CorruptPayload(f"codec {codec} with {escapes} escapes is none of raw (0), constant (1), zstd (2), mask (4), contexts (5)")
+    if codec not in (RAW, CONSTANT, ZSTD, RANS, MASK, CONTEXTS) or zero or (escapes and codec not in (ZSTD, MASK)):
+        raise CorruptPayload(f"codec {codec} with {escapes} escapes is none of raw (0), constant (1), zstd (2), rans (3), mask (4), contexts (5)")
     if codec == RAW:
         values = _raw(body, layout, count)
     elif codec == CONSTANT:
@@ -158,10 +164,10 @@ def decode_chunk(data: memoryview, layout: Layout, count: int, columns: int = 0)
         values = np.full(count, np.frombuffer(body, layout.dtype)[0])
     elif codec == ZSTD:
         values = _planes(body, planes, escapes, layout, count)
-    elif codec == CONTEXTS:
+    elif codec in (RANS, CONTEXTS):
         if layout.kind != "codes":
-            raise CorruptPayload(f"contexts for {layout}")
-        values = _in_contexts(body, count, columns)
+            raise CorruptPayload(f"codec {codec} for {layout}, which are no codes")
+        values = _by_frequency(body, layout, count) if codec == RANS else _in_contexts(body, count, columns)
     else:
         values = _masked(body, planes, escapes, layout, count, columns)
     if layout.kind == "codes" and layout.width < 8 and int(values.max()) >> layout.width:
@@ -175,6 +181,13 @@ def _raw(body, layout: Layout, count: int) -> np.ndarray:
     if layout.kind == "codes":
         return unpack_bits(np.frombuffer(body, np.uint8), layout.width, count)
     return np.frombuffer(body, layout.dtype)
+
+
+def _by_frequency(body, layout: Layout, count: int) -> np.ndarray:
+    try:
+        return rans.decode(body, count, layout.width)
+    except ValueError as e:
+        raise CorruptPayload(str(e)) from None
 
 
 def _in_contexts(body, count: int, columns: int) -> np.ndarray:

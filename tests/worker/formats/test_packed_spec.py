@@ -55,6 +55,9 @@ def chunk(data: bytes, kind: int, w: int, n: int, columns: int = 0) -> bytes:
         if mask[0] == 5:
             mask = 0, np.packbits(np.frombuffer(contexts(mask[1], n, columns), np.uint8), bitorder="little").tobytes()
         return masked(mask, signs, merge(rest, kept, escapes, True), n, kept, w)
+    if codec == 3:
+        assert kind == 3 and planes == escapes == 0
+        return rans(body, w, n)
     if codec == 5:
         assert kind == 3 and planes == escapes == 0
         return contexts(body, n, columns)
@@ -138,6 +141,25 @@ def symbols(body: bytes, b: int, n: int) -> bytes:
 def fp8(code: int) -> float:
     sign, e, m = code >> 7, code >> 3 & 15, code & 7
     return (-1) ** sign * (m / 8 * 2**-6 if e == 0 else (1 + m / 8) * 2.0 ** (e - 7))
+
+
+def rans(body: bytes, b: int, n: int) -> bytes:
+    lanes, size = 1 << body[0], 1 << b
+    frequency = struct.unpack_from(f"<{size}H", body, 1)
+    below = np.cumsum([0, *frequency])
+    states = list(struct.unpack_from(f"<{lanes}I", body, 1 + 2 * size))
+    words = list(np.frombuffer(body, "<u2", offset=1 + 2 * size + 4 * lanes))
+    out, at = bytearray(), 0
+    for i in range(n):
+        x = states[i % lanes]
+        code = int(np.searchsorted(below, x % 2**14, "right")) - 1
+        out.append(code)
+        x = frequency[code] * (x >> 14) + x % 2**14 - int(below[code])
+        if x < 2**16:
+            x, at = x << 16 | int(words[at]), at + 1
+        states[i % lanes] = x
+    assert set(states) == {2**16} and at == len(words) and below[-1] == 2**14
+    return bytes(out)
 
 
 class Bits:
@@ -324,7 +346,14 @@ def test_the_golden_tensors_are_decoded_by_the_page_alone():
     assert index["steps"][0]["method"] == "quantize"
 
 
-@pytest.mark.parametrize("kind", ["files", "tensors"])
+def test_the_golden_codebooks_are_decoded_by_the_page_alone():
+    payloads, index = container((GOLDEN / "codebooks.packed.safetensors").read_bytes())
+    assert {name: sha256(data) for name, data in tensors(payloads, index).items()} == EXPECTED["codebooks"]
+    assert {3, 5} < USED["codecs"] and 5 in USED["codings"] and index["bundle"] == "modelpress.bundle"
+    assert [t["name"] for t in index["tensors"] if "payload" in t] == ["frequent"]
+
+
+@pytest.mark.parametrize("kind", ["files", "tensors", "codebooks"])
 def test_the_reader_still_reads_them(kind, tmp_path):
     from worker.formats.packed import open_packed, restore_packed
     from worker.formats.packed_parts import tensor_bytes
@@ -332,10 +361,10 @@ def test_the_reader_still_reads_them(kind, tmp_path):
     path = GOLDEN / f"{kind}.packed.safetensors"
     assert path.stat().st_size < 20_000
     with open_packed(path) as packed:
-        expected = EXPECTED["weights" if kind == "files" else "tensors"]
+        expected = EXPECTED["weights" if kind == "files" else kind]
         assert {name: sha256(tensor_bytes(packed.read(name))) for name in packed.names} == {n: h for n, h in expected.items() if n in packed.names}
     digests = restore_packed(path, tmp_path, lambda nbytes: None)["files"]
-    assert kind == "tensors" or digests == EXPECTED["files"]
+    assert kind != "files" or digests == EXPECTED["files"]
 
 
 @pytest.mark.parametrize("strategy, transposed", [("tensor", False), ("channel", True), ("group", False)])
@@ -363,3 +392,11 @@ def test_codebooks_are_decoded_by_the_page_alone(tmp_path, strategy, transposed)
     payloads, index = container((tmp_path / "packed").read_bytes())
     assert tensors(payloads, index)["w"] == dense.numpy().tobytes()
     assert 5 in USED["codecs"]
+
+
+def test_codes_by_their_frequency_are_decoded_by_the_page_alone():
+    from worker.kernels.chunks import Layout, encode_chunk
+
+    codes = np.random.default_rng(1).choice(16, 30_000, p=np.r_[3:11, 11:3:-1] / 112).astype(np.uint8)
+    assert chunk(encode_chunk(codes, Layout("codes", 4)), 3, 4, len(codes)) == codes.tobytes()
+    assert USED["codecs"] == {3}

@@ -109,6 +109,8 @@ def test_a_frame_that_declares_more_than_belongs_is_refused_before_it_is_decoded
         decode_chunk(memoryview(forged(struct.pack("<BBHII", 2, 1, 0, 0, 0) + body)), Layout("bytes", 1), 1000)
 
 
-def test_the_reserved_codec_is_refused_by_name():
-    with pytest.raises(CorruptPayload, match="rans"):
+def test_codecs_of_codes_are_refused_elsewhere_and_unknown_ones_anywhere():
+    with pytest.raises(CorruptPayload, match="none of raw"):
+        decode_chunk(memoryview(forged(struct.pack("<BBHII", 6, 0, 0, 0, 0))), Layout("codes", 2), 1)
+    with pytest.raises(CorruptPayload, match="no codes"):
         decode_chunk(memoryview(forged(struct.pack("<BBHII", 3, 0, 0, 0, 0))), Layout("float", 2), 1)

@@ -1,4 +1,5 @@
-"""Makes the golden packed files anew: `python tests/worker/formats/golden/make_packed.py`. Only for a new version of the format.
+"""Makes golden packed files anew: `python tests/worker/formats/golden/make_packed.py [files] [tensors] [codebooks]`. Only for what the format gains: old
+files stay as they were written, so that it shows when they are no longer read.
 
 expected.json has the SHA-256 of every original tensor (its bytes, row-major) and file, taken before anything was packed.
 """
@@ -7,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 import tempfile
 from pathlib import Path
 
@@ -14,7 +16,7 @@ import torch
 from safetensors.torch import save_file
 
 from app.recipe import Quantize
-from worker.encoded import Encoded, Quantized
+from worker.encoded import Codebook, Encoded, Quantized
 from worker.formats import open_checkpoint
 from worker.formats.packed import PackedWriter, pack_files
 from worker.kernels.uniform import dequantize
@@ -94,11 +96,47 @@ def make_tensors(work: Path) -> dict[str, str]:
     return expected | {alias: expected[name] for alias, name in checkpoint.aliases.items()}
 
 
+def codebook(codes: torch.Tensor, levels: torch.Tensor, group_size: int, num_bits: int, transposed: bool = False) -> Codebook:
+    return Codebook(codes.to(torch.uint8), levels.half(), group_size, num_bits, Quantize(method="quantize", num_bits=num_bits), transposed)
+
+
+def codebooks() -> dict[str, Codebook]:
+    """Codes in contexts and by their frequency, of a tensor, of rows and of groups."""
+    pictures = torch.randn(30, 12, 12)
+    pictures = sum(pictures.roll(by, axis) for by in (-1, 0, 1) for axis in (1, 2)).reshape(30, 144)
+    pictures = torch.where(pictures.abs() > 4, (pictures.div(2).round() + 8).clamp(0, 15), 8)
+    rows = torch.where(torch.rand(20, 50) < 0.2, torch.randint(0, 6, (20, 50)), 3)
+    frequent = torch.multinomial(torch.tensor([*range(3, 11), *range(10, 2, -1)]).float(), 130 * 128, replacement=True).reshape(130, 128)
+    levels = torch.randn(1, 16)
+    levels[0, 8] = 0
+    return {
+        "pictures": codebook(pictures, levels, 144, 4),
+        "rows.transposed": codebook(rows, torch.randn(20, 6), 50, 3, transposed=True),
+        "groups": codebook(torch.randint(0, 4, (9, 33)), torch.randn(9 * 5, 4), 8, 2),
+        "frequent": codebook(frequent, torch.randn(130, 16), 128, 4),
+    }
+
+
+def make_codebooks(work: Path) -> dict[str, str]:
+    (work / "in").mkdir()
+    torch.manual_seed(11)
+    made = codebooks()
+    state = {name: (q.dequantize().T if q.transposed else q.dequantize()).contiguous() for name, q in made.items()}
+    state |= {"pruned": torch.randn(40, 60) * (torch.rand(40, 60) < 0.1), "bias": torch.randn(60).bfloat16(), "empty": torch.zeros(3, 0), "ids": torch.arange(7)}
+    torch.save(state, work / "in" / "model.pt")
+    checkpoint = open_checkpoint(work / "in", work)
+    writer = PackedWriter(HERE / "codebooks.packed.safetensors", checkpoint)
+    for name, spec in checkpoint.tensors.items():
+        writer.write(Encoded(spec, "quantized" if name in made else "encoded", checkpoint.read(name), quantized=made.get(name)))
+    writer.finish()
+    return {name: sha256(tensor_bytes(checkpoint.read(name))) for name in checkpoint.tensors}
+
+
 if __name__ == "__main__":
-    with tempfile.TemporaryDirectory() as a, tempfile.TemporaryDirectory() as b:
-        expected = {
-            "weights": {name: sha256(tensor_bytes(t)) for name, t in weights().items()},
-            "files": make_files(Path(a)),
-            "tensors": make_tensors(Path(b)),
-        }
+    expected = json.loads((HERE / "expected.json").read_text())
+    for kind in sys.argv[1:]:
+        with tempfile.TemporaryDirectory() as work:
+            expected[kind] = {"files": make_files, "tensors": make_tensors, "codebooks": make_codebooks}[kind](Path(work))
+        if kind == "files":
+            expected["weights"] = {name: sha256(tensor_bytes(t)) for name, t in weights().items()}
     (HERE / "expected.json").write_text(json.dumps(expected, indent=1) + "\n")

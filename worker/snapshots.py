@@ -42,16 +42,16 @@ class Snapshots:
             fd = os.open(self.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)  # the child may put there what it likes
         except OSError:
             return
-        with os.fdopen(fd, "rb") as file:
+        try:
             found = os.fstat(fd)
             seen = (found.st_ino, found.st_mtime_ns, found.st_size)
-            if not stat.S_ISREG(found.st_mode) or seen == self._seen:
-                return
-            try:
-                self.storage.put(self.key, _parts(file, found.st_size), found.st_size)
+            if stat.S_ISREG(found.st_mode) and seen != self._seen:
+                self.storage.put(self.key, _parts(fd, found.st_size), found.st_size)
                 self._seen = seen
-            except (OSError, StorageFull, Unavailable) as e:
-                log.warning("a snapshot is not stored: %s", e)
+        except (OSError, StorageFull, Unavailable) as e:
+            log.warning("a snapshot is not stored: %s", e)
+        finally:
+            os.close(fd)
 
     def drop(self) -> None:
         """The job has ended."""
@@ -59,7 +59,7 @@ class Snapshots:
             self.storage.delete(self.key)
 
 
-def _parts(file, size: int) -> Iterator[bytes]:
-    while size and (data := file.read(min(size, _PART))):
+def _parts(fd: int, size: int) -> Iterator[bytes]:
+    while size and (data := os.read(fd, min(size, _PART))):
         size -= len(data)
         yield data

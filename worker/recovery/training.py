@@ -20,7 +20,8 @@ from worker.samples import Data, split
 
 EVALUATIONS, PATIENCE = 20, 8
 """Held-out losses taken once masks or codes are settled, and how many of them may pass without a better one."""
-INTERVAL = 20.0  # seconds between snapshots
+FIRST, LONGEST, SHARE = 2.0, 30.0, 20
+"""Seconds to the first snapshot; they double up to LONGEST, and are never less than SHARE times what writing one takes."""
 
 
 @dataclass
@@ -58,6 +59,10 @@ class Training:
     advance: Callable[[], None] = lambda: None
     told: list[Told] = field(default_factory=list)
 
+    def __post_init__(self):
+        self._wait = FIRST
+        self._due = time.monotonic() + FIRST
+
     def run(self, phases: list[tuple[Phase, Objective]]) -> list[Told]:
         """Carry the phases out, one after another, or go on with the one in which an earlier attempt ended."""
         found = snapshot.load(self.resume, self.device) if self.resume else None
@@ -90,7 +95,7 @@ class Training:
             if not phase.settles:  # what training makes worse stays as it is
                 best = self._judged(told, told.before, None)
         every = max(1, (steps - phase.settles) // EVALUATIONS)
-        started = saved = time.monotonic()
+        started = time.monotonic()
         spent = told.seconds
         for t in range(told.done, 0 if told.stopped else steps):
             phase.before(t)
@@ -102,9 +107,8 @@ class Training:
                 if told.since >= PATIENCE:
                     told.stopped = f"no better held-out loss in {PATIENCE} evaluations, {every} steps apart"
                     break
-            if self.file and time.monotonic() - saved > INTERVAL:
+            if self.file and time.monotonic() > self._due:
                 self._save(best)
-                saved = time.monotonic()
         told.stopped = told.stopped or "all steps done"
         if told.after is None:
             why = f"after {told.done} steps of recover of {told.method} the held-out loss is not finite"
@@ -140,5 +144,9 @@ class Training:
         return {name: {k: t.clone() for k, t in weight.best().items()} for name, weight in self.weights.items()}
 
     def _save(self, best: snapshot.State | None) -> None:
+        began = time.monotonic()
         states = {name: weight.state() for name, weight in self.weights.items()}
         snapshot.save(self.file, states, best, {"told": [asdict(t) for t in self.told]})
+        ended = time.monotonic()
+        self._wait = min(2 * self._wait, LONGEST)
+        self._due = ended + max(self._wait, SHARE * (ended - began))

@@ -121,7 +121,8 @@ class Killed(Exception):
 
 @pytest.mark.parametrize("at", [3, 45, 60, 75, 110])
 def test_it_goes_on_where_it_was_and_comes_to_the_same(folder, tmp_path, monkeypatch, at):
-    monkeypatch.setattr(training, "INTERVAL", 0)
+    for name in ("FIRST", "LONGEST", "SHARE"):
+        monkeypatch.setattr(training, name, 0)
     file, done = tmp_path / "snapshot.safetensors", 0
 
     def advance():

@@ -107,6 +107,8 @@ class Watch:
             self.saw(module.weight, x)
         if not torch.is_grad_enabled():
             return output
+        if isinstance(module, nn.Embedding) and x.ndim == 2 and x.shape[0] == 1 < x.shape[1]:  # positions, looked up once for all samples: each gets its own
+            x, output = x.expand(self.samples, -1), output.expand(self.samples, -1, -1)
         if not output.requires_grad:
             output = output + torch.zeros((), dtype=output.dtype, device=output.device, requires_grad=True)
         use = Use(module, x)

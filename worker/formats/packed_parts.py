@@ -17,6 +17,8 @@ from worker.kernels.lookup import look_up
 from worker.kernels.masks import nonzero
 from worker.kernels.payload import chunks
 
+_BLOCK = 1 << 20  # codes that are moved at a time
+
 
 class Part(NamedTuple):
     """Values that are coded together.
@@ -86,11 +88,16 @@ def aligned(q: Codebook) -> Codebook:
     zero = none.int().argmax(1, keepdim=True)
     zero = torch.where(none.any(1, keepdim=True), zero, zero[none.any(1)].mode(0).values)
     at = int(zero.mode(0).values)
+    if (zero == at).all():
+        return q
     old = torch.arange(q.levels.shape[1], device=q.levels.device).expand(q.levels.shape)
     place = old - (old > zero).int()
     new = torch.where(old == zero, at, place + (place >= at).int())
-    levels = torch.empty_like(q.levels).scatter_(1, new, q.levels)
-    return replace(q, codes=look_up(q.codes, new, q.group_size).to(torch.uint8), levels=levels)
+    codes, each = torch.empty_like(q.codes), len(q.levels) // len(q.codes)
+    step = max(1, _BLOCK // max(1, q.codes.shape[1]))
+    for i in range(0, len(codes), step):
+        codes[i : i + step] = look_up(q.codes[i : i + step], new[i * each : (i + step) * each], q.group_size)
+    return replace(q, codes=codes, levels=torch.empty_like(q.levels).scatter_(1, new, q.levels))
 
 
 def _numbers(t: torch.Tensor, restored: int = 0, columns: int = 0, entropy: bool = True) -> Part:

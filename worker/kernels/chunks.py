@@ -91,10 +91,8 @@ def _forms(values: np.ndarray, layout: Layout, columns: int) -> Iterator[tuple[i
     if layout.kind == "codes":
         huffman = table([squeeze(to_symbols(values, layout.width), "huffman")])
         yield ZSTD, 1, 0, huffman
-        if len(values) >= _RANS_FROM:
-            precise = rans.encode(values, layout.width)
-            if len(precise) < _RANS_GAIN * min(len(huffman), layout.raw_bytes(len(values))):
-                yield RANS, 0, 0, precise
+        if len(values) >= _RANS_FROM and rans.encoded_bytes(values, layout.width) < _RANS_GAIN * min(len(huffman), layout.raw_bytes(len(values))):
+            yield RANS, 0, 0, rans.encode(values, layout.width)
         if columns:
             yield CONTEXTS, 0, 0, contexts.encode(values, columns)
     elif layout.kind == "bytes":

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from worker.kernels.chunks import CorruptPayload, Layout, decode_chunk, encode_chunk
-from worker.kernels.rans import decode, encode, frequencies
+from worker.kernels.rans import decode, encode, encoded_bytes, frequencies
 
 rng = np.random.default_rng(8)
 
@@ -38,6 +38,7 @@ def test_codes_cost_their_entropy(num_bits, count):
     data = encode(codes, num_bits)
     assert np.array_equal(decode(data, count, num_bits), codes)
     assert len(data) < 1.004 * entropy(codes) + 2 * (1 << num_bits) + 70
+    assert abs(encoded_bytes(codes, num_bits) - len(data)) < 0.001 * len(data) + 20
 
 
 @given(st.lists(st.integers(0, 1 << 20), min_size=1, max_size=256).filter(any))

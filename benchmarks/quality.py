@@ -1,84 +1,146 @@
-"""Quality of the data-free methods on MiniLM: mean cosine of its sentence embeddings to the original's, every stored bit counted.
+"""Quality of every method beside other libraries: one table per model, all rows in one run, by one protocol, every stored bit counted.
 
-    .venv/bin/python -m benchmarks.quality [--sentences FILE]
+    .venv/bin/python -m benchmarks.quality [--models minilm stories] [--data DIR] [--rows WORD ...] [--recover STEPS]
 
-FILE is a JSON list of sentences, or an object with a list under `test`; without it the demo's sentences are used. The recipes touch the 36 encoder
-matrices; each result goes through `packed` and back before it is scored.
+Our results are written as `packed`, restored, and scored as restored. DIR (../shared/data) has the models' data and protocols; a model whose data are not
+there is left out. Each row is worked out in a process of its own: seconds of the work without imports, peak of its memory beyond them. `--rows` takes
+those rows alone whose name has one of the words.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+import shutil
+import sys
 import tempfile
-import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 
-import torch
 from safetensors.torch import load_file
 
-from demo.__main__ import model_folder
-from demo.score import SENTENCES
-from worker import pipeline
+from benchmarks import peers
+from benchmarks.row import Broke, measured
+from benchmarks.subjects import SUBJECTS, Subject, weights_of
+from worker.reloaded import Weights, reloaded
 
-TARGETS = ["encoder.layer.*.weight"]
-IGNORE = ["*LayerNorm*"]
-WEIGHTS = 10_616_832
+DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+LOSSLESS = {"method": "lossless"}
 
 
-def recipes() -> dict[str, dict]:
-    out = {}
-    for bits in (8, 4, 3, 2):
-        for search in ("absmax", "mse"):
-            out[f"int{bits} group 128 {search}"] = {"method": "quantize", "num_bits": bits, "group_size": 128, "scale_search": search}
+def recipes(recover: int) -> Iterator[tuple[str, list[dict]]]:
+    """Name -> steps. Args: recover: steps of training in the rows that have it."""
+    for sparsity in (0.5, 0.7, 0.9):
+        for saliency in ("magnitude", "gradient", "taylor", "fisher"):
+            yield f"prune {sparsity:.0%} {saliency}, row", [{"method": "prune", "saliency": saliency, "sparsity": sparsity}]
     for bits in (4, 3, 2):
-        out[f"int{bits} group 64 mse"] = {"method": "quantize", "num_bits": bits, "group_size": 64, "scale_search": "mse"}
-        out[f"uint{bits} group 128 mse"] = {"method": "quantize", "num_bits": bits, "group_size": 128, "scale_search": "mse", "symmetric": False}
-    out["fp8 channel"] = {"method": "quantize", "num_bits": 8, "type": "float"}
-    for scope in ("row", "tensor", "global"):
-        out[f"50 % pruned, {scope}"] = {"method": "prune", "sparsity": 0.5, "scope": scope}
-    out["2:4"] = {"method": "prune", "mask_structure": "2:4"}
-    return out
+        for group in (128, 64):
+            yield f"uniform {bits} bits, group {group}, mse", [{"method": "quantize", "num_bits": bits, "group_size": group, "scale_search": "mse"}]
+    for bits in (4, 3, 2):
+        yield f"gradient {bits} bits, row", [{"method": "quantize", "mapping": "gradient", "num_bits": bits}]
+        yield f"gradient {bits} bits, row, coded", [{"method": "quantize", "mapping": "gradient", "num_bits": bits}, LOSSLESS]
+    for average in (4.25, 3.1, 2.1):
+        yield f"gradient {average} bits allocated, coded", [{"method": "quantize", "mapping": "gradient", "avg_bits": average}, LOSSLESS]
+    if recover:
+        for sparsity, saliency in ((0.7, "magnitude"), (0.7, "fisher"), (0.9, "fisher")):
+            trained = {"steps": recover, "batch_size": 16}
+            yield f"prune {sparsity:.0%} {saliency}, recovered", [{"method": "prune", "saliency": saliency, "sparsity": sparsity, "recover": trained}]
 
 
-@torch.no_grad()
-def embed(model, tokenizer, sentences: list[str]) -> torch.Tensor:
-    """Mean over unpadded tokens of the last hidden state, normalised: [sentences, 384]."""
-    out = []
-    for i in range(0, len(sentences), 50):
-        batch = tokenizer(sentences[i : i + 50], padding=True, truncation=True, max_length=128, return_tensors="pt")
-        mask = batch["attention_mask"][..., None]
-        out.append(torch.nn.functional.normalize((model(**batch).last_hidden_state * mask).sum(1) / mask.sum(1), dim=-1))
-    return torch.cat(out)
+def others() -> Iterator[tuple[str, str, dict, str]]:
+    """Name, work, its arguments, and the module that it needs."""
+    for sparsity in (0.5, 0.7, 0.9):
+        for scope in ("tensor", "global"):
+            yield f"torch.nn.utils.prune {sparsity:.0%}, {scope}", "pruned", {"sparsity": sparsity, "scope": scope}, "torch"
+    for bits in (4, 3, 2):
+        yield f"hqq {bits} bits, group {peers.GROUP}", "hqq", {"num_bits": bits}, "hqq"
+    for bits in (8, 4, 2):
+        yield f"optimum-quanto {bits} bits, " + ("row" if bits == 8 else f"group {peers.GROUP}"), "quanto", {"num_bits": bits}, "optimum.quanto"
 
 
-def main() -> None:
-    from transformers import AutoModel, AutoTokenizer
+def table(subject: Subject, wanted: list[str], recover: int) -> int:
+    """Prints it. Returns how many rows broke."""
+    broken = 0
+    heads = "".join(f"{c.replace('_agreement', ''):>12}" for c in subject.columns)
+    print(f"\n{subject.title}\n{'row':42}{'bits/weight':>12}{heads}{'seconds':>9}{'MB':>7}", flush=True)
 
+    def show(name: str, bits: float, score: dict[str, float], took: dict | None = None) -> None:
+        figures = "".join(f"{score[c]:12.4f}" if score[c] is not None else f"{'-':>12}" for c in subject.columns)
+        print(f"{name:42}{bits:12.3f}{figures}" + (f"{took['seconds']:9.1f}{took['memory'] / 1e6:7.0f}" if took else ""), flush=True)
+
+    show("the original", 32, subject.score(weights_of(subject.folder)))
+    with tempfile.TemporaryDirectory(prefix="modelpress-bench-") as d:
+        root = Path(d)
+        (data := root / "data").mkdir()
+        (data / subject.calibration.name).write_bytes(subject.calibration.read_bytes())
+        (root / "calibrated").mkdir()
+        took = measured("benchmarks.ours:calibrate", root, inp=subject.folder, out=root / "calibrated", beside={"calibration": str(data)})
+        print(f"{'gradients of the calibration data, once':42}{'':{12 + 12 * len(subject.columns)}}{took['seconds']:9.1f}{took['memory'] / 1e6:7.0f}", flush=True)
+        beside = {"statistics": str(root / "calibrated" / "statistics.safetensors"), "calibration": str(data)}
+        for name, work in rows(subject, root, beside, recover):
+            if wanted and not any(word in name for word in wanted):
+                continue
+            try:
+                took, weights = work()
+            except Broke as e:
+                broken += 1
+                print(f"{name:42}  {e}", flush=True)
+            except ModuleNotFoundError as e:
+                print(f"{name:42}  {e.name} is not installed (pip install -e .[bench]): not run", flush=True)
+            else:
+                with weights as found:
+                    show(name, took["bits"], subject.score(found), took)
+    return broken
+
+
+def rows(subject: Subject, root: Path, beside: dict, recover: int) -> Iterator[tuple[str, Callable]]:
+    """Name -> what does the work: it returns what `measured` does, and a context with the weights that came of it."""
+
+    def ours(steps: list[dict], out: Path):
+        out.mkdir()
+        steps = [step | {"targets": subject.targets, "ignore": subject.ignore} for step in steps]
+        took = measured("benchmarks.ours:compress", root, inp=subject.folder, out=out, recipe={"steps": steps}, beside=beside)
+        return took, restored(out)
+
+    def theirs(work: str, options: dict, module: str):
+        if peers.missing(module):
+            raise ModuleNotFoundError(name=module)
+        out = root / "peer.safetensors"
+        took = measured(f"benchmarks.peers:{work}", root, source=subject.folder / "model.safetensors", out=out, names=subject.names, **options)
+        return took, nullcontext(load_file(out))
+
+    for number, (name, steps) in enumerate(recipes(recover)):
+        yield name, partial(ours, steps, root / str(number))
+    for name, work, options, module in others():
+        yield name, partial(theirs, work, options, module)
+
+
+@contextmanager
+def restored(out: Path) -> Iterator[Weights]:
+    with reloaded("packed", out / "files", out, lambda nbytes: None) as (_, checkpoint):
+        yield Weights(checkpoint)
+    shutil.rmtree(out)
+
+
+def main() -> int:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--sentences", type=Path)
-    given = parser.parse_args().sentences
-    sentences = json.loads(given.read_text()) if given else list(SENTENCES)
-    sentences = sentences["test"] if isinstance(sentences, dict) else sentences
-    folder = model_folder()
-    model, tokenizer = AutoModel.from_pretrained(folder, dtype=torch.float32).eval(), AutoTokenizer.from_pretrained(folder)
-    original = embed(model, tokenizer, sentences)
-    print(f"MiniLM, {len(sentences)} sentences, {WEIGHTS:,} weights\n{'recipe':28}{'bits/weight':>12}{'error':>9}{'cosine':>9}{'seconds':>9}")
-    for name, step in recipes().items():
-        with tempfile.TemporaryDirectory(prefix="modelpress-bench-") as d:
-            out, start = Path(d, "out"), time.monotonic()
-            spec = {"recipe": {"steps": [step | {"targets": TARGETS, "ignore": IGNORE}]}, "output": {"format": "packed"}, "sanitize": "report"}
-            pipeline.run(folder, out, spec, lambda event: None)
-            seconds = time.monotonic() - start
-            rows = [r for r in json.loads((out / "report.json").read_text())["tensors"] if r["action"] in ("quantized", "pruned")]
-            restore = {"recipe": {"steps": [{"method": "restore"}]}, "output": {"format": "original"}, "sanitize": "report"}
-            pipeline.run(out / "files", Path(d, "back"), restore, lambda event: None)
-            model.load_state_dict(load_file(Path(d, "back", "files", "model.safetensors")), strict=False)
-            cosine = (embed(model, tokenizer, sentences) * original).sum(1).mean().item()
-            bits = 8 * sum(r["bytes_after"] for r in rows) / sum(r["bytes_before"] / 4 for r in rows)
-            error = sum(r["relative_error"] for r in rows) / len(rows)
-            print(f"{name:28}{bits:12.3f}{error:9.4f}{cosine:9.4f}{seconds:9.1f}", flush=True)
+    parser.add_argument("--models", nargs="+", choices=SUBJECTS, default=list(SUBJECTS))
+    parser.add_argument("--data", type=Path, default=DATA)
+    parser.add_argument("--rows", nargs="+", default=[], metavar="WORD")
+    parser.add_argument("--recover", type=int, default=300, metavar="STEPS", help="of training in the rows that recover; 0 leaves them out")
+    args = parser.parse_args()
+    broken = 0
+    with tempfile.TemporaryDirectory(prefix="modelpress-bench-") as work:
+        for name in args.models:
+            try:
+                subject = SUBJECTS[name](args.data, Path(work))
+            except FileNotFoundError as e:
+                print(f"{name}: {e.filename} is not there; --data names another folder")
+                continue
+            broken += table(subject, args.rows, args.recover)
+    return int(broken > 0)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

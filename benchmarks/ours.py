@@ -1,0 +1,35 @@
+"""The stages of a job, each as the work of a row (`benchmarks.row`)."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from app.recipe import parse_recipe
+from worker import calibrating, pipeline
+
+
+def calibrate(inp: str, out: str, beside: dict) -> None:
+    calibrating.run(Path(inp), Path(out), {"beside": beside, "seed": 0}, lambda event: None)
+
+
+def compress(inp: str, out: str, recipe: dict, beside: dict) -> dict:
+    """Returns `bits`: stored for each weight of the tensors that the recipe changed, with their scales, codebooks and masks; `bytes` of the whole file."""
+    spec = {"recipe": recipe, "output": {"format": "packed"}, "sanitize": "report", "seed": 0, "gates": {}, "beside": beside}
+    if parse_recipe(recipe).recovers:
+        from worker import recovering
+
+        recovering.run(Path(inp), Path(out), spec, lambda event: None)
+    else:
+        pipeline.run(Path(inp), Path(out), spec, lambda event: None)
+    report = json.loads(Path(out, "report.json").read_text())
+    rows = [r for r in report["tensors"] if r["action"] in ("quantized", "pruned")]
+    weights = sum(_count(r["shape"]) for r in rows)
+    return {"bits": 8 * sum(r["bytes_after"] for r in rows) / weights, "bytes": report["totals"]["bytes_after"]}
+
+
+def _count(shape: list[int]) -> int:
+    n = 1
+    for size in shape:
+        n *= size
+    return n

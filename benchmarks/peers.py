@@ -1,0 +1,90 @@
+"""Other libraries on the same matrices, each as the work of a row (`benchmarks.row`): weights in, weights as the library would have them, and the bits
+that it stores for each, scales, zero points and masks counted.
+
+    torch.nn.utils.prune    part of torch
+    hqq, optimum-quanto     by `pip install -e .[bench]`; what is not installed is not run, and the table says so
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch.nn.utils import prune
+
+GROUP = 64
+"""Weights that share a scale and a zero point, float16 each: the libraries' own choice or near it."""
+
+
+def missing(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is None
+    except ModuleNotFoundError:
+        return True
+
+
+def pruned(source: str, out: str, names: list[str], sparsity: float, scope: str) -> dict:
+    """`l1_unstructured` on each tensor, or `global_unstructured` over all. Counted as float32 values of those kept, and one bit of mask for each weight."""
+    layers = {name: _linear(w) for name, w in _read(source, names).items()}
+    if scope == "global":
+        prune.global_unstructured([(layer, "weight") for layer in layers.values()], pruning_method=prune.L1Unstructured, amount=sparsity)
+    else:
+        for layer in layers.values():
+            prune.l1_unstructured(layer, "weight", sparsity)
+    kept = sum(int(layer.weight_mask.sum()) for layer in layers.values())
+    _write(out, {name: layer.weight for name, layer in layers.items()})
+    return {"bits": 1 + 32 * kept / sum(layer.weight.numel() for layer in layers.values())}
+
+
+def hqq(source: str, out: str, names: list[str], num_bits: int) -> dict:
+    """Half-quadratic quantization (Badri and Shaji, 2023), by its own defaults along the inputs."""
+    from hqq.core.quantize import Quantizer
+
+    made = {}
+    for name, w in _read(source, names).items():
+        options = {"nbits": num_bits, "channel_wise": True, "group_size": GROUP, "optimize": True, "round_zero": num_bits == 4, "axis": 1, "bitpack": False}
+        codes, meta = Quantizer.quantize(w, compute_dtype=torch.float32, device="cpu", **options)
+        meta |= {part: meta[part].half().float() for part in ("scale", "zero")}
+        made[name] = Quantizer.dequantize(codes, meta)
+    _write(out, made)
+    return {"bits": num_bits + 32 / GROUP}
+
+
+def quanto(source: str, out: str, names: list[str], num_bits: int) -> dict:
+    """By the library's own optimizer and quantization; decoded by its formula here, since its packing builds C++ at run time. 8 bits: a scale a row."""
+    from optimum.quanto import AbsmaxOptimizer, MaxOptimizer, qint2, qint4, qint8
+    from optimum.quanto.tensor import ungroup
+
+    made, scales, count = {}, 0, 0
+    for name, w in _read(source, names).items():
+        count += w.numel()
+        if num_bits == 8:
+            scale = AbsmaxOptimizer()(w, qint8, 0).half().float()
+            made[name] = torch.ops.quanto.quantize_symmetric(w, torch.int8, 0, scale).float() * scale
+            scales += scale.numel()
+            continue
+        group = GROUP if w.shape[1] % GROUP == 0 else None
+        scale, shift = MaxOptimizer()(w, {2: qint2, 4: qint4}[num_bits], 0, group)
+        scale, shift = scale.half().float(), shift.half().float()
+        codes = torch.ops.quanto.quantize_affine(w, bits=num_bits, axis=0, group_size=group, scale=scale, shift=shift)
+        made[name] = ungroup(codes * scale - shift, axis=0, orig_shape=w.shape) if group else codes * scale - shift
+        scales += scale.numel() + shift.numel()
+    _write(out, made)
+    return {"bits": num_bits + 16 * scales / count}
+
+
+def _linear(w: torch.Tensor) -> torch.nn.Linear:
+    layer = torch.nn.Linear(w.shape[1], w.shape[0], bias=False)
+    layer.weight.data = w
+    return layer
+
+
+def _read(source: str, names: list[str]) -> dict[str, torch.Tensor]:
+    tensors = load_file(Path(source))
+    return {name: tensors[name].float() for name in names}
+
+
+def _write(out: str, weights: dict[str, torch.Tensor]) -> None:
+    save_file({name: w.detach().contiguous() for name, w in weights.items()}, Path(out))

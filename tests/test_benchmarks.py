@@ -1,0 +1,61 @@
+"""What the tables of `benchmarks.quality` are made by: recipes that the service takes, other libraries on small matrices, a row's own process."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from app.recipe import parse_recipe
+from benchmarks import peers, quality
+from benchmarks.row import Broke, measured
+
+
+def test_every_recipe_is_one():
+    rows = dict(quality.recipes(recover=10))
+    assert all(parse_recipe({"steps": steps}) for steps in rows.values())
+    assert sum(parse_recipe({"steps": steps}).recovers for steps in rows.values()) == 3 and not any("recovered" in name for name in dict(quality.recipes(0)))
+
+
+@pytest.fixture
+def matrices(tmp_path):
+    g = torch.Generator().manual_seed(0)
+    weights = {"a": torch.randn(32, 128, generator=g), "b": torch.randn(48, 172, generator=g), "other": torch.ones(3)}
+    save_file(weights, tmp_path / "w.safetensors")
+    return weights, tmp_path / "w.safetensors", tmp_path / "out.safetensors"
+
+
+def ran(matrices, work: str, **options) -> tuple[dict, float]:
+    """What was made of a and b, and the bits; its relative error."""
+    weights, source, out = matrices
+    bits = getattr(peers, work)(str(source), str(out), ["a", "b"], **options)["bits"]
+    made = load_file(out)
+    assert made.keys() == {"a", "b"} and all(made[n].shape == weights[n].shape for n in made)
+    return made, bits
+
+
+@pytest.mark.parametrize("scope", ["tensor", "global"])
+def test_torchs_pruning(matrices, scope):
+    made, bits = ran(matrices, "pruned", sparsity=0.75, scope=scope)
+    zeros = {n: int((w == 0).sum()) for n, w in made.items()}
+    assert sum(zeros.values()) == (32 * 128 + 48 * 172) * 3 // 4 and bits == pytest.approx(1 + 32 / 4)
+    if scope == "tensor":
+        assert zeros == {"a": 32 * 128 * 3 // 4, "b": 48 * 172 * 3 // 4}
+
+
+@pytest.mark.parametrize("work, num_bits, worst", [("hqq", 4, 0.15), ("hqq", 2, 0.7), ("quanto", 8, 0.02), ("quanto", 4, 0.2), ("quanto", 2, 0.9)])
+def test_other_quantizers(matrices, work, num_bits, worst):
+    if peers.missing({"hqq": "hqq", "quanto": "optimum.quanto"}[work]):
+        pytest.skip("not installed (the extra `bench`)")
+    made, bits = ran(matrices, work, num_bits=num_bits)
+    weights = matrices[0]
+    assert num_bits < bits <= num_bits + 0.6 and all((made[n] - weights[n]).norm() < worst * weights[n].norm() for n in made)
+    assert all(len(row.unique()) <= 2**num_bits * (row.numel() // peers.GROUP + 2) for w in made.values() for row in w)
+
+
+def test_a_row_is_measured_in_a_process_of_its_own(matrices, tmp_path):
+    weights, source, out = matrices
+    took = measured("benchmarks.peers:pruned", tmp_path, source=source, out=out, names=["a"], sparsity=0.5, scope="tensor")
+    assert took["bits"] == 17 and took["seconds"] > 0 and 0 <= took["memory"] < 1 << 30 and int((load_file(out)["a"] == 0).sum()) == 32 * 64
+    with pytest.raises(Broke, match="ended with 1"):
+        measured("benchmarks.peers:pruned", tmp_path, source=source, out=out, names=["nothing"], sparsity=0.5, scope="tensor")

@@ -163,6 +163,8 @@ class Quantize(Targeted):
                 data = data | {"strategy": "group"}
             if data.get("strategy") == "group" and "group_size" not in data:
                 data = data | {"group_size": 128}
+            if data.get("avg_bits") is not None and "strategy" not in data:
+                data = data | {"strategy": "tensor"}
         return data
 
     @model_validator(mode="after")

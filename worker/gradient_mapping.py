@@ -16,12 +16,18 @@ import torch
 from app.recipe import Quantize
 from worker.encoded import Codebook, Encoded
 from worker.kernels import codebooks, levels
-from worker.plan import TensorPlan
+from worker.kernels.chunks import Layout
+from worker.kernels.coded_size import coded_bytes
+from worker.plan import Allotment, TensorPlan
 
-FLOOR = 0.1  # of the mean F, added to each: a weight that no sample moved is not free
+FLOOR = 0.2  # of the mean F, added to each: a weight that no sample moved is not free
 _LARGEST = torch.finfo(torch.float32).max
 _PART = 1 << 18  # elements worked on together
 _SAMPLE = 1 << 20  # elements that the one codebook of a tensor is fitted to
+_PRICED = 1 << 17  # the same under a price, at every trial
+_NEARLY, _AIM = 0.99, 0.997  # of the bits that a tensor may take: enough, and what is aimed at
+_USUAL, _TRIALS = 5, 12  # trials, and how many more there may be until one fits
+_LEVELS_HEAD = 64  # bytes of a payload of levels beside them
 
 
 def quantize(plan: TensorPlan, step: Quantize, encoded: Encoded) -> Encoded:
@@ -30,7 +36,7 @@ def quantize(plan: TensorPlan, step: Quantize, encoded: Encoded) -> Encoded:
     kept = None if encoded.mask is None else plan.matrix(encoded.mask)
     square = plan.statistic("square").to(matrix.device)
     f = sensitivity(square, kept)
-    codebook = map_matrix(matrix, f, kept, step, plan.transposed)
+    codebook = map_matrix(matrix, f, kept, step, plan.transposed, plan.allotment)
     dense = torch.empty(matrix.shape, dtype=matrix.dtype, device=matrix.device)
     for rows in row_parts(matrix):
         dense[rows] = of_rows(codebook, rows).dequantize().to(matrix.dtype)
@@ -47,12 +53,61 @@ def sensitivity(square: torch.Tensor, kept: torch.Tensor | None) -> torch.Tensor
     return f if kept is None else f * kept
 
 
-def map_matrix(matrix: torch.Tensor, f: torch.Tensor, kept: torch.Tensor | None, step: Quantize, transposed: bool = False) -> Codebook:
+def map_matrix(
+    matrix: torch.Tensor, f: torch.Tensor, kept: torch.Tensor | None, step: Quantize, transposed: bool = False, allotment: Allotment | None = None
+) -> Codebook:
     """A matrix [O, I] of any floating dtype, finite; `step.num_bits` says how many levels a codebook has at most."""
-    size = step.group_size if step.strategy == "group" else max(1, matrix.shape[1])
-    found = _of_tensor(matrix, f, kept, 1 << step.num_bits) if step.strategy == "tensor" else _of_groups(matrix, f, kept, size, 1 << step.num_bits)
-    codes = torch.cat([_codes(matrix[rows], f[rows], kept, found, size, rows) for rows in row_parts(matrix)])
+    size = shared_by(matrix, step)
+    if allotment is not None and allotment.slope > 0:
+        codes, found = _within(matrix, f, kept, allotment)
+    else:
+        count = level_count(step.num_bits, matrix.numel() if step.strategy == "tensor" else size, kept is not None)
+        found = _of_tensor(matrix, f, kept, count) if step.strategy == "tensor" else _of_groups(matrix, f, kept, size, count)
+        codes = torch.cat([_codes(matrix[rows], found, size, rows) for rows in row_parts(matrix)])
     return Codebook(codes, found, size, step.num_bits, step, transposed)
+
+
+def _within(matrix: torch.Tensor, f: torch.Tensor, kept: torch.Tensor | None, allotment: Allotment) -> tuple[torch.Tensor, torch.Tensor]:
+    """Codes and levels of one codebook for the whole matrix, under the price at which they take nearly all the bits that they may, and no more: each
+    trial is coded, and the price moved by what a bit more or less costs at high resolution."""
+    x, g = sample(matrix, f, kept, _PRICED)
+    zeros = None if kept is None else round((matrix.numel() - int(kept.sum())) * x.numel() / max(1, int(kept.sum())))
+    slope, best, most = allotment.slope, None, -1
+    for trial in range(_TRIALS):
+        c, rates = priced_levels(x, g, slope, 1 << allotment.num_bits, zeros)
+        codes = codebooks.assign(x, g, c, rates)
+        mass = torch.zeros(c.shape, dtype=torch.float64, device=c.device).scatter_add_(1, codes, g.double())
+        found = levels.stored(c, mass, float(((x - c.gather(1, codes)).double().square() * g).sum()), matrix.dtype)
+        codes = torch.cat([_priced_codes(matrix[rows], f[rows], kept if kept is None else kept[rows], found.float(), rates) for rows in row_parts(matrix)])
+        bits = 8 * (coded_bytes(codes.cpu().numpy().reshape(-1), Layout("codes", allotment.num_bits)) + found.nbytes + _LEVELS_HEAD)
+        if best is None or (most < bits <= allotment.bits) or (most > allotment.bits and bits < most):
+            best, most = (codes, found), bits
+        if allotment.bits * _NEARLY <= bits <= allotment.bits or (trial >= _USUAL and most <= allotment.bits):
+            break
+        slope *= 2 ** (2 * (bits - allotment.bits * _AIM) / matrix.numel() * (1 if trial < _USUAL else 4))
+    return best
+
+
+def priced_levels(x: torch.Tensor, f: torch.Tensor, slope: float, size: int, zeros: int | None, iterations: int = 8) -> tuple[torch.Tensor, codebooks.Rates]:
+    """From levels at equal distances, which are the best under a price at high resolution: there a bit is worth 2 ln 2 times the error d^2 / 12."""
+    return codebooks.fit_priced(x, f, levels.grid(x, math.sqrt(6 * slope / math.log(2)), size - (zeros is not None)), slope, zeros, iterations)
+
+
+def _priced_codes(x: torch.Tensor, f: torch.Tensor, kept: torch.Tensor | None, c: torch.Tensor, rates: codebooks.Rates) -> torch.Tensor:
+    codes = codebooks.assign(_single(x).reshape(1, -1), f.reshape(1, -1), c, rates).reshape(x.shape)
+    if kept is not None:
+        codes = torch.where(kept, codes, (c[0] == 0).nonzero()[0, 0])
+    return codes.to(torch.uint8)
+
+
+def level_count(num_bits: int, values: int, zero: bool) -> int:
+    """No more levels than there are values for them, and the zero of pruned weights."""
+    return min(1 << num_bits, values + zero)
+
+
+def shared_by(matrix: torch.Tensor, step: Quantize) -> int:
+    """How many inputs share a codebook."""
+    return step.group_size if step.strategy == "group" else max(1, matrix.shape[1])
 
 
 def _of_tensor(matrix: torch.Tensor, f: torch.Tensor, kept: torch.Tensor | None, count: int) -> torch.Tensor:
@@ -79,7 +134,7 @@ def _mass(x: torch.Tensor, f: torch.Tensor, c: torch.Tensor) -> tuple[torch.Tens
     return mass, float(((x - c.gather(1, codes)).double().square() * f).sum())
 
 
-def _codes(x: torch.Tensor, f: torch.Tensor, kept: torch.Tensor | None, found: torch.Tensor, size: int, rows: slice) -> torch.Tensor:
+def _codes(x: torch.Tensor, found: torch.Tensor, size: int, rows: slice) -> torch.Tensor:
     """uint8 [R, I] of some rows; pruned weights are exactly 0 and have a level that is, so that the nearest one is theirs."""
     c = found.float()
     if len(c) == 1:
@@ -111,6 +166,12 @@ def sample(matrix: torch.Tensor, f: torch.Tensor, kept: torch.Tensor | None, mos
         start = (start - len(x)) % stride
     x, g = torch.cat(xs), torch.cat(fs)
     return (x[None], g[None]) if len(x) else (matrix.new_zeros(1, 1).float(), f.new_ones(1, 1))
+
+
+def some_rows(matrix: torch.Tensor, most: int) -> torch.Tensor:
+    """Rows with about `most` weights, spread over the matrix: their numbers."""
+    count = min(matrix.shape[0], max(1, most // max(1, matrix.shape[1])))
+    return torch.arange(count, device=matrix.device) * matrix.shape[0] // count
 
 
 def _single(x: torch.Tensor) -> torch.Tensor:

@@ -21,6 +21,15 @@ class Threshold(NamedTuple):
     dtype: torch.dtype
 
 
+class Allotment(NamedTuple):
+    """What a tensor may take of the bits that a step has: codes of `num_bits`, a price of `slope` for each bit once it is coded (in the unit of
+    `worker.gradient_mapping.sensitivity`), and at most so many `bits` for codes and levels together."""
+
+    num_bits: int
+    slope: float
+    bits: int
+
+
 @dataclass
 class TensorPlan(Treatment):
     """What happens to one tensor.
@@ -28,11 +37,13 @@ class TensorPlan(Treatment):
     Args:
         scale_dtype: in which scales are stored; None lets the values decide between float16 and float32 (`packed`).
         threshold: of a pruning step with global scope.
+        allotment: of a quantization to `avg_bits`.
         statistics: of the gradients, where a step asks for them.
     """
 
     scale_dtype: torch.dtype | None = None
     threshold: Threshold | None = None
+    allotment: Allotment | None = None
     statistics: Statistics | None = None
 
     @property

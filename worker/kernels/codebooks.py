@@ -50,6 +50,8 @@ def fit(x: torch.Tensor, f: torch.Tensor, size: int, zero: bool = False, iterati
         float32 [K, size], ascending.
     """
     few, exact = starts.distinct(torch.nn.functional.pad(x, (0, 1)) if zero else x, size)
+    if bool(few.all()):
+        return exact + 0.0
     c = _start(x, f, size - zero) if size > zero else x.new_empty(len(x), 0)
     pinned = None
     if zero:
@@ -180,5 +182,5 @@ def _reseeded(moved: torch.Tensor, empty: torch.Tensor, x: torch.Tensor, f: torc
 
 def _bits(count: torch.Tensor) -> torch.Tensor:
     """-log2 of each code's share; the same on every device, since it is rounded."""
-    share = count.double().cpu() / count.sum().cpu()
+    share = count.double().cpu().clamp(min=0.5) / count.sum().cpu()
     return ((-torch.log2(share) * _FINE).round() / _FINE).float().to(count.device)

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from app.errors import InputRefused
-from app.recipe import Lossless, Prune, Recipe
+from app.recipe import Lossless, Prune, Quantize, Recipe, Step
+from worker.allotment import allot
 from worker.checkpoint import Checkpoint
 from worker.devices import CPU
 from worker.encoded import Encoded
@@ -30,7 +31,8 @@ def prepare(
     checked: Callable[[TensorPlan], None] = lambda plan: None,
     statistics: Statistics | None = None,
 ) -> None:
-    """What must be known of the whole model before the first tensor: which tensors are finite, and the thresholds of a global scope.
+    """What must be known of the whole model before the first tensor: which tensors are finite, the thresholds of a global scope, and who gets
+    how many of the bits of a step.
 
     Args:
         checked: told of each tensor that was looked at.
@@ -51,6 +53,9 @@ def prepare(
         checked(plan)
     for step in (s for s in recipe.step(Prune) if not s.gradual):
         prune.find_threshold(checkpoint, step, plans, device)
+    for step in recipe.step(Quantize):
+        if step.avg_bits is not None and (chosen := [plan for plan in plans.values() if step in plan.steps]):
+            allot(step, chosen, lambda plan, step=step: _until(step, plan, checkpoint.read(plan.spec.name).to(device)))
 
 
 def finite(t: torch.Tensor) -> bool:
@@ -60,7 +65,14 @@ def finite(t: torch.Tensor) -> bool:
 def apply(plan: TensorPlan, tensor: torch.Tensor, device: torch.device = CPU) -> Encoded:
     """The tensor after its steps: taken to `device` where one of them changes it, computed there, and brought back."""
     changing = any(not isinstance(s, Lossless) for s in plan.steps)
-    encoded = Encoded(plan.spec, "copied", tensor.to(device) if changing else tensor, plan.reason, notes=plan.notes)
+    return _until(None, plan, tensor.to(device) if changing else tensor).to(tensor.device)
+
+
+def _until(last: Step | None, plan: TensorPlan, tensor: torch.Tensor) -> Encoded:
+    """The tensor after the steps before `last`."""
+    encoded = Encoded(plan.spec, "copied", tensor, plan.reason, notes=plan.notes)
     for step in plan.steps:
+        if step == last:
+            break
         encoded = METHODS[type(step)](plan, step, encoded)
-    return encoded.to(tensor.device)
+    return encoded

@@ -50,7 +50,8 @@ def allot(step: Quantize, plans: list[TensorPlan], before: Callable[[TensorPlan]
     looked = [_Sampled(plan, step, before(plan)) for plan in sorted(plans, key=lambda plan: plan.spec.name)]
     if step.strategy == "tensor":
         felt = [s for s in looked if s.unit > 0 and s.spread > 0] or looked
-        octave = sum(s.count * math.log2(s.unit * s.spread or 1) for s in felt) / sum(s.count for s in felt) - 2 * step.avg_bits
+        octave = sum(s.count * math.log2(s.unit * s.spread or 1) for s in felt) / sum(s.count for s in felt)
+        octave -= 2 * min(8.0, step.avg_bits * sum(s.count for s in looked) / max(1, sum(s.kept for s in looked)))
         options = [s.priced([2 ** (octave + i / 2) for i in _AROUND]) for s in looked]
     else:
         options = [s.widths() for s in looked]
@@ -85,10 +86,10 @@ class _Sampled:
         square = plan.statistic("square").to(matrix.device)
         f = gradient_mapping.sensitivity(square, kept)
         self.zeros = None if kept is None else self.count - int(kept.sum())
-        kept_count = self.count - (self.zeros or 0)
-        self.unit = float(square.double().sum() if kept is None else (square * kept).double().sum()) / max(1, kept_count)  # of F, that f counts in
+        self.kept = self.count - (self.zeros or 0)
+        self.unit = float(square.double().sum() if kept is None else (square * kept).double().sum()) / max(1, self.kept)  # of F, that f counts in
         self.x, self.f = gradient_mapping.sample(matrix, f, kept, _SAMPLE)
-        self.each = kept_count / self.x.numel()  # weights that one of the sample stands for
+        self.each = self.kept / self.x.numel()  # weights that one of the sample stands for
         self.rows = None
         if step.strategy != "tensor":
             rows = gradient_mapping.some_rows(matrix, _SAMPLE)

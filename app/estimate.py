@@ -18,7 +18,7 @@ from app.errors import InvalidJobSpec, NotEstimable
 from app.formats import FORMATS
 from app.job_spec import JobSpec
 from app.layout import Folder, dense_parts, header
-from app.memory import peak_memory, proof_wanted
+from app.memory import peak_memory, proof_wanted, run_bytes
 from app.outline import Outline, TensorSpec
 from app.packed_size import Look, Size, Text, Told, container_size, tensor_size
 from app.recipe import Lossless, Prune, matcher
@@ -92,7 +92,7 @@ def estimate(model: Outline, spec: JobSpec, read: Read | None, rate: float | Non
         "files": [{"path": p, "bytes": round(s.total), "exact": not s.margin} for p, s in sorted(made.files.items())],
         "actions": _actions(made.rows),
         "tensors": made.rows,
-        "peak_memory": peak_memory(treatments.values(), proof=proof),
+        "peak_memory": peak_memory(treatments.values(), proof=proof, runs=run_bytes(spec)),
         "scratch_bytes": before + math.ceil(total.total + total.margin),
         "seconds": round(seconds, 1),
         "seconds_basis": "measured" if rate else "default",

@@ -13,7 +13,7 @@ from app.limits import Limits
 from app.models import Artifact, ArtifactFile
 from app.owned import find, owned
 from app.job_spec import COMPANIONS, JobSpec, parse_job
-from app.memory import peak_memory, proof_wanted, unknown_peak
+from app.memory import peak_memory, proof_wanted, run_bytes, unknown_peak
 from app.outline import Outline, outline
 from app.storage import Storage
 from app.task import task_of
@@ -119,4 +119,4 @@ def expected_peak(source: Artifact, spec: JobSpec, treatments: dict[str, Treatme
     """Bytes of memory that the job's child takes at most, as far as that is known."""
     if treatments is None:
         return unknown_peak(source.size)
-    return peak_memory(treatments.values(), proof=proof_wanted(spec.output.format, [f.path for f in source.files]))
+    return peak_memory(treatments.values(), proof=proof_wanted(spec.output.format, [f.path for f in source.files]), runs=run_bytes(spec))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
+from app.job_spec import JobSpec
 from app.recipe import Lossless, Prune, Quantize
 from app.targets import Treatment
 
@@ -19,23 +20,35 @@ _PROOF, _PROOF_WEIGHTS, PROOF_LIMIT = 320 * _MB, 1.25, 4 << 30  # transformers h
 _SEARCH = 16  # bytes of an element: a scale search over a whole tensor has its trials in float32
 _GRADIENTS, _CODEBOOKS = 8, 12  # bytes of an element: what is known of its gradient, and what that makes it worth while levels are placed
 _UNKNOWN = 4
+_RUNNING = 800 * _MB  # torch and transformers, and what a batch leaves behind on its way through a network of common width
+_RUNS, _FELT, _TRAINED = 8, 12, 24  # bytes of an element of a model that is run: two in float32 side by side; one and two sums; one that is trained by another
 
 
-def peak_memory(treatments: Iterable[Treatment], *, proof: bool) -> int:
+def peak_memory(treatments: Iterable[Treatment], *, proof: bool, runs: int = 0) -> int:
     """Bytes.
 
     Args:
         treatments: of every tensor.
         proof: whether transformers loads the result, see `proof_wanted`.
+        runs: bytes that an element takes while the model is run, see `run_bytes`.
     """
-    count = total = most = 0
+    count = total = most = elements = 0
     changing = False
     for t in treatments:
         count, total = count + 1, total + t.spec.nbytes
         most = max(most, _working_set(t))
+        elements += math.prod(t.spec.shape)
         changing |= any(not isinstance(s, Lossless) for s in t.steps)
     child = (_CHANGING if changing else _LOSSLESS) + most + count * _A_TENSOR
-    return max(child, _PROOF + int(_PROOF_WEIGHTS * total)) if proof and total <= PROOF_LIMIT else child
+    run = _RUNNING + runs * elements if runs else 0
+    return max(child, run, _PROOF + int(_PROOF_WEIGHTS * total) if proof and total <= PROOF_LIMIT else 0)
+
+
+def run_bytes(spec: JobSpec) -> int:
+    """Of an element, while the model is run on data: to train it, to learn what its output feels, to compare; 0 where it is not run."""
+    if spec.calibration is None:
+        return 0
+    return _TRAINED if spec.recipe.recovers else _FELT if spec.recipe.needs_gradients and spec.gradients is None else _RUNS
 
 
 def unknown_peak(nbytes: int) -> int:

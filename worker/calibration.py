@@ -23,7 +23,7 @@ from worker.watching import Gradients, Inseparable, Watch
 
 MOST_SAMPLES = 1024
 """Of a data set; more change little and cost time in proportion."""
-_TOKENS, _ROWS, _LOGITS = 4096, 64, 1 << 26  # of a batch, padding included: tokens, samples, numbers of its logits
+_TOKENS, _ROWS, _LOGITS = 1024, 64, 1 << 26  # of a batch, padding included: tokens, samples, numbers of its logits
 _CLOSE = 1e-3  # of the largest gradient of a tensor: float32 sums in another order
 
 

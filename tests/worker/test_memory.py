@@ -10,11 +10,13 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from app.memory import peak_memory, unknown_peak
+from app.job_spec import parse_job
+from app.memory import peak_memory, run_bytes, unknown_peak
 from app.outline import TensorSpec
 from app.recipe import parse_recipe
 from app.targets import treat
 from benchmarks.child_memory import measure
+from worker.__main__ import ANY_ID
 from worker.formats import open_checkpoint
 
 STEPS = {
@@ -58,3 +60,17 @@ def test_a_larger_tensor_takes_more_and_more_tensors_hardly_do():
 
 def _spec(name: str, shape: tuple[int, ...]) -> TensorSpec:
     return TensorSpec(name, "BF16", shape, 2 * shape[0] * shape[1], "model.safetensors")
+
+
+def test_a_model_that_is_run_takes_all_its_weights_in_float32():
+    specs = {"a.weight": _spec("a.weight", (4096, 65536))}
+    elements = 4096 * 65536
+
+    def peak(step: dict, *given: str) -> int:
+        spec = parse_job({"input": ANY_ID, "recipe": {"steps": [step]}, "output": {"format": "packed"}} | dict.fromkeys(given, ANY_ID), True)
+        return peak_memory(treat(specs, None, spec.recipe, "packed").values(), proof=False, runs=run_bytes(spec))
+
+    fisher = {"method": "prune", "saliency": "fisher"}
+    unrun, measured, felt = peak(fisher, "gradients"), peak(fisher, "gradients", "calibration"), peak(fisher, "calibration")
+    trained = peak(fisher | {"recover": {"steps": 10}}, "calibration")
+    assert unrun <= measured < trained and measured <= felt < trained and felt > 12 * elements and trained > 24 * elements

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import tiny_models
 import torch
 from safetensors.torch import save_file
 
@@ -84,3 +85,24 @@ def test_on_the_command_line(service, model, tmp_path):
     missed = run("--gate", "max_bytes=1")
     assert missed.returncode == 1 and missed.stdout.count("failed: gate-failed") == 2
     assert subprocess.run([sys.executable, "-m", "app.cli", "compare", str(model)], capture_output=True, cwd=ROOT).returncode == 2
+
+
+def test_what_calibration_finds_is_found_once(service, key, tmp_path):
+    """Two recipes that go by gradients, one of which makes the model narrower: the second takes what the first has found, and the folder loads."""
+    tiny_models.build("bert", tmp_path / "bert")
+    lines = tmp_path / "lines.txt"
+    lines.write_text("\n".join(tiny_models.texts(60)))
+    half = {"steps": [{"method": "prune", "saliency": "fisher", "sparsity": 0.5}]}
+    narrow = {"name": "narrow", "recipe": {"steps": [{"method": "prune", "mask_structure": "ffn-width", "saliency": "taylor", "norm": "l1"}]}}
+    with Client(service.url, key) as client:
+        source, data = client.upload(tmp_path / "bert"), client.upload(lines, kind="calibration")
+        found = client.wait_comparison(client.compare(source["id"], [half, narrow], calibration=data["id"])["id"])
+        first, second = found["rows"]
+        assert [row["state"] for row in found["rows"]] == ["succeeded", "succeeded"], found
+        assert "calibrate" in first["seconds"] and "calibrate" not in second["seconds"]
+        assert 0 < second["quality"]["cosine"] < 1 and 0 < first["quality"]["cosine"] < 1 and second["quality"]["samples"] > 0
+        report = client.report(second["output"])
+        assert second["output_format"] == "safetensors" and report["load_proof"]["transformers"]["loaded"]
+        assert report["width"]["config"] == {"intermediate_size": {"before": 24, "after": 12}}
+        client.download(second["output"], tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["intermediate_size"] == 12

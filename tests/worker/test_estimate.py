@@ -150,3 +150,29 @@ def test_only_the_largest_of_very_many_are_read(monkeypatch):
     said = estimate(model, drawn_spec({"method": "lossless"}), lambda path, begin, end: read.append(begin) or bytes(end - begin))
     assert {begin for begin in read if begin >= 1000} == {model.offsets["l1.weight"], model.offsets["l2.weight"]}
     assert [t["bytes_after"] > 4000 for t in said["tensors"]] == [True, False, False]  # the others are zeros all over
+
+
+MAPPED = {
+    "rows": [{"num_bits": 4}],
+    "groups": [{"num_bits": 3, "strategy": "group", "group_size": 48}],
+    "a tensor, pruned": [{"sparsity": 0.9}, {"num_bits": 2, "strategy": "tensor"}],
+    "rows, pruned by gradients": [{"sparsity": 0.6, "saliency": "fisher"}, {"num_bits": 3}],
+}
+
+
+@pytest.mark.parametrize("case", MAPPED)
+def test_codebooks_come_within_the_interval(tmp_path, case):
+    tensors = {"a.weight": weights((256, 384), torch.float32, 1), "b.weight": weights((200, 256), torch.float32, 2), "b.bias": torch.zeros(200)}
+    (tmp_path / "in").mkdir()
+    (tmp_path / "gradients").mkdir()
+    save_file(tensors, tmp_path / "in" / "model.safetensors")
+    save_file({n: torch.randn(t.shape, generator=torch.Generator().manual_seed(9)) for n, t in tensors.items()}, tmp_path / "gradients" / "g.safetensors")
+    *before, quantize = MAPPED[case]
+    steps = [*({"method": "prune"} | s for s in before), {"method": "quantize", "mapping": "gradient"} | quantize]
+    spec = parse_job({"input": ID, "recipe": {"steps": steps}, "output": {"format": "packed"}, "gradients": ID}, True)
+    model, read = open_local(tmp_path / "in")
+    pipeline.run(tmp_path / "in", tmp_path / "out", spec.model_dump(mode="json") | {"beside": {"gradients": str(tmp_path / "gradients")}}, lambda event: None)
+    real = json.loads((tmp_path / "out" / "report.json").read_text())["totals"]["bytes_after"]
+    said = estimate(model, spec, read)
+    assert said["bytes_least"] <= real <= said["bytes_most"], (said["bytes_after"], real)
+    assert abs(said["bytes_after"] / real - 1) < 0.1 and not said["exact"]

@@ -11,7 +11,7 @@ import torch
 from app.recipe import Quantize
 from worker.encoded import Codebook
 from worker.kernels import assignment, codebooks
-from worker.kernels.adam import Moments, step
+from worker.kernels.adam import BETA2, Moments, step
 from worker.plan import TensorPlan
 from worker.recovery.weights import spread
 
@@ -21,13 +21,15 @@ _LARGEST, _SMALLEST = 6e4, 1e-4  # magnitudes that float16 keeps with its whole 
 class Coded:
     """Args:
     parameter: of the network, whose values are what is to be coded; its memory is this one's own.
-    fisher: float32, the tensor's shape: by how much the loss grows with the square of an error of each weight.
+    fisher: float32, the tensor's shape: by how much the loss grows with the square of an error of each weight. It follows the gradients seen while codes
+        change: where coding has hurt, it rises, and the price of a bit counts for less.
+    batch: samples whose mean a gradient is.
     mask: bool, the tensor's shape: what is dropped has the level 0 and stays so.
     price: nats of the loss that one bit is worth; above 0 there is a level 0, to which weights may go.
     """
 
-    def __init__(self, parameter: torch.nn.Parameter, plan: TensorPlan, quantize: Quantize, fisher: torch.Tensor, mask: torch.Tensor | None, price: float):
-        self.parameter, self.plan, self.quantize, self.price = parameter, plan, quantize, price
+    def __init__(self, parameter: torch.nn.Parameter, plan: TensorPlan, quantize: Quantize, fisher: torch.Tensor, mask: torch.Tensor | None, price: float, batch: int):
+        self.parameter, self.plan, self.quantize, self.price, self.batch = parameter, plan, quantize, price, batch
         self.latent = plan.matrix(parameter.data).clone(memory_format=torch.contiguous_format)
         self.mask = None if mask is None else plan.matrix(mask)
         self.fisher = plan.matrix(fisher).clone()
@@ -96,6 +98,7 @@ class Coded:
             moved.scatter_(1, self._zero()[:, None], 0)
         self.levels -= moved
         if not self.frozen:
+            self.fisher.mul_(BETA2).addcmul_(gradient, gradient, value=(1 - BETA2) * self.batch / 2)
             self.latent -= step(self.of_latent, gradient if self.mask is None else gradient * self.mask, rate)
         self.place()
 

@@ -20,6 +20,7 @@ from worker.samples import Data, split
 
 EVALUATIONS, PATIENCE = 20, 8
 """Held-out losses taken once masks or codes are settled, and how many of them may pass without a better one."""
+POOL = 8  # batches whose samples are sorted by length together
 FIRST, LONGEST, SHARE = 2.0, 30.0, 20
 """Seconds to the first snapshot; they double up to LONGEST, and are never less than SHARE times what writing one takes."""
 
@@ -60,6 +61,8 @@ class Training:
     told: list[Told] = field(default_factory=list)
 
     def __post_init__(self):
+        self._epoch: tuple[int, int] | None = None
+        self._order: list[list[int]] = []
         self._wait = FIRST
         self._due = time.monotonic() + FIRST
 
@@ -119,13 +122,20 @@ class Training:
             self._save(None)
 
     def _drawn(self, phase: int, fitting: list[int], t: int, size: int) -> list[int]:
-        """Positions of the samples of step t: epoch by epoch, each in an order of its own."""
-        per_epoch = max(1, len(fitting) // size)
-        epoch, at = divmod(t, per_epoch)
-        if getattr(self, "_epoch", None) != (phase, epoch):
+        """Positions of the samples of step t: epoch by epoch, each in an order of its own, of the seed."""
+        epoch, at = divmod(t, max(1, len(fitting) // size))
+        if self._epoch != (phase, epoch):
             generator = torch.Generator().manual_seed((self.seed * 1_000_003 + phase * 100_003 + epoch) % (1 << 63))
-            self._epoch, self._order = (phase, epoch), torch.randperm(len(fitting), generator=generator).tolist()
-        return [fitting[p] for p in self._order[at * size : (at + 1) * size]]
+            self._epoch, self._order = (phase, epoch), self._shuffled(fitting, size, generator)
+        return self._order[at]
+
+    def _shuffled(self, fitting: list[int], size: int, generator: torch.Generator) -> list[list[int]]:
+        """Batches, in each of which samples are of about one length, so that little is computed on padding."""
+        order = [fitting[i] for i in torch.randperm(len(fitting), generator=generator).tolist()]
+        pools = [sorted(order[i : i + POOL * size], key=self.data.length) for i in range(0, len(order), POOL * size)]
+        whole = [p for pool in pools for p in pool]
+        batches = [whole[i : i + size] for i in range(0, max(1, len(whole) // size) * size, size)]
+        return [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
 
     def _step(self, phase: Phase, objective: Objective, positions: list[int], t: int) -> None:
         loss = objective(self.data.batch(positions).to(self.device))

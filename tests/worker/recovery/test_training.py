@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
@@ -10,6 +11,7 @@ from tests.training import data, learnt, recover
 from worker.recovery import training
 from worker.recovery.coded import Coded
 from worker.recovery.outcome import encode
+from worker.samples import Data
 
 RECOVER = {"steps": 60, "learning_rate": 0.1, "batch_size": 32}
 CUBIC = {"method": "prune", "saliency": "fisher", "scope": "global", "sparsity": 0.8, "schedule": {"kind": "cubic", "steps": 10}, "recover": RECOVER}
@@ -163,3 +165,14 @@ def test_what_goes_out_of_bounds_is_said(folder):
     huge.arrays["x"] *= 1e37
     with pytest.raises(Diverged, match="learning_rate below 0.1"):
         recover(folder, [CUBIC], samples=huge)
+
+
+def test_batches_hold_samples_of_about_one_length_and_each_once():
+    tokens = [np.zeros(1 + (7 * i) % 50, dtype=np.int64) for i in range(240)]
+    run = training.Training(Data(tokens=tokens), {}, torch.device("cpu"), 0)
+    drawn = [run._drawn(0, list(range(240)), t, 10) for t in range(48)]
+    for epoch in (drawn[:24], drawn[24:]):
+        assert sorted(p for batch in epoch for p in batch) == list(range(240))
+    assert drawn[:24] != drawn[24:]
+    padding = sum(max(len(tokens[p]) for p in batch) * len(batch) for batch in drawn[:24]) / sum(map(len, tokens))
+    assert padding < 1.3

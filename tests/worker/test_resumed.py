@@ -1,0 +1,91 @@
+"""A job that trains, given back in the middle by one worker and brought to its end by another."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import tiny_models
+from homes import own_home
+
+from app import jobs
+from app.blobs import hold
+from app.db import session
+from app.models import QUEUED, SIGNING, Artifact, ArtifactFile, Companion, Job
+from app.storage import Storage
+from worker import attempt
+from worker.attempt import Attempt
+from worker.snapshots import Snapshots
+from worker.zygote import Zygote
+
+STEP = {
+    "method": "prune",
+    "saliency": "fisher",
+    "scope": "global",
+    "sparsity": 0.5,
+    "schedule": {"kind": "cubic", "steps": 3},
+    "recover": {"steps": 500, "batch_size": 8, "learning_rate": 1e-3},
+}
+
+
+@pytest.fixture
+def storage(tmp_path, monkeypatch):
+    monkeypatch.setattr(attempt, "flush_outbox", lambda: None)  # there is nobody to wake
+    with own_home(tmp_path, poll="0.02", heartbeat="0.05", threads="1"):
+        yield Storage()
+
+
+@pytest.fixture
+def zygotes():
+    made: dict[str, Zygote] = {}
+    yield made
+    for zygote in made.values():
+        zygote.close()
+
+
+def artifact(storage: Storage, kind: str, files: dict[str, bytes]) -> Artifact:
+    rows = []
+    for path, data in files.items():
+        _, sha256 = storage.put("tmp/up/1/x", [data])
+        with session() as s, s.begin():
+            hold(s, sha256, len(data))
+        storage.promote("tmp/up/1/x", sha256)
+        rows.append(ArtifactFile(path=path, size=len(data), sha256=sha256))
+    with session() as s, s.begin():
+        made = Artifact(owner="o", kind=kind, format="safetensors", name="m", digest=kind[0] * 64, size=sum(map(len, files.values())), files=rows)
+        s.add(made)
+    return made
+
+
+def claimed() -> Job:
+    with session() as s, s.begin():
+        return jobs.claim(s, "compress.cpu")
+
+
+def test_the_next_worker_goes_on_from_the_last_snapshot(storage, zygotes, tmp_path, monkeypatch):
+    tiny_models.build("bert", tmp_path / "m")
+    model = artifact(storage, "model", {p.name: p.read_bytes() for p in (tmp_path / "m").iterdir()})
+    data = artifact(storage, "calibration", {"text.txt": "\n".join(tiny_models.texts(40)).encode()})
+    spec = {"recipe": {"steps": [STEP]}, "output": {"format": "packed"}, "gates": {}, "sanitize": "report", "seed": 0}
+    with session() as s, s.begin():
+        beside = [Companion(role="calibration", artifact_id=data.id, digest="c" * 64)]
+        jobs.submit(s, owner="o", input_id=model.id, spec=spec, queue="compress.cpu", cache_key="k", companions=beside)
+    job, found = claimed(), []
+    key = f"tmp/{job.id}/recovery"
+    Attempt(job, storage, zygotes, lambda: storage.exists(key)).run()
+    with session() as s:
+        assert s.get_one(Job, job.id).state == QUEUED and storage.exists(key)
+    fetch = Snapshots.fetch
+
+    def spy(self, path: Path):
+        found.append(fetch(self, path))
+        return found[-1]
+
+    monkeypatch.setattr(Snapshots, "fetch", spy)
+    Attempt(claimed(), storage, zygotes, lambda: False).run()
+    with session() as s:
+        row = s.get_one(Job, job.id)
+    assert row.state == SIGNING and found[0] is not None and not storage.exists(key)
+    (told,) = json.loads(storage.read(f"{row.handoff['prefix']}/report.json"))["recovery"]
+    assert told["method"] == "prune" and told["steps_run"] > 300

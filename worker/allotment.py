@@ -9,7 +9,7 @@ same option. The choice is exact (`worker.kernels.allocation`).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -25,6 +25,7 @@ from worker.plan import Allotment, TensorPlan
 
 _SAMPLE = 1 << 13  # weights that options are measured on
 _AROUND = range(-8, 9)  # prices tried: half octaves around the one that high resolution suggests, a quarter of a bit each
+_BEYOND = range(0, 48)
 _TABLE, _LOST = 8, 0.015  # bits of a coder's table for each code, and the share of a code's bits that it loses to whole ones
 _HEAD = 700  # bits of payload heads
 _AT_ZERO = 2 * math.log(2) * math.pi * math.e / 6
@@ -48,24 +49,22 @@ def allot(step: Quantize, plans: list[TensorPlan], before: Callable[[TensorPlan]
         InputRefused: not-representable, when even the smallest options take more.
     """
     looked = [_Sampled(plan, step, before(plan)) for plan in sorted(plans, key=lambda plan: plan.spec.name)]
-    if step.strategy == "tensor":
-        felt = [s for s in looked if s.unit > 0 and s.spread > 0] or looked
-        octave = sum(s.count * math.log2(s.unit * s.spread or 1) for s in felt) / sum(s.count for s in felt)
-        octave -= 2 * min(8.0, step.avg_bits * sum(s.count for s in looked) / max(1, sum(s.kept for s in looked)))
-        options = [s.priced([2 ** (octave + i / 2) for i in _AROUND]) for s in looked]
-    else:
-        options = [s.widths() for s in looked]
     groups: dict[str, list[int]] = {}
     for i, s in enumerate(looked):
         groups.setdefault(fused(s.plan.spec.name), []).append(i)
-    together = [list(zip(*(options[i] for i in members), strict=True)) for members in groups.values()]
-    budget = math.floor(step.avg_bits * sum(s.count for s in looked))
-    sizes = [[math.ceil(sum(o.bits for o in option)) for option in group] for group in together]
-    found = allocate(sizes, [[sum(o.loss for o in option) for option in group] for group in together], budget)
-    if found is None:
-        least = sum(map(min, sizes)) / sum(s.count for s in looked)
-        raise InputRefused("not-representable", f"avg_bits {step.avg_bits:g} is too little: codes and codebooks per {step.strategy} take {least:.3g} bits a weight at least"
-                           + ("" if step.strategy == "tensor" else "; strategy tensor has one codebook for all rows"))  # fmt: skip
+    count = sum(s.count for s in looked)
+    budget = math.floor(step.avg_bits * count)
+    for options in _offers(step, looked):
+        together = [list(zip(*(options[i] for i in members), strict=True)) for members in groups.values()]
+        sizes = [[math.ceil(sum(o.bits for o in option)) for option in group] for group in together]
+        found = allocate(sizes, [[sum(o.loss for o in option) for option in group] for group in together], budget)
+        if found is not None:
+            break
+    else:
+        least = sum(map(min, sizes)) / count
+        other = "" if step.strategy == "tensor" else "; strategy tensor has one codebook for all rows"
+        what = f"codes and codebooks per {step.strategy} take {least:.3g} bits a weight at least"
+        raise InputRefused("not-representable", f"avg_bits {step.avg_bits:g} is too little: {what}{other}")
     spare = budget / max(1, sum(size[which] for size, which in zip(sizes, found, strict=True)))
     for members, group, which in zip(groups.values(), together, found, strict=True):
         num_bits = max(o.num_bits for o in group[which])
@@ -74,6 +73,18 @@ def allot(step: Quantize, plans: list[TensorPlan], before: Callable[[TensorPlan]
             own = step.model_copy(update={"num_bits": num_bits, "avg_bits": round(bits / looked[i].count, 4)})
             plan.steps = [own if s == step else s for s in plan.steps]
             plan.allotment = Allotment(num_bits, option.slope, math.floor(bits))
+
+
+def _offers(step: Quantize, looked: list[_Sampled]) -> Iterator[list[list[Option]]]:
+    """The options of every tensor; where those do not fit, ones that reach down to next to nothing."""
+    if step.strategy != "tensor":
+        yield [s.widths() for s in looked]
+        return
+    felt = [s for s in looked if s.unit > 0 and s.spread > 0] or looked
+    octave = sum(s.count * math.log2(s.unit * s.spread or 1) for s in felt) / sum(s.count for s in felt)
+    octave -= 2 * min(8.0, step.avg_bits * sum(s.count for s in looked) / max(1, sum(s.kept for s in looked)))
+    for around in (_AROUND, _BEYOND):
+        yield [s.priced([2 ** (octave + i / 2) for i in around]) for s in looked]
 
 
 class _Sampled:

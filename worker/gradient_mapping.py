@@ -20,7 +20,7 @@ from worker.kernels.chunks import Layout
 from worker.kernels.coded_size import coded_bytes
 from worker.plan import Allotment, TensorPlan
 
-FLOOR = 0.2  # of the mean F, added to each: a weight that no sample moved is not free
+FLOOR = 0.1  # of the mean F, added to each: a weight that no sample moved is not free
 _LARGEST = torch.finfo(torch.float32).max
 _PART = 1 << 18  # elements worked on together
 _SAMPLE = 1 << 20  # elements that the one codebook of a tensor is fitted to

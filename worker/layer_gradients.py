@@ -13,18 +13,24 @@ from __future__ import annotations
 import torch
 from torch import nn
 from torch.nn import grad
-from transformers.pytorch_utils import Conv1D
 
-KINDS = (nn.Linear, Conv1D, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Embedding)
-MATRICES = (nn.Linear, Conv1D)
 _WEIGHT = {1: grad.conv1d_weight, 2: grad.conv2d_weight, 3: grad.conv3d_weight}
+
+
+def is_turned(module: nn.Module) -> bool:
+    """Whether it is transformers' Conv1D, a linear layer whose weight is [I, O]."""
+    return type(module).__name__ == "Conv1D" and hasattr(module, "nf")
+
+
+def is_matrix(module: nn.Module) -> bool:
+    return isinstance(module, nn.Linear) or is_turned(module)
 
 
 def supported(module: nn.Module) -> bool:
     """Whether `each` knows the layer; what it gives is held against autograd all the same before it is used."""
     if type(module) in (nn.Conv1d, nn.Conv2d, nn.Conv3d):
         return module.padding_mode == "zeros" and not isinstance(module.padding, str)
-    return isinstance(module, (*MATRICES, nn.Embedding))
+    return is_matrix(module) or isinstance(module, nn.Embedding)
 
 
 def by_sample(module: nn.Module, x: torch.Tensor, g: torch.Tensor, samples: int) -> tuple[torch.Tensor, torch.Tensor] | None:
@@ -33,7 +39,7 @@ def by_sample(module: nn.Module, x: torch.Tensor, g: torch.Tensor, samples: int)
     Returns:
         None where the batch cannot be told apart by shape.
     """
-    if isinstance(module, MATRICES) or isinstance(module, nn.Embedding):
+    if is_matrix(module) or isinstance(module, nn.Embedding):
         x = x.reshape(-1) if isinstance(module, nn.Embedding) else x.reshape(-1, x.shape[-1])
         if len(x) % samples or not len(x):
             return None
@@ -45,7 +51,7 @@ def each(module: nn.Module, x: torch.Tensor, g: torch.Tensor) -> torch.Tensor:
     """The gradient of `module.weight` for one sample; x and g are one row of what `by_sample` gives. float32, the weight's shape."""
     if isinstance(module, nn.Linear):
         return g.T @ x
-    if isinstance(module, Conv1D):
+    if is_turned(module):
         return x.T @ g
     if isinstance(module, nn.Embedding):
         rows, values = touched(module, x, g)

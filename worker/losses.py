@@ -17,6 +17,8 @@ from torch.nn.functional import cross_entropy, log_softmax, softmax
 
 from worker.samples.data import Batch
 
+_POSITIONS = 64  # of a text, whose distributions are in memory together
+
 
 def losses(task: str, output: torch.Tensor, batch: Batch, seed: int) -> torch.Tensor:
     """[n], one of each sample; what is drawn for a sample depends on `seed` and its position alone, neither on the batch nor on the device.
@@ -49,11 +51,16 @@ def _predictions(task: str, logits: torch.Tensor, mask: torch.Tensor) -> torch.T
 
 
 def _drawn_text(logits: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    at = torch.rand(len(logits), 1, dtype=torch.float64, generator=generator).to(logits.device)
     with torch.no_grad():  # by the inverse of the distribution function, so that a position takes one random number, whatever the vocabulary
-        ladder = softmax(logits.double(), -1).cumsum(-1)
-        at = torch.rand(len(logits), 1, dtype=torch.float64, generator=generator).to(logits.device) * ladder[:, -1:]
-        token = torch.searchsorted(ladder, at).clamp_(max=logits.shape[-1] - 1)
+        token = torch.cat([_inverse(part, u) for part, u in zip(logits.split(_POSITIONS), at.split(_POSITIONS), strict=True)])
     return -log_softmax(logits, -1).gather(1, token).sum()
+
+
+def _inverse(logits: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
+    """int64 [P, 1]: the classes at which the distribution functions of logits [P, V] pass u [P, 1] in [0, 1)."""
+    ladder = softmax(logits.double(), -1).cumsum(-1)
+    return torch.searchsorted(ladder, u * ladder[:, -1:], right=True).clamp_(max=logits.shape[-1] - 1)
 
 
 def _projected(task: str, output: torch.Tensor, mask: torch.Tensor | None, generator: torch.Generator) -> torch.Tensor:

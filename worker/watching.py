@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from worker.layer_gradients import MATRICES, by_sample, each, supported, touched
+from worker.layer_gradients import by_sample, each, is_matrix, supported, touched
 
 Told = Callable[[nn.Parameter, "Gradients"], None]
 
@@ -35,8 +35,14 @@ class Gradients:
 
     def of(self, i: int) -> torch.Tensor:
         """The gradient for sample i, the weight's shape."""
-        parts = [each(u.module, u.x[i], u.g[i]) for u in self.uses]
-        return parts[0] if len(parts) == 1 else torch.stack(parts).sum(0)
+        dense, *others = sorted(self.uses, key=lambda u: isinstance(u.module, nn.Embedding))
+        whole = each(dense.module, dense.x[i], dense.g[i])
+        for use in others:
+            if isinstance(use.module, nn.Embedding):  # a head tied to its embedding: few rows of many
+                whole.index_add_(0, *touched(use.module, use.x[i], use.g[i]))
+            else:
+                whole += each(use.module, use.x[i], use.g[i])
+        return whole
 
     @torch.no_grad()
     def add(self, absolute: torch.Tensor, square: torch.Tensor) -> None:
@@ -103,7 +109,7 @@ class Watch:
 
     def _forward(self, module: nn.Module, args: tuple, output: torch.Tensor) -> torch.Tensor:
         x = args[0].detach()
-        if isinstance(module, MATRICES):
+        if is_matrix(module):
             self.saw(module.weight, x)
         if not torch.is_grad_enabled():
             return output

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 
 import torch
@@ -26,6 +27,8 @@ def open_runnable(folder: Path, checkpoint: Checkpoint, device: torch.device = C
         return open_program(checkpoint, device)
     if checkpoint.config is None:
         raise not_runnable("it has no config.json beside its weights, so nothing says what network they are of", "a Hugging Face folder")
+    if not importlib.util.find_spec("transformers"):
+        raise not_runnable("transformers is not installed on this worker", "the extra `proof` of modelpress there")
     from worker.runnable.huggingface import open_huggingface
 
     return open_huggingface(checkpoint, device)

@@ -44,7 +44,7 @@ def _tokens(samples: Samples, labels: np.ndarray | None, runnable: Runnable) -> 
     if samples.texts:
         if runnable.tokenizer is None:
             raise _mismatch("there is no tokenizer.json beside the model; add it, or upload token ids ({\"input_ids\": [..]} on each line of a .jsonl)")
-        tokens = [np.array(ids, dtype=np.int64) for ids in runnable.tokenizer(samples.texts)]
+        tokens = [np.array(ids, dtype=np.int64) for text in samples.texts for ids in runnable.tokenizer([text])]
     below = runnable.inputs["input_ids"].below
     for i, ids in enumerate(tokens):
         if len(ids) and below is not None and not 0 <= int(ids.min()) <= int(ids.max()) < below:

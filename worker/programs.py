@@ -19,9 +19,12 @@ from worker.checkpoint import DTYPES
 from worker.formats.pt2_file import DTYPE_NUMBERS, Pt2File
 from worker.formats.pt2_program import on_device
 from worker.formats.pt2_treespec import keys
+from worker.program_layers import with_layers
 
 _BATCH = 256
 """Samples of a call where the program does not bound them."""
+_TOGETHER = 64
+"""Samples of a batch whose gradients are taken together (`worker.calibration`)."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +97,8 @@ def load(source: Pt2File, device: torch.device) -> Loaded:
     arguments, leaves = _arguments(source)
     least, most = _batch(source, arguments)
     output, shape = _output(source, arguments)
+    if least == 1 and most >= _TOGETHER:  # else samples are filled up or spread over calls, and hooks would take them for others
+        with_layers(module)
     return Loaded(module, parameters, arguments, leaves, least, most, output, shape, program.call_spec.in_spec)
 
 
@@ -188,8 +193,8 @@ def _batch(source: Pt2File, arguments: list[Argument]) -> tuple[int, int]:
         if fixed < 1:
             raise refused("it was exported with no sample")
         return fixed, fixed
-    graph = source.program.document["graph_module"]["graph"]
-    sizes = [m["sizes"][0]["as_expr"] for n, m in graph["tensor_values"].items() if m["sizes"] and "as_expr" in m["sizes"][0] and n in _inputs(source)]
+    metas = source.program.document["graph_module"]["graph"]["tensor_values"]
+    sizes = [metas[name]["sizes"][0]["as_expr"] for name in _inputs(source)]
     symbols = [next((s for s in source.program.document["range_constraints"] if e["expr_str"].startswith(f"Symbol('{s}'")), None) for e in sizes]
     if None in symbols or len(set(symbols)) > 1:  # a multiple of something: as many as it was exported with
         return arguments[0].hint[0], arguments[0].hint[0]

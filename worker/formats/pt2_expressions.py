@@ -7,6 +7,7 @@ functions that torch writes, bounded in what it can grow to, and written anew fr
 from __future__ import annotations
 
 import ast
+import functools
 import re
 
 from worker.formats.json_checks import Place, refuse
@@ -27,6 +28,10 @@ _POWERS = ("Pow", "PowByNatural")
 _OPERATORS = (ast.Add, ast.Sub, ast.Mult, ast.Div, ast.FloorDiv, ast.Mod)
 
 
+class _Unknown(ValueError):
+    """Why an expression is not taken."""
+
+
 def check_expression(value: object, at: Place) -> str:
     """The same expression, written from its tree.
 
@@ -36,38 +41,47 @@ def check_expression(value: object, at: Place) -> str:
     if type(value) is not str or len(value) > MAX_CHARS:
         refuse(f"a symbolic size is no text of at most {MAX_CHARS} characters", at, "unsafe-pt2")
     try:
+        return _clean(value)
+    except _Unknown as e:
+        refuse(str(e), at, "unsafe-pt2")
+
+
+@functools.lru_cache(maxsize=10_000)
+def _clean(value: str) -> str:
+    """Most sizes of a program are the same few expressions."""
+    try:
         tree = ast.parse(value, mode="eval")
     except (SyntaxError, ValueError, RecursionError, MemoryError):
-        refuse(f"{ascii(value[:80])} is no expression", at, "unsafe-pt2")
+        raise _Unknown(f"{ascii(value[:80])} is no expression") from None
     if sum(1 for _ in ast.walk(tree)) > MAX_NODES:
-        refuse(f"the expression {ascii(value[:80])} has more than {MAX_NODES} parts", at, "unsafe-pt2")
-    if _bits(tree.body, at) > MAX_BITS:
-        refuse(f"the expression {ascii(value[:80])} can grow to more than {MAX_BITS} bits", at, "unsafe-pt2")
+        raise _Unknown(f"the expression {ascii(value[:80])} has more than {MAX_NODES} parts")
+    if _bits(tree.body) > MAX_BITS:
+        raise _Unknown(f"the expression {ascii(value[:80])} can grow to more than {MAX_BITS} bits")
     return ast.unparse(tree)
 
 
-def _bits(node: ast.AST, at: Place) -> int:
+def _bits(node: ast.AST) -> int:
     """How many bits the value can have, taking a symbol for 64."""
     if isinstance(node, ast.Constant) and type(node.value) in (int, float, bool):
-        return _number(node.value, at)
+        return _number(node.value)
     if isinstance(node, ast.Name) and (node.id in _NAMES or SYMBOL.fullmatch(node.id)):
         return 64
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
-        return _bits(node.operand, at)
+        return _bits(node.operand)
     if isinstance(node, ast.BinOp) and isinstance(node.op, _OPERATORS):
-        return 1 + _bits(node.left, at) + _bits(node.right, at)
+        return 1 + _bits(node.left) + _bits(node.right)
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
-        return _call(node.func.id, node, at)
-    refuse(f"{ascii(ast.unparse(node)[:80])} is none of what a symbolic size is made of", at, "unsafe-pt2")
+        return _call(node.func.id, node)
+    raise _Unknown(f"{ascii(ast.unparse(node)[:80])} is none of what a symbolic size is made of")
 
 
-def _number(value: float, at: Place) -> int:
+def _number(value: float) -> int:
     if value != value or abs(value) >= 1 << 63:
-        refuse("a number of 64 bits or more stands in a symbolic size", at, "unsafe-pt2")
+        raise _Unknown("a number of 64 bits or more stands in a symbolic size")
     return max(1, int(abs(value)).bit_length()) if type(value) is int else 64
 
 
-def _call(name: str, node: ast.Call, at: Place) -> int:
+def _call(name: str, node: ast.Call) -> int:
     keywords = {k.arg: k.value for k in node.keywords}
     if name == "Symbol":
         known = len(node.args) == 1 and isinstance(node.args[0], ast.Constant) and SYMBOL.fullmatch(str(node.args[0].value))
@@ -79,12 +93,12 @@ def _call(name: str, node: ast.Call, at: Place) -> int:
             return 64
     elif not keywords and not any(isinstance(a, ast.Starred) for a in node.args):
         if name in ("Integer", "Rational") and 1 <= len(node.args) <= 2 and all(_literal(a) is not None for a in node.args):
-            return sum(_number(_literal(a), at) for a in node.args)
+            return sum(_number(_literal(a)) for a in node.args)
         if name in _POWERS and len(node.args) == 2 and (exponent := _exponent(node.args[1])) is not None:
-            return max(1, exponent) * _bits(node.args[0], at)
+            return max(1, exponent) * _bits(node.args[0])
         if name in _FUNCTIONS and 1 <= len(node.args) <= 64:
-            return 1 + sum(_bits(a, at) for a in node.args)
-    refuse(f"{ascii(ast.unparse(node)[:80])} is none of what a symbolic size is made of", at, "unsafe-pt2")
+            return 1 + sum(_bits(a) for a in node.args)
+    raise _Unknown(f"{ascii(ast.unparse(node)[:80])} is none of what a symbolic size is made of")
 
 
 def _literal(node: ast.AST) -> int | None:

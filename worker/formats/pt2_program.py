@@ -52,7 +52,7 @@ def parse(raw: bytes, limits: Limits, what: str) -> Any:
             refuse(f"{what} has a key twice, and readers disagree on which one counts", (), "unsafe-pt2")
         return out
 
-    check_json(raw, limits, pairs=8_000_000, containers=8_000_000)
+    check_json(raw, limits, pairs=2_000_000, containers=2_000_000)
     try:
         return json.loads(raw.decode(), object_pairs_hook=unique, parse_constant=lambda name: refuse(f"{what} has the number {name}", ()))
     except (ValueError, RecursionError) as e:

@@ -14,10 +14,9 @@ from app.errors import InputRefused
 from worker.formats.json_checks import TOP
 from worker.formats.pt2_expressions import MAX_CHARS, check_expression
 
-ATOMS = st.one_of(st.sampled_from(["Symbol('s0', integer=True, positive=True)", "Symbol('u3', integer=True)"]), st.integers(-99, 99).map(lambda i: f"Integer({i})"))
-EXPRESSIONS = st.recursive(
-    ATOMS, lambda inner: st.one_of(st.tuples(st.sampled_from(["Add", "Mul", "Max", "Min"]), inner, inner).map(lambda t: f"{t[0]}({t[1]}, {t[2]})"), inner.map(lambda e: f"Pow({e}, Integer(2))")), max_leaves=8
-)
+ATOMS = st.one_of(st.sampled_from(["Symbol('s0', integer=True, positive=True)", "Symbol('u3', integer=True)"]), st.integers(-9, 9).map(lambda i: f"Integer({i})"))
+POWERS = st.one_of(ATOMS, ATOMS.map(lambda atom: f"Pow({atom}, Integer(3))"))
+EXPRESSIONS = st.recursive(POWERS, lambda inner: st.tuples(st.sampled_from(["Add", "Mul", "Max", "Min"]), inner, inner).map(lambda t: f"{t[0]}({t[1]}, {t[2]})"), max_leaves=6)
 
 
 @settings(max_examples=60, deadline=None)

@@ -40,8 +40,10 @@ def quantize(plan: TensorPlan, step: Quantize, encoded: Encoded) -> Encoded:
     dense = torch.empty(matrix.shape, dtype=matrix.dtype, device=matrix.device)
     for rows in row_parts(matrix):
         dense[rows] = of_rows(codebook, rows).dequantize().to(matrix.dtype)
-    notes = encoded.notes if bool(square.any()) else (*encoded.notes, "no gradient reaches it: every weight counts alike")
-    return replace(encoded, action="quantized", reason=None, dense=plan.shaped(dense), quantized=codebook, notes=notes)
+    notes = [] if bool(square.any()) else ["no gradient reaches it: every weight counts alike"]
+    if plan.allotment is not None:
+        notes.append(f"allotted {plan.allotment.bits / matrix.numel():.3f} bits a weight, levels included")
+    return replace(encoded, action="quantized", reason=None, dense=plan.shaped(dense), quantized=codebook, notes=(*encoded.notes, *notes))
 
 
 def sensitivity(square: torch.Tensor, kept: torch.Tensor | None) -> torch.Tensor:

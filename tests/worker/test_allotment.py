@@ -59,6 +59,8 @@ def test_all_stored_bits_together_are_those_asked_for(avg_bits, strategy, tmp_pa
     assert bits <= avg_bits and (bits > 0.96 * avg_bits or strategy != "tensor")
     assert len({encoded[f"a.{part}.weight"].quantized.num_bits for part in ("query", "key", "value")}) == 1
     assert all(e.quantized.params.num_bits == e.quantized.num_bits for e in encoded.values())
+    said = sum(float(e.notes[0].split()[1]) * e.dense.numel() for e in encoded.values()) / sum(t.numel() for t in tensors.values())
+    assert bits - 0.1 <= said <= avg_bits + 0.001
 
 
 def test_bits_go_where_the_loss_is(tmp_path):

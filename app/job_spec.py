@@ -30,7 +30,8 @@ def _plain(value: str) -> str:
 Tag = Annotated[str, StringConstraints(min_length=1, max_length=100), AfterValidator(_plain)]
 
 _MATRICES = {"targets": ["re:.*"], "ignore": ["*embed*", "*wte*", "*wpe*", "shared.weight"]}  # heads too: training tells what they need
-_TRAINED = {"batch_size": 256, "steps": 6000}
+_TRAINED = {"batch_size": 256, "learning_rate": 0.06, "steps": 6000}
+_CODED = {"batch_size": 256, "learning_rate": 0.015, "steps": 3000, "bit_price": 5e-8}
 
 PRESETS: dict[str, dict] = {
     "lossless": {"steps": [{"method": "lossless"}]},
@@ -42,8 +43,8 @@ PRESETS: dict[str, dict] = {
     "prune-2:4": {"steps": [{"method": "prune", "mask_structure": "2:4"}]},
     "deep-compression": {
         "steps": [
-            _MATRICES | {"method": "prune", "saliency": "fisher", "scope": "global", "sparsity": 0.96, "schedule": {"kind": "cubic", "steps": 100}, "recover": _TRAINED},
-            _MATRICES | {"method": "quantize", "mapping": "gradient", "num_bits": 3, "strategy": "tensor", "recover": _TRAINED | {"bit_price": 1e-6}},
+            _MATRICES | {"method": "prune", "saliency": "fisher", "scope": "global", "sparsity": 0.94, "schedule": {"kind": "cubic", "steps": 100}, "recover": _TRAINED},
+            _MATRICES | {"method": "quantize", "mapping": "gradient", "num_bits": 4, "strategy": "tensor", "recover": _CODED},
             {"method": "lossless"},
         ]
     },

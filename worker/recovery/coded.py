@@ -13,7 +13,6 @@ from worker.encoded import Codebook
 from worker.kernels import assignment, codebooks
 from worker.kernels.adam import BETA2, Moments, step
 from worker.plan import TensorPlan
-from worker.recovery.weights import spread
 
 _LARGEST, _SMALLEST = 6e4, 1e-4  # magnitudes that float16 keeps with its whole precision, with room to move
 
@@ -24,11 +23,12 @@ class Coded:
     fisher: float32, the tensor's shape: by how much the loss grows with the square of an error of each weight. It follows the gradients seen while codes
         change: where coding has hurt, it rises, and the price of a bit counts for less.
     batch: samples whose mean a gradient is.
+    scale: the unit of a step: the spread of the tensor as it was in the input. What a mask leaves has a far larger one.
     mask: bool, the tensor's shape: what is dropped has the level 0 and stays so.
     price: nats of the loss that one bit is worth; above 0 there is a level 0, to which weights may go.
     """
 
-    def __init__(self, parameter: torch.nn.Parameter, plan: TensorPlan, quantize: Quantize, fisher: torch.Tensor, mask: torch.Tensor | None, price: float, batch: int):
+    def __init__(self, parameter: torch.nn.Parameter, plan: TensorPlan, quantize: Quantize, fisher: torch.Tensor, mask: torch.Tensor | None, price: float, batch: int, scale: float):
         self.parameter, self.plan, self.quantize, self.price, self.batch = parameter, plan, quantize, price, batch
         self.latent = plan.matrix(parameter.data).clone(memory_format=torch.contiguous_format)
         self.mask = None if mask is None else plan.matrix(mask)
@@ -37,7 +37,7 @@ class Coded:
         rows, columns = self.latent.shape
         self.group = quantize.group_size if quantize.strategy == "group" else columns
         self.books = self._books(rows, columns)
-        self.scale = spread(self.latent if self.mask is None else self.latent[self.mask])
+        self.scale = scale
         self.levels = self._fitted()
         inside = (self.levels.abs() < _LARGEST) & ((self.levels.abs() > _SMALLEST) | (self.levels == 0))
         self.dtype = torch.float16 if bool(inside.all()) else torch.float32

@@ -99,7 +99,7 @@ class Coding:
         for name, weight in list(self.weights.items()):
             fisher = self._fisher(name, weight)
             if (plan := self.plans.get(name)) is not None:
-                self.weights[name] = Coded(weight.parameter, plan, self.step, fisher, weight.mask, self.recover.bit_price, self.batch)
+                self.weights[name] = Coded(weight.parameter, plan, self.step, fisher, weight.mask, self.recover.bit_price, self.batch, weight.scale)
             elif self.recover.bit_price and weight.plan is None:
                 self.weights[name] = Rounded(weight.parameter, fisher, self.recover.bit_price)
 

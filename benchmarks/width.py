@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from app.job_spec import parse_job
-from benchmarks.quality import embed
+from benchmarks.embeddings import embed
 from demo.__main__ import model_folder
 from worker import calibrating, pipeline
 from worker.__main__ import ANY_ID

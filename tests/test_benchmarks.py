@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
+from pathlib import Path
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -9,6 +12,11 @@ from safetensors.torch import load_file, save_file
 from app.recipe import parse_recipe
 from benchmarks import peers, quality
 from benchmarks.row import Broke, measured
+
+
+@pytest.mark.parametrize("name", sorted(p.stem for p in Path(quality.__file__).parent.glob("*.py")))
+def test_every_benchmark_can_be_imported(name):
+    importlib.import_module(f"benchmarks.{name}")
 
 
 def test_every_recipe_is_one():

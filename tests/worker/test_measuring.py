@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -150,6 +151,12 @@ def test_a_model_that_does_not_run_is_told_and_fails_gates_on_outputs(models, da
     assert report["quality"]["measured"] is False and "config.json" in report["quality"]["reason"] and report["gates"]["max_bytes"]["passed"]
     with pytest.raises(GateFailed, match=r"min_cosine cannot be judged: .*config\.json"):
         work(models["lone"], tmp_path / "b", data, PRUNE, gates={"min_cosine": 0.1})
+
+
+def test_a_worker_without_transformers_says_so(models, data, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    quality = work(models["encoder"], tmp_path, data, PRUNE)["quality"]
+    assert quality["measured"] is False and "transformers is not installed" in quality["reason"]
 
 
 @pytest.mark.parametrize("how", ["too-few-samples", "calibration-mismatch"])

@@ -22,7 +22,7 @@ import torch
 import zstandard
 from safetensors import safe_open
 
-from worker.formats.packed_writer import tensor_bytes
+from worker.formats.packed_parts import tensor_bytes
 from worker.kernels.chunks import Layout
 from worker.kernels.payload import Payload, chunks, write_payload
 from worker.kernels.planes import merge, split

@@ -33,7 +33,8 @@ def recipes(recover: int) -> Iterator[tuple[str, list[dict]]]:
     """Name -> steps. Args: recover: steps of training in the rows that have it."""
     for sparsity in (0.5, 0.7, 0.9):
         for saliency in ("magnitude", "gradient", "taylor", "fisher"):
-            yield f"prune {sparsity:.0%} {saliency}, row", [{"method": "prune", "saliency": saliency, "sparsity": sparsity}]
+            step = {"method": "prune", "saliency": saliency, "sparsity": sparsity, "norm": "l1"}  # taylor with l2 is fisher
+            yield f"prune {sparsity:.0%} {saliency}, row", [step]
     for bits in (4, 3, 2):
         for group in (128, 64):
             yield f"uniform {bits} bits, group {group}, mse", [{"method": "quantize", "num_bits": bits, "group_size": group, "scale_search": "mse"}]
@@ -66,7 +67,7 @@ def table(subject: Subject, wanted: list[str], recover: int) -> int:
     print(f"\n{subject.title}\n{'row':42}{'bits/weight':>12}{heads}{'seconds':>9}{'MB':>7}", flush=True)
 
     def show(name: str, bits: float, score: dict[str, float], took: dict | None = None) -> None:
-        figures = "".join(f"{score[c]:12.4f}" if score[c] is not None else f"{'-':>12}" for c in subject.columns)
+        figures = "".join(f"{'-':>12}" if score[c] is None else f"{score[c]:12.4f}" if score[c] < 1e6 else f"{score[c]:12.3g}" for c in subject.columns)
         print(f"{name:42}{bits:12.3f}{figures}" + (f"{took['seconds']:9.1f}{took['memory'] / 1e6:7.0f}" if took else ""), flush=True)
 
     show("the original", 32, subject.score(weights_of(subject.folder)))

@@ -41,7 +41,7 @@ from worker import child, kept_statistics, result
 from worker.claim import Claim, Lost
 from worker.snapshots import NAME, Snapshots
 from worker.stages import Stages
-from worker.zygote import Limits, Zygote
+from worker.zygote import Limits, Zygote, serving
 
 log = logging.getLogger(__name__)
 
@@ -55,9 +55,9 @@ class Crashed(Exception):
 
 
 class Attempt:
-    """Args: zygotes: entry -> its zygote, kept between jobs. draining: whether the worker has been asked to stop."""
+    """Args: zygotes: see `worker.zygote.serving`; kept between jobs. draining: whether the worker has been asked to stop."""
 
-    def __init__(self, job: Job, storage: Storage, zygotes: dict[str, Zygote], draining: Callable[[], bool]):
+    def __init__(self, job: Job, storage: Storage, zygotes: dict[tuple[str, ...], Zygote], draining: Callable[[], bool]):
         self.job, self.storage, self.zygotes, self.draining = job, storage, zygotes, draining
         self.scratch = settings().scratch / f"{job.id}-{job.fence}"
         self.prefix = f"tmp/{job.id}/{job.fence}"
@@ -234,7 +234,7 @@ class Attempt:
                 self.snapshots.keep()
 
         ended = child.run(
-            self.zygotes.setdefault(entry, Zygote(entry)), inp, out, spec, limits,
+            serving(self.zygotes, entry), inp, out, spec, limits,
             stop=lambda: claim.lost.is_set() or self.draining(), seconds=self.deadline - time.monotonic(), progress=progress,
             read=self.beside.values(),
         )  # fmt: skip

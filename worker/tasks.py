@@ -21,10 +21,10 @@ from worker import gpu_probe
 from worker.attempt import Attempt
 from worker.jailed import exposed, probe
 from worker.presence import Presence
-from worker.zygote import Zygote
+from worker.zygote import Zygote, serving
 
 log = logging.getLogger(__name__)
-_zygotes: dict[str, Zygote] = {}
+_zygotes: dict[tuple[str, ...], Zygote] = {}
 _presence: list[Presence] = []  # this process's one, once it has started
 
 
@@ -55,7 +55,7 @@ def prepare(**_) -> None:
     _presence[0].start()
     if not report["holds"]:
         raise SystemExit(f"no job can be run here: {report}; a worker needs Landlock (Linux 6.2 or later) and seccomp, on x86_64 or aarch64")
-    _zygotes.setdefault("worker.__main__:run", Zygote("worker.__main__:run")).start()
+    serving(_zygotes, "worker.__main__:run").start()
 
 
 @signals.worker_shutdown.connect

@@ -34,16 +34,17 @@ _ONE_THREAD = dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM
 _ENVIRONMENT = {"LANG": "C.UTF-8", "HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1"} | _ONE_THREAD
 """One thread while importing; the child then asks torch for as many as it may use."""
 
-_MODELS = ("torch", "transformers", "compressed_tensors", "torch.export.pt2_archive._package", "torch.export._trace", "torch.export._unlift")
+_LIBRARIES = ("torch", "transformers", "compressed_tensors", "torch.export.pt2_archive._package", "torch.export._trace", "torch.export._unlift")
+_MODELS = (*_LIBRARIES, "worker.calibrating", "worker.recovering", "worker.measuring", "worker.proof")
 PRELOAD = {
     "worker.__main__:run": ("torch", "worker.__main__"),
     "worker.gpu_probe:tell": ("torch", "worker.gpu_probe"),
-    "worker.calibrating:child": (*_MODELS, "worker.calibrating"),
-    "worker.recovering:child": (*_MODELS, "worker.recovering"),
-    "worker.measuring:child": (*_MODELS, "worker.measuring"),
-    "worker.proof:prove": (*_MODELS, "worker.proof"),
+    "worker.calibrating:child": _MODELS,
+    "worker.recovering:child": _MODELS,
+    "worker.measuring:child": _MODELS,
+    "worker.proof:prove": _MODELS,
 }
-"""What a zygote for this entry imports before the first fork, as far as it is installed."""
+"""What a zygote for this entry imports before the first fork, as far as it is installed. One zygote serves all entries that import the same."""
 
 
 @dataclass(frozen=True)
@@ -146,6 +147,13 @@ class Zygote:
             self.process.kill()
             self.process.wait()
         self.process = self.socket = None
+
+
+def serving(zygotes: dict[tuple[str, ...], Zygote], entry: str) -> Zygote:
+    """The zygote of `zygotes`, by what they import, whose next child runs `entry`; a new one where none has imported that."""
+    zygote = zygotes.setdefault(PRELOAD[entry], Zygote(entry))
+    zygote.entry = entry
+    return zygote
 
 
 def main(fd: int, parent: int, *modules: str) -> None:

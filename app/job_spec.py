@@ -31,7 +31,7 @@ Tag = Annotated[str, StringConstraints(min_length=1, max_length=100), AfterValid
 
 _MATRICES = {"targets": ["re:.*"], "ignore": ["*embed*", "*wte*", "*wpe*", "shared.weight"]}  # heads too: training tells what they need
 _TRAINED = {"batch_size": 256, "learning_rate": 0.06, "steps": 6000}
-_CODED = {"batch_size": 256, "learning_rate": 0.015, "steps": 3000, "bit_price": 5e-8}
+_CODED = {"batch_size": 256, "learning_rate": 0.007, "steps": 3000, "bit_price": 5e-8}
 
 PRESETS: dict[str, dict] = {
     "lossless": {"steps": [{"method": "lossless"}]},

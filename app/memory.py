@@ -21,6 +21,8 @@ _SEARCH = 16  # bytes of an element: a scale search over a whole tensor has its 
 _GRADIENTS, _CODEBOOKS = 8, 12  # bytes of an element: what is known of its gradient, and what that makes it worth while levels are placed
 _UNKNOWN = 4
 _RUNNING = 800 * _MB  # torch and transformers, and what a batch leaves behind on its way through a network of common width
+FOLLOWED = 256 * _MB
+"""Most that training keeps of what the original model says to the samples, hidden states included; where it is more, it is asked batch by batch."""
 _RUNS, _FELT, _TRAINED = 8, 12, 24  # bytes of an element of a model that is run: two in float32 side by side; one and two sums; one that is trained by another
 
 
@@ -40,7 +42,7 @@ def peak_memory(treatments: Iterable[Treatment], *, proof: bool, runs: int = 0) 
         elements += math.prod(t.spec.shape)
         changing |= any(not isinstance(s, Lossless) for s in t.steps)
     child = (_CHANGING if changing else _LOSSLESS) + most + count * _A_TENSOR
-    run = _RUNNING + runs * elements if runs else 0
+    run = _RUNNING + runs * elements + (FOLLOWED if runs == _TRAINED else 0) if runs else 0
     return max(child, run, _PROOF + int(_PROOF_WEIGHTS * total) if proof and total <= PROOF_LIMIT else 0)
 
 

@@ -126,7 +126,7 @@ def _is(own, step) -> bool:
 
 def teacher_of(runnable: Runnable, data: Data, batch: int, drawn: int) -> Teacher:
     """What the original says: computed beforehand for all samples where training asks for more than there are."""
-    said = Teacher(runnable.forward, data, runnable.device, batch)
+    said = Teacher(runnable, data, batch)
     asked = sorted({*split(len(data), "fit"), *split(len(data), "stop")})
     if drawn >= len(asked):
         said.keep(asked)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch.nn import functional as F
 
@@ -23,6 +25,22 @@ def divergence(output: torch.Tensor, teacher: torch.Tensor, task: str, mask: tor
     if task == "encoder":
         return (1 - F.cosine_similarity(output, teacher, dim=-1)).mean()
     return (output - teacher).square().mean() / teacher.var(correction=0).clamp_min(torch.finfo(torch.float32).tiny)
+
+
+def strayed(hidden: Sequence[torch.Tensor], teacher: Sequence[torch.Tensor], mask: torch.Tensor | None = None) -> torch.Tensor:
+    """How far hidden states are from the teacher's, layer by layer: |h - t|^2 / |t|^2 of each token, mean over tokens, then over layers. Every token of every
+    layer is heard where an output says one thing of a whole sample (Sun et al., 2019, "Patient Knowledge Distillation"; Jiao et al., 2020, "TinyBERT").
+
+    Args:
+        hidden: of each layer [N, T, D], else [N, D] or [N, ...] of 4 and more dimensions, where the whole sample counts as one token.
+        mask: bool [N, T], tokens that count.
+    """
+    each = []
+    for own, his in zip(hidden, teacher, strict=True):
+        first = 2 if his.ndim == 3 else 1
+        error, size = (t.flatten(first).square().sum(-1) for t in (own - his, his))
+        each.append(_mean((error / size.clamp_min(torch.finfo(torch.float32).tiny)).reshape(-1), mask if first == 2 else None))
+    return torch.stack(each).mean()
 
 
 def against_labels(output: torch.Tensor, labels: torch.Tensor, task: str, mask: torch.Tensor | None = None) -> torch.Tensor:

@@ -1,4 +1,5 @@
-"""The loss of a batch: distance from the original's outputs, from labels, or the mean of both."""
+"""The loss of a batch: distance from the original's outputs, from labels, or the mean of both; and, beside outputs that are followed, from the original's
+hidden states where the model tells them: a few hundred samples say too little by one embedding each, and enough by every token of every layer."""
 
 from __future__ import annotations
 
@@ -7,9 +8,9 @@ from dataclasses import dataclass
 
 import torch
 
-from worker.kernels.distillation import against_labels, divergence
+from worker.kernels.distillation import against_labels, divergence, strayed
 from worker.recovery.teacher import Teacher
-from worker.runnable.runnable import Runnable
+from worker.runnable.runnable import Features, Runnable
 from worker.samples.data import Batch, Data
 
 TEMPERATURE = 2.0
@@ -29,10 +30,16 @@ class Objective:
 
     def __call__(self, batch: Batch) -> torch.Tensor:
         """Scalar, with its graph where gradients are on."""
-        output, task = self.runnable.forward(batch), self.runnable.task
-        losses = []
+        follows = "distill" in self.terms
+        own = self.runnable.features(batch) if follows else Features(self.runnable.forward(batch))
+        his = self.teacher.says(batch) if follows else None
+        loss = self._of_output(own.output, his and his.output, batch)
+        return loss + strayed(own.hidden, his.hidden, batch.mask) if his and own.hidden else loss
+
+    def _of_output(self, output: torch.Tensor, teacher: torch.Tensor | None, batch: Batch) -> torch.Tensor:
+        task, losses = self.runnable.task, []
         if "distill" in self.terms:
-            losses.append(divergence(output, self.teacher.says(batch), task, batch.mask, TEMPERATURE))
+            losses.append(divergence(output, teacher, task, batch.mask, TEMPERATURE))
         if "labels" in self.terms:
             labels = batch.inputs["input_ids"] if task == "causal-lm" else batch.labels
             losses.append(against_labels(output, labels, task, batch.mask))
@@ -40,11 +47,12 @@ class Objective:
 
     @torch.no_grad()
     def over(self, data: Data, positions: list[int], size: int, device: torch.device) -> float:
-        """Mean over samples."""
+        """What the loss says of the output alone, for that is what counts in the end: mean over samples."""
         total = 0.0
         for start in range(0, len(positions), size):
             batch = data.batch(positions[start : start + size]).to(device)
-            total += float(self(batch)) * len(batch)
+            teacher = self.teacher.says(batch, hidden=False).output if "distill" in self.terms else None
+            total += float(self._of_output(self.runnable.forward(batch), teacher, batch)) * len(batch)
         return total / max(1, len(positions))
 
 

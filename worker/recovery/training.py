@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from app.errors import Diverged
-from worker.kernels.schedule import cosine
+from worker.kernels.schedule import cosine, warmed
 from worker.recovery import snapshot
 from worker.recovery.objective import Objective
 from worker.recovery.phases import Phase
@@ -140,7 +140,7 @@ class Training:
     def _step(self, phase: Phase, objective: Objective, positions: list[int], t: int) -> None:
         loss = objective(self.data.batch(positions).to(self.device))
         loss.backward()
-        rate = phase.recover.learning_rate * cosine(t / phase.recover.steps)
+        rate = phase.recover.learning_rate * warmed(t, phase.recover.steps) * cosine(t / phase.recover.steps)
         for weight in self.weights.values():
             if (gradient := weight.parameter.grad) is not None:
                 weight.update(torch.nan_to_num_(gradient, 0.0, 0.0, 0.0), rate, phase.penalty(t))

@@ -14,7 +14,7 @@ from torch.nn.functional import normalize
 from app.shards import join, main_folder
 from worker.checkpoint import Checkpoint
 from worker.runnable.architecture import Architecture, architecture
-from worker.runnable.runnable import Input, Runnable
+from worker.runnable.runnable import Features, Input, Runnable
 from worker.runnable.tokens import MOST, open_tokenizer
 from worker.runnable.weights import load, positions
 from worker.samples.data import Batch
@@ -39,11 +39,11 @@ def open_huggingface(checkpoint: Checkpoint, device: torch.device) -> Runnable:
     tokenizer = open_tokenizer(path, longest) if text and path else None
     pad, vocabulary = getattr(config, "pad_token_id", None), takes["input_ids"].below if text else None
     valid = type(pad) is int and 0 <= pad < (vocabulary or 0)
-    forward = partial(_forward(found.task), module, found)
+    forward, watch = partial(_forward, module, found.task), partial(_watch, module, found.task)
     if found.task in ("classifier", "regressor") and not valid:
-        forward = partial(_one_by_one, forward)
+        forward, watch = partial(_one_by_one, forward), None
     classes = config.num_labels if found.task in ("classifier", "regressor") else None
-    return Runnable(module, parameters, found.task, forward, takes, tokenizer, longest, pad if valid else 0, classes)
+    return Runnable(module, parameters, found.task, forward, takes, tokenizer, longest, pad if valid else 0, classes, watch)
 
 
 def _inputs(module: nn.Module) -> dict[str, Input]:
@@ -63,30 +63,36 @@ def _embedding(module: nn.Module) -> int | None:
         return getattr(module.config, "vocab_size", None)
 
 
-def _forward(task: str) -> Callable:
-    return {"encoder": _embeddings, "seq2seq": _teacher_forced}.get(task, _logits)
+def _forward(module: nn.Module, task: str, batch: Batch) -> torch.Tensor:
+    return _output(task, _result(module, task, batch), batch)
 
 
-def _logits(module: nn.Module, found: Architecture, batch: Batch) -> torch.Tensor:
-    return module(**batch.inputs).logits
+def _watch(module: nn.Module, task: str, batch: Batch) -> Features:
+    """With what each layer hands on (the first that is told is what the layers are given)."""
+    result = _result(module, task, batch, output_hidden_states=True)
+    told = [getattr(result, name, None) or () for name in ("hidden_states", "encoder_hidden_states", "decoder_hidden_states")]
+    hidden = tuple(h for states in told for h in states[1:] if batch.mask is None or h.shape[:2] == batch.mask.shape)
+    return Features(_output(task, result, batch), hidden)
 
 
-def _embeddings(module: nn.Module, found: Architecture, batch: Batch) -> torch.Tensor:
-    """The mean of the last hidden state over unpadded tokens (or over all places of an image), of unit length."""
-    hidden = module(**batch.inputs).last_hidden_state
+def _result(module: nn.Module, task: str, batch: Batch, **options):
+    """What the network says in its own words. A decoder is given the encoder's own text, one token late, so logits at t are of token t."""
+    inputs = dict(batch.inputs)
+    if task == "seq2seq" and "decoder_input_ids" not in inputs and "input_ids" in inputs:
+        start = getattr(module.config, "decoder_start_token_id", None) or 0
+        inputs["decoder_input_ids"] = torch.nn.functional.pad(inputs["input_ids"], (1, -1), value=start)
+    return module(**inputs, **options)
+
+
+def _output(task: str, result, batch: Batch) -> torch.Tensor:
+    """Logits; of an encoder the mean of the last hidden state over unpadded tokens (or over all places of an image), of unit length."""
+    if task != "encoder":
+        return result.logits
+    hidden = result.last_hidden_state
     if batch.mask is not None and hidden.shape[:2] == batch.mask.shape:
         weights = batch.mask.unsqueeze(-1).to(hidden.dtype)
         return normalize((hidden * weights).sum(1) / weights.sum(1).clamp(min=1), dim=-1)
     return normalize(hidden.mean(1) if hidden.ndim == 3 else hidden.flatten(2).mean(2) if hidden.ndim > 3 else hidden, dim=-1)
-
-
-def _teacher_forced(module: nn.Module, found: Architecture, batch: Batch) -> torch.Tensor:
-    """The decoder is given the encoder's own text, one token late, so logits at t are of token t."""
-    inputs = dict(batch.inputs)
-    if "decoder_input_ids" not in inputs and "input_ids" in inputs:
-        start = getattr(module.config, "decoder_start_token_id", None) or 0
-        inputs["decoder_input_ids"] = torch.nn.functional.pad(inputs["input_ids"], (1, -1), value=start)
-    return module(**inputs).logits
 
 
 def _one_by_one(forward: Callable, batch: Batch) -> torch.Tensor:

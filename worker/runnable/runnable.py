@@ -33,6 +33,19 @@ class Input:
     required: bool = True
 
 
+@dataclass(frozen=True)
+class Features:
+    """What a model makes of a batch: its output, and what lies on the way there.
+
+    Args:
+        output: as of `Runnable.forward`.
+        hidden: of each layer, the last included: [N, T, D], T as in the batch's mask; [N, ...] where there is no mask. Empty where layers do not tell.
+    """
+
+    output: torch.Tensor
+    hidden: tuple[torch.Tensor, ...] = ()
+
+
 @dataclass
 class Runnable:
     """A model in evaluation mode, float32, on its device; no parameter requires a gradient until asked to.
@@ -48,6 +61,7 @@ class Runnable:
         longest: tokens that it takes; None where it takes none.
         pad: id of padding.
         classes: of a classifier, or outputs of a regressor.
+        watch: the output with the hidden states; None where only `forward` is known.
     """
 
     module: nn.Module
@@ -59,6 +73,11 @@ class Runnable:
     longest: int | None = None
     pad: int = 0
     classes: int | None = None
+    watch: Callable[[Batch], Features] | None = None
+
+    def features(self, batch: Batch) -> Features:
+        """What training follows, of one pass."""
+        return self.watch(batch) if self.watch else Features(self.forward(batch))
 
     @property
     def device(self) -> torch.device:

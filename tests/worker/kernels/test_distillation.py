@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from worker.kernels.distillation import against_labels, divergence
+from worker.kernels.distillation import against_labels, divergence, strayed
 
 
 def softmax(row: list[float]) -> list[float]:
@@ -56,3 +56,18 @@ def test_labels_of_classes_of_following_tokens_and_of_numbers():
     text, ids, mask = torch.randn(1, 3, 4), torch.tensor([[1, 2, 3]]), torch.tensor([[True, True, False]])
     assert against_labels(text, ids, "causal-lm", mask).item() == pytest.approx(-math.log(softmax(text[0, 0].tolist())[2]), rel=1e-4)
     assert against_labels(torch.tensor([[1.0], [3.0]]), torch.tensor([0.0, 1.0]), "regressor").item() == pytest.approx(2.5)
+
+
+def test_hidden_states_stray_by_their_relative_errors():
+    g = torch.Generator().manual_seed(0)
+    own, his = ([torch.randn(2, 3, 4, generator=g) for _ in range(2)] for _ in range(2))
+    mask = torch.tensor([[True, True, False], [True, False, False]])
+    each = [((a[i, j] - b[i, j]).double().square().sum() / b[i, j].double().square().sum()).item() for a, b in zip(own, his, strict=True) for i, j in ((0, 0), (0, 1), (1, 0))]
+    assert strayed(own, his, mask).item() == pytest.approx(sum(each) / 6, rel=1e-5)
+    assert strayed([7 * h for h in own], [7 * h for h in his], mask).item() == pytest.approx(sum(each) / 6, rel=1e-5)
+    assert strayed(his, his, mask).item() == 0
+
+
+def test_hidden_states_of_images_count_by_the_sample():
+    his = [torch.ones(2, 3, 4, 4), torch.ones(2, 5)]
+    assert strayed([h * torch.tensor([1.0, 3.0]).view(-1, *[1] * (h.ndim - 1)) for h in his], his).item() == pytest.approx(2)

@@ -34,3 +34,12 @@ def test_prunings_lie_within_their_part_and_never_before_the_first_step(steps, c
     at = schedule.prunings(steps, count, part)
     assert len(at) == count and at == sorted(at)
     assert at[0] >= 1 and at[-1] == max(1, int(steps * part)) and at[-1] <= steps
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 5000))
+def test_the_rate_rises_in_even_parts_and_is_whole_after_a_tenth(steps):
+    rates = [schedule.warmed(t, steps) for t in range(steps)]
+    parts = min(steps // 10, schedule.WARMING)
+    assert rates == sorted(rates) and rates[0] > 0 and all(r == 1 for r in rates[parts:])
+    assert rates[:parts] == pytest.approx([(i + 1) / parts for i in range(parts)])

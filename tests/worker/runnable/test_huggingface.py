@@ -174,3 +174,18 @@ def test_a_tokenizer_that_is_none_is_refused(tmp_path, text):
     (tmp_path / "m" / "tokenizer.json").write_text(text)
     with pytest.raises(InputRefused, match="tokenizer.json"):
         opened(tmp_path / "m", tmp_path)
+
+
+@pytest.mark.parametrize("name, layers", [("bert", 2), ("classifier", 2), ("llama", 2), ("gpt2", 2), ("t5", 2), ("vit", 2), ("mixtral", 2)])
+def test_it_tells_what_each_layer_hands_on(tmp_path, name, layers):
+    tiny_models.build(name, tmp_path / "m")
+    runnable = opened(tmp_path / "m", tmp_path)
+    arrays = {"pixel_values": np.random.default_rng(0).normal(size=(12, 3, 8, 8)).astype(np.float32)}
+    batch = fitted(runnable, **({"arrays": arrays} if name == "vit" else {"texts": TEXTS})).batch(range(12))
+    with torch.no_grad():
+        told = runnable.features(batch)
+        assert torch.equal(told.output, runnable.forward(batch))
+    assert len(told.hidden) == layers and all(h.ndim == 3 and h.shape[-1] == 16 for h in told.hidden)
+    if name == "bert":
+        pooled = torch.nn.functional.normalize(torch.stack([h[m].mean(0) for h, m in zip(told.hidden[-1], batch.mask, strict=True)]), dim=-1)
+        assert torch.allclose(pooled, told.output, atol=1e-6)

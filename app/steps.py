@@ -46,7 +46,7 @@ class Recover(Strict):
 
     steps: Annotated[int, Field(ge=1, le=1_000_000)]
     loss: Literal["auto", "distill", "labels", "both"] = "auto"
-    learning_rate: Annotated[float, Field(gt=0, le=1)] = 0.03
+    learning_rate: Annotated[float, Field(gt=0, le=1)] = 0.01
     batch_size: Annotated[int, Field(ge=1, le=65_536)] = 32
     penalty: Literal["none", "l1", "l2"] = "none"
     lambda_: Annotated[float, Field(ge=0, alias="lambda")] = 0.0

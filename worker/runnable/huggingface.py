@@ -40,7 +40,7 @@ def open_huggingface(checkpoint: Checkpoint, device: torch.device) -> Runnable:
     pad, vocabulary = getattr(config, "pad_token_id", None), takes["input_ids"].below if text else None
     valid = type(pad) is int and 0 <= pad < (vocabulary or 0)
     forward, watch = partial(_forward, module, found.task), partial(_watch, module, found.task)
-    if found.task in ("classifier", "regressor") and not valid:
+    if text and found.task in ("classifier", "regressor") and not valid:
         forward, watch = partial(_one_by_one, forward), None
     classes = config.num_labels if found.task in ("classifier", "regressor") else None
     return Runnable(module, parameters, found.task, forward, takes, tokenizer, longest, pad if valid else 0, classes, watch)

@@ -31,7 +31,7 @@ Tag = Annotated[str, StringConstraints(min_length=1, max_length=100), AfterValid
 
 _MATRICES = {"targets": ["re:.*"], "ignore": ["*embed*", "*wte*", "*wpe*", "shared.weight"]}  # heads too: training tells what they need
 _TRAINED = {"batch_size": 256, "learning_rate": 0.06, "steps": 6000}
-_CODED = {"batch_size": 256, "learning_rate": 0.007, "steps": 3000, "bit_price": 5e-8}
+_CODED = {"batch_size": 256, "learning_rate": 0.007, "steps": 3000}
 
 PRESETS: dict[str, dict] = {
     "lossless": {"steps": [{"method": "lossless"}]},
@@ -43,7 +43,7 @@ PRESETS: dict[str, dict] = {
     "prune-2:4": {"steps": [{"method": "prune", "mask_structure": "2:4"}]},
     "deep-compression": {
         "steps": [
-            _MATRICES | {"method": "prune", "saliency": "fisher", "scope": "global", "sparsity": 0.94, "schedule": {"kind": "cubic", "steps": 100}, "recover": _TRAINED},
+            _MATRICES | {"method": "prune", "saliency": "fisher", "scope": "global", "sparsity": 0.95, "schedule": {"kind": "cubic", "steps": 100}, "recover": _TRAINED},
             _MATRICES | {"method": "quantize", "mapping": "gradient", "num_bits": 4, "strategy": "tensor", "recover": _CODED},
             {"method": "lossless"},
         ]

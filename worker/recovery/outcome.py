@@ -24,6 +24,9 @@ def encode(plan: TensorPlan, weight: Weight, done: set[str], original: torch.Ten
         on the CPU.
     """
     dense = weight.parameter.data.reshape(plan.spec.shape).to(DTYPES[plan.spec.dtype]).cpu()
+    moved = all(isinstance(s, Lossless) for s in plan.steps) and not torch.equal(dense, original)
+    if moved and "quantize" in done:
+        dense = _halved(dense)
     encoded = Encoded(plan.spec, "copied", dense, plan.reason, notes=plan.notes)
     if isinstance(weight, Coded):
         book, kept = weight.codebook()
@@ -31,11 +34,17 @@ def encode(plan: TensorPlan, weight: Weight, done: set[str], original: torch.Ten
         encoded = replace(encoded, action="quantized", reason=None, mask=mask, quantized=book)
     elif isinstance(weight, Masked) and weight.mask is not None:
         encoded = replace(encoded, action="pruned", reason=None, mask=weight.mask.cpu())
-    elif not any(_pending(plan, done)) and not torch.equal(dense, original):
+    elif moved:
         encoded = replace(encoded, reason="trained by recover; no step works on it")
     for step in _pending(plan, done):
         encoded = METHODS[type(step)](plan, step, encoded)
     return encoded
+
+
+def _halved(values: torch.Tensor) -> torch.Tensor:
+    """What training has moved beside codes (biases, norms) needs no more digits than levels have: those of float16, where it reaches, in its own dtype."""
+    half = values.half().to(values.dtype)
+    return half if bool(torch.isfinite(half).all()) else values
 
 
 def _pending(plan: TensorPlan, done: set[str]) -> list[Step]:

@@ -161,7 +161,7 @@ def _data(name: str, end: str, head: bytes, size: int) -> str:
     if (found := DATA.get(end)) is None:
         raise InputRefused("unsupported-format", f"{shown(name)} is no data set that is read; read are {', '.join(DATA)}")
     if size == 0:
-        raise InputRefused("invalid-samples", f"{shown(name)} is empty")
+        raise InputRefused("invalid-calibration", f"{shown(name)} is empty")
     fits = {".npz": is_zip(head), ".npy": head.startswith(b"\x93NUMPY")}.get(end, b"\0" not in head)
     if not fits:
         raise InputRefused("kind-mismatch", f"{shown(name)} is named like {end[1:]}, and its content is something else")

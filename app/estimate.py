@@ -79,7 +79,7 @@ def estimate(model: Outline, spec: JobSpec, read: Read | None, rate: float | Non
     else:
         _folder(made, model, treatments, output, texter(model, read))
     total, proof = made.total, proof_wanted(output, model.files)
-    seconds = _START + before / (rate or _default_rate(treatments)) + (speeds.PROVE + before * speeds.STAGES["prove"] if proof else 0)
+    seconds = _START + before / (rate or _default_rate(treatments)) + _running(spec, before) + (speeds.PROVE + before * speeds.STAGES["prove"] if proof else 0)
     return {
         "output_format": output,
         "bytes_before": before,
@@ -273,6 +273,13 @@ def _default_rate(treatments: dict[str, Treatment]) -> float:
     """Bytes of input a second, where no worker has measured its own; the slowest step counts, and what is done around it."""
     slowest = max((speeds.of(s.method, getattr(s, "scale_search", None), getattr(s, "mapping", None)) for t in treatments.values() for s in t.steps), default=speeds.COPY)
     return 1 / (slowest + sum(speeds.STAGES[stage] for stage in ("fetch", "verify", "store")))
+
+
+def _running(spec: JobSpec, nbytes: int) -> float:
+    """Seconds in which the model itself runs: for its gradients, in training, and to be measured."""
+    samples = sum(step.recover.steps * step.recover.batch_size for step in spec.recipe.steps if getattr(step, "recover", None))
+    stages = {"calibrate": spec.recipe.needs_gradients and not spec.gradients, "measure": spec.calibration is not None}
+    return nbytes * (speeds.TRAIN * samples + sum(speeds.STAGES[stage] for stage, wanted in stages.items() if wanted))
 
 
 def _notes(treatments: dict[str, Treatment], made: Estimate) -> Iterator[str]:

@@ -42,7 +42,10 @@ def stages(spec: dict) -> list[str]:
 
 def by_thumb(spec: dict, nbytes: int) -> dict[str, float]:
     """Seconds by stage, of an input of `nbytes`, where nothing like it was measured."""
-    rates = speeds.STAGES | {"compress": sum(speeds.of(step["method"], step.get("scale_search"), step.get("mapping")) for step in spec["recipe"]["steps"])}
+    steps = spec["recipe"]["steps"]
+    compress = sum(speeds.of(step["method"], step.get("scale_search"), step.get("mapping")) for step in steps)
+    samples = sum(trained["steps"] * trained["batch_size"] for step in steps if (trained := step.get("recover")))
+    rates = speeds.STAGES | {"compress": compress, "recover": speeds.TRAIN * samples}
     return {stage: nbytes * rates[stage] + (speeds.PROVE if stage == "prove" else 0) for stage in stages(spec)}
 
 

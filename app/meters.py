@@ -2,7 +2,7 @@
 
     stage_seconds   stage, method, device   count: how often    total: seconds
     stage_bytes     stage, method, device   count: bytes
-    work            method, device          count: bytes of inputs of LARGE bytes or more    total: seconds from the fetch to the hand-over, but for the load proof
+    work            method, device          count: bytes of inputs of LARGE bytes or more    total: seconds from the fetch to the hand-over, but for the stages that run the model
     ends            state, type, cached     count: jobs         total: seconds from submission to end
     leases_expired  queue                   count: claims whose holder went silent
     deliveries      outcome                 count: attempts to deliver a webhook: `delivered`, `failed` (tried again), `given-up`
@@ -51,12 +51,17 @@ def read(labels: str) -> dict[str, str]:
 
 
 def method(recipe: dict[str, Any]) -> str:
-    """A resolved recipe's methods as one word, a search of scales named, since it takes many times as long: `prune+quantize:mse`."""
-    return "+".join(dict.fromkeys(step["method"] + (":mse" if step.get("scale_search") == "mse" else "") for step in recipe["steps"]))
+    """A resolved recipe's methods as one word, a search of scales and codebooks named, since they take many times as long: `prune+quantize:mse`."""
+
+    def word(step: dict[str, Any]) -> str:
+        slow = "gradient" if step.get("mapping") == "gradient" else "mse" if step.get("scale_search") == "mse" else ""
+        return step["method"] + (slow and f":{slow}")
+
+    return "+".join(dict.fromkeys(map(word, recipe["steps"])))
 
 
 def rate(s: Session, method: str, device: str) -> float | None:
-    """Bytes of input per second that workers have managed, from the fetch to the hand-over but for the load proof; None where nothing was measured yet.
+    """Bytes of input per second that workers have managed, from the fetch to the hand-over but for the stages that run the model; None where nothing was measured yet.
 
     Args:
         method: as `method` makes it. device: as in `Job.device`: cpu, or cuda and the GPU's name.

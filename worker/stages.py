@@ -11,6 +11,8 @@ from app.models import Job
 
 OF_THE_CHILD = frozenset({"calibrate", "recover", "compress", "verify", "restore", "measure", "prove"})
 """What a child may say that it does; before its first word it is at the stage that it was started for."""
+RUNNING = frozenset({"calibrate", "recover", "measure", "prove"})
+"""What goes by samples and steps, or is mostly an import, and not by bytes: no rate of a method has it in it."""
 
 
 class Stages:
@@ -53,5 +55,5 @@ class Stages:
             meters.add(s, "stage_seconds", total=seconds, stage=stage, **of)
             meters.add(s, "stage_bytes", count=self.bytes[stage], stage=stage, **of)
         if self.input_bytes >= meters.LARGE and "store" in self.seconds:
-            took = sum(seconds for stage, seconds in self.seconds.items() if stage != "prove")  # that is mostly an import, however many bytes there are
+            took = sum(seconds for stage, seconds in self.seconds.items() if stage not in RUNNING)
             meters.add(s, "work", count=self.input_bytes, total=took, **of)

@@ -225,3 +225,12 @@ def test_text_is_read_up_to_a_bound(size):
     bodies = [text(path) for path in files]
     assert len(bodies[0]) == size - 4 and bodies[-1] is None and [(b, e) for p, b, e in reads if p == "0.safetensors"] == [(0, 3), (7, size)]
     assert sum(end - begin for _, begin, end in reads) < 34 << 20 and len(reads) <= 2048
+
+
+def test_time_in_which_the_model_runs_is_in_the_seconds(alice, data):
+    def seconds(**recover) -> float:
+        steps = [{"method": "prune"} | ({"recover": {"steps": 1_000_000, "batch_size": 100} | recover} if recover else {})]
+        return ask(alice, [described(data)], recipe={"steps": steps}).json()["seconds"]
+
+    plain, trained, longer = seconds(), seconds(loss="distill"), seconds(batch_size=1000)
+    assert trained > plain + 10 and longer - plain == pytest.approx(10 * (trained - plain), rel=0.05)

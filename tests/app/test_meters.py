@@ -83,3 +83,4 @@ def test_the_rate_is_bytes_by_seconds_of_one_method_on_one_device():
 def test_a_recipes_method():
     steps = [{"method": "prune"}, {"method": "quantize"}, {"method": "quantize"}, {"method": "lossless"}]
     assert meters.method({"steps": steps}) == "prune+quantize+lossless"
+    assert meters.method({"steps": [{"method": "quantize", "mapping": "gradient", "scale_search": "absmax"}, {"method": "lossless"}]}) == "quantize:gradient+lossless"

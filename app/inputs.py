@@ -12,7 +12,7 @@ from app.formats import DATA_KINDS, SafetensorsHeader, header_bytes_needed, pars
 from app.limits import Limits
 from app.models import Artifact, ArtifactFile
 from app.owned import find, owned
-from app.job_spec import COMPANIONS, JobSpec, parse_job
+from app.job_spec import COMPANIONS, JobSpec, check_loss, parse_job
 from app.memory import peak_memory, proof_wanted, run_bytes, unknown_peak
 from app.outline import Outline, outline
 from app.storage import Storage
@@ -61,7 +61,7 @@ def check_input(source: Artifact, spec: JobSpec, storage: Storage) -> dict[str, 
         what is to happen to every tensor; None where the tensors are known only once the file is parsed.
 
     Raises:
-        InputNotUsable: it is no model. InvalidJobSpec: restore of what was never compressed; a gate that `app.gates.check` refuses. What `outline` and `treated` raise.
+        InputNotUsable: it is no model. InvalidJobSpec: restore of what was never compressed; a gate that `app.gates.check` refuses, a loss that `check_loss` does. What `outline` and `treated` raise.
     """
     if source.kind != "model" or source.format == "file":
         what = f"{source.kind} ({source.format})"
@@ -71,7 +71,10 @@ def check_input(source: Artifact, spec: JobSpec, storage: Storage) -> dict[str, 
             raise InvalidJobSpec(f"restore takes a packed or compressed-tensors artifact; this one is {source.format}", pointer="/input")
         return None
     model = outlined(source, storage)
-    if model and spec.calibration and (task := task_of(model.config)):
+    task = "program" if source.format == "pt2" else task_of(model.config) if model else None
+    if spec.calibration and task:
+        check_loss(spec.recipe, bool(spec.labels), task)
+    if model and spec.calibration and task:
         gates.check(spec.gates.model_dump(), task, bool(spec.labels))
     return treated(model, spec.recipe, spec.output.format)[1] if model else None
 

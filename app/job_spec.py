@@ -111,14 +111,22 @@ def check_companions(spec: JobSpec) -> None:
         missing("calibration", "recover trains on calibration data")
     if spec.labels and not spec.calibration:
         missing("calibration", "labels belong to calibration data")
-    if not spec.labels and any(getattr(s, "recover", None) and s.recover.loss in ("labels", "both") for s in spec.recipe.steps):
-        missing("labels", "recover with loss labels or both needs them")
     if spec.gates.max_kl is not None and not spec.calibration:
         missing("calibration", "max_kl is measured on calibration data")
     if spec.gates.min_accuracy is not None and not spec.labels:
         missing("labels", "min_accuracy is measured with labels")
     if spec.recipe.kind == "restore" and (given := companions(spec.model_dump(mode="json"))):
         raise InvalidJobSpec("a restore takes its input alone", pointer=f"/{next(iter(given))}")
+
+
+def check_loss(recipe: Recipe, labelled: bool, task: str) -> None:
+    """Refuse a training that listens to labels where there are none. The labels of a language model are its text.
+
+    Raises:
+        InvalidJobSpec: pointing at the labels.
+    """
+    if not labelled and task != "causal-lm" and any(getattr(s, "recover", None) and s.recover.loss in ("labels", "both") for s in recipe.steps):
+        raise InvalidJobSpec(f"recover with loss labels or both needs labels, which {task} models do not bring; upload them and give their id as labels", pointer="/labels")
 
 
 def default_output(recipe: Recipe, has_config: bool, program: bool = False) -> str:

@@ -13,7 +13,7 @@ from app.strict import Strict
 
 
 def refuse(field: str, text: str, **values):
-    """Raises: PydanticCustomError, whose pointer ends in `field`."""
+    """Raises: PydanticCustomError, whose pointer ends in `field`, or in what is within a field (`recover/penalty`)."""
     raise PydanticCustomError(field.replace("/", "_"), text, values | {"field": field})
 
 
@@ -52,6 +52,12 @@ class Recover(Strict):
     lambda_: Annotated[float, Field(ge=0, alias="lambda")] = 0.0
     bit_price: Annotated[float, Field(ge=0, le=1)] = 0.0
 
+    @model_validator(mode="after")
+    def _penalty(self):
+        if (self.penalty == "none") != (self.lambda_ == 0):
+            refuse("lambda", "penalty l1 or l2 and lambda above 0 go together")
+        return self
+
 
 class Prune(Targeted):
     """Set the least salient weights to zero.
@@ -77,12 +83,16 @@ class Prune(Targeted):
             refuse("schedule", "a cubic schedule trains between its prunings: add recover")
         if self.schedule and self.recover and self.recover.steps < self.schedule.steps:
             refuse("recover", "recover has {steps} steps, fewer than the schedule's {prunings}", steps=self.recover.steps, prunings=self.schedule.steps)
+        if self.schedule and self.schedule.kind == "cubic" and self.structure[0] == "n:m":
+            refuse("schedule", "N of M are kept from the start, with nothing in between; leave schedule out")
+        if self.recover and self.recover.bit_price:
+            refuse("recover/bit_price", "bits have a price where codes are trained: this goes with quantize")
         return self
 
     @property
     def gradual(self) -> bool:
-        """Whether it prunes between the steps of a training, by what the weights and their gradients are there. N:M is what it is from the start."""
-        return self.schedule is not None and self.schedule.steps > 1 and self.structure[0] != "n:m"
+        """Whether it prunes between the steps of a training, by what the weights and their gradients are there."""
+        return self.schedule is not None and self.schedule.steps > 1
 
     @property
     def needs_gradients(self) -> bool:
@@ -170,6 +180,8 @@ class Quantize(Targeted):
 
     @model_validator(mode="after")
     def _combination(self):
+        if self.recover and self.recover.penalty != "none":
+            refuse("recover/penalty", "levels are not drawn to 0: a penalty goes with prune")
         if self.mapping == "gradient":
             self._gradient()
         elif self.num_bits is None:
@@ -189,6 +201,8 @@ class Quantize(Targeted):
     def _gradient(self):
         if (self.num_bits is None) == (self.avg_bits is None):
             refuse("num_bits", "mapping gradient takes either num_bits (2 to 8) or avg_bits")
+        if self.avg_bits is not None and self.recover is not None:
+            refuse("recover", "training keeps to no number of stored bits, so recover goes with num_bits; leave it out, or avg_bits")
         for field in ("type", "symmetric", "scale_search", "activations"):
             if getattr(self, field) != type(self).model_fields[field].default:
                 refuse(field, "this goes with mapping uniform; codebooks of mapping gradient have no scale factors")

@@ -61,7 +61,7 @@ def _problem(error: ValidationError, prefix: str, tags: Collection[str]) -> Inva
         if e["type"] in ("union_tag_invalid", "union_tag_not_found"):
             path.append("method")
         if field := (e.get("ctx") or {}).get("field"):
-            path.append(field)
+            path += field.split("/")
         pointer = prefix + "".join(f"/{str(p).replace('~', '~0').replace('/', '~1')}" for p in path)
         value = e.get("input")
         shown = "" if isinstance(value, (dict, list)) else f" (got {json.dumps(value, default=str)[:100]})"

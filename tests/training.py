@@ -87,7 +87,7 @@ def recover(
     prepare(checkpoint, recipe, plans)
     student, samples = runnable(checkpoint), samples or data()
     weights = trained(student, plans)
-    phases = course(recipe, plans, weights)
+    phases = course(recipe, plans, weights, 1)
     teacher = teacher_of(runnable(checkpoint), samples, 32, 10**9)
     training = Training(samples, weights, torch.device("cpu"), seed, file, resume, advance)
     told = training.run([(phase, Objective(student, teacher, terms(phase.recover.loss, True))) for phase in phases])

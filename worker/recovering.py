@@ -17,8 +17,10 @@ from pathlib import Path
 import torch
 
 from app.errors import InputRefused
+from app.job_spec import check_loss
 from app.recipe import Prune, Quantize, Recipe, Step, narrows
 from worker import __main__, pipeline
+from worker.calibration import chosen
 from worker.checkpoint import Checkpoint
 from worker.encoded import Encoded
 from worker.narrowing import reached
@@ -57,15 +59,16 @@ class Recovery:
 
     def train(self, checkpoint: Checkpoint, recipe: Recipe, plans: dict[str, TensorPlan], device: torch.device) -> None:
         """Raises:
-        InputRefused: not-runnable; what the samples are refused for; diverged.
+        InputRefused: not-runnable; what the samples are refused for. InvalidJobSpec: see `check_loss`. Diverged.
         """
         beside = {role: Path(path) for role, path in (self.spec.get("beside") or {}).items()}
         student, teacher = (open_runnable(self.inp, c, device) for c in (checkpoint, checkpoint.whole or checkpoint))
         data = fit(read(beside["calibration"], beside.get("labels")), student)
+        check_loss(recipe, data.labels is not None, student.task)
         self.weights = trained(student, plans, reached(checkpoint, recipe))
         for step in (s for s in recipe.step(Prune) if not s.recover and not narrows(s)):
             masks(step, worked_on(step, plans, self.weights), self.weights)
-        phases = course(recipe, plans, self.weights)
+        phases = course(recipe, plans, self.weights, len(chosen(data)))
         steps = sum(phase.recover.steps for phase in phases)
         progress = Progress(self.emit, "recover", sum(s.nbytes for s in checkpoint.tensors.values()), steps)
         training = Training(data, self.weights, device, self.spec.get("seed", 0), self.out / SNAPSHOT, beside.get("resume"), lambda: progress.add(0, 1))
@@ -105,12 +108,16 @@ def trained(student: Runnable, plans: dict[str, TensorPlan], others: Collection[
     return found
 
 
-def course(recipe: Recipe, plans: dict[str, TensorPlan], weights: dict[str, Weight]) -> list[Phase]:
-    """A phase for every step with `recover`, in the recipe's order."""
+def course(recipe: Recipe, plans: dict[str, TensorPlan], weights: dict[str, Weight], samples: int) -> list[Phase]:
+    """A phase for every step with `recover`, in the recipe's order.
+
+    Args:
+        samples: that the plans' statistics are sums over.
+    """
     phases: list[Phase] = []
     for step in (s for s in recipe.steps if isinstance(s, Prune | Quantize) and s.recover):
         own = {} if narrows(step) else worked_on(step, plans, weights)
-        phases.append(Pruning(step, own, weights) if isinstance(step, Prune) else Coding(step, own, weights))
+        phases.append(Pruning(step, own, weights) if isinstance(step, Prune) else Coding(step, own, weights, samples))
     return phases
 
 

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.errors import ConflictingSteps, InvalidJobSpec, InvalidPattern, MalformedJson, ModelpressError
-from app.job_spec import PRESETS, parse_job
+from app.job_spec import PRESETS, check_loss, parse_job
 from app.recipe import Prune, Quantize, check_matched, matcher, parse_recipe
 from app.strict import parse_json, validate
 
@@ -53,6 +53,12 @@ def test_mask_structures(text, kind, a, b):
     "step, pointer",
     [
         ({"method": "prune", "mask_structure": "4:2"}, "/recipe/steps/0/mask_structure"),
+        ({"method": "prune", "mask_structure": "2:4", "schedule": {"kind": "cubic", "steps": 3}, "recover": {"steps": 9}}, "/recipe/steps/0/schedule"),
+        ({"method": "prune", "recover": {"steps": 9, "penalty": "l1"}}, "/recipe/steps/0/recover/lambda"),
+        ({"method": "prune", "recover": {"steps": 9, "lambda": 0.1}}, "/recipe/steps/0/recover/lambda"),
+        ({"method": "prune", "recover": {"steps": 9, "bit_price": 1e-6}}, "/recipe/steps/0/recover/bit_price"),
+        ({"method": "quantize", "mapping": "gradient", "avg_bits": 3, "recover": {"steps": 9}}, "/recipe/steps/0/recover"),
+        ({"method": "quantize", "mapping": "gradient", "num_bits": 3, "recover": {"steps": 9, "penalty": "l2", "lambda": 1}}, "/recipe/steps/0/recover/penalty"),
         ({"method": "prune", "mask_structure": "2:4", "sparsity": 0.7}, "/recipe/steps/0/sparsity"),
         ({"method": "quantize", "num_bits": 4, "type": "float"}, "/recipe/steps/0/num_bits"),
         ({"method": "quantize", "num_bits": 8, "type": "float", "symmetric": False}, "/recipe/steps/0/symmetric"),
@@ -76,6 +82,17 @@ def test_steps_that_contradict_each_other():
         with pytest.raises(ConflictingSteps):
             parse_recipe({"steps": bad})
     parse_recipe({"steps": [quantize | {"targets": ["a.*"]}, quantize | {"num_bits": 4, "targets": ["b.*"]}]})
+
+
+@pytest.mark.parametrize("loss", ["labels", "both"])
+def test_training_by_labels_needs_them_unless_text_is_its_own(loss):
+    recipe = parse_recipe({"steps": [{"method": "prune", "recover": {"steps": 9, "loss": loss}}]})
+    check_loss(recipe, False, "causal-lm")
+    check_loss(recipe, True, "classifier")
+    for task in ("classifier", "encoder", "program"):
+        with pytest.raises(InvalidJobSpec) as e:
+            check_loss(recipe, False, task)
+        assert e.value.pointer == "/labels" and task in e.value.detail
 
 
 @pytest.mark.parametrize(

@@ -87,10 +87,14 @@ def masks(step: Prune, plans: dict[str, TensorPlan], weights: dict[str, Masked])
 
 
 class Coding:
-    """Codebooks: levels and latent weights first, then levels alone. Tensors that no step works on are put on a grid, where bits have a price."""
+    """Codebooks: levels and latent weights first, then levels alone. Tensors that no step works on are put on a grid, where bits have a price.
 
-    def __init__(self, step: Quantize, plans: dict[str, TensorPlan], weights: dict[str, Weight]):
-        self.step, self.plans, self.weights, self.recover, self.batch = step, plans, weights, step.recover, step.recover.batch_size
+    Args:
+        samples: that the plans' statistics are sums over.
+    """
+
+    def __init__(self, step: Quantize, plans: dict[str, TensorPlan], weights: dict[str, Weight], samples: int):
+        self.step, self.plans, self.weights, self.recover, self.batch, self.samples = step, plans, weights, step.recover, step.recover.batch_size, samples
         self.settles = max(1, int(self.recover.steps * RAMP))
         self.every = max(1, self.settles // _ASSIGNED)
 
@@ -104,13 +108,14 @@ class Coding:
                 self.weights[name] = Rounded(weight.parameter, fisher, self.recover.bit_price)
 
     def _fisher(self, name: str, weight: Masked) -> torch.Tensor:
-        """Half of the mean over samples of g^2, as training has seen it: a mean over a batch has a share of one batch size of the samples' own squares."""
+        """Half of the mean over samples of g^2, which is what the loss grows by with the square of an error: as training has seen it (a mean over a batch has
+        a share of one batch size of the samples' own squares), else as calibration has."""
         if weight.moments.count:
             return weight.moments.mean_square() * (self.batch / 2)
         plan = self.plans.get(name)
         if plan is None or plan.statistics is None or name not in plan.statistics.names:
             return torch.ones_like(weight.parameter)
-        return plan.statistics.square(name).to(weight.parameter.device)
+        return plan.statistics.square(name).to(weight.parameter.device) / (2 * (1 if plan.statistics.uploaded else self.samples))
 
     def before(self, t: int) -> None:
         if t >= self.settles:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from app.errors import Diverged
 from tests.training import data, learnt, recover
+from worker.recovering import course
 from worker.recovery import training
 from worker.recovery.coded import Coded
 from worker.recovery.outcome import encode
+from worker.recovery.weights import Masked
 from worker.samples import Data
 
 RECOVER = {"steps": 60, "learning_rate": 0.1, "batch_size": 32}
@@ -176,3 +180,17 @@ def test_batches_hold_samples_of_about_one_length_and_each_once():
     assert drawn[:24] != drawn[24:]
     padding = sum(max(len(tokens[p]) for p in batch) * len(batch) for batch in drawn[:24]) / sum(map(len, tokens))
     assert padding < 1.3
+
+
+@pytest.mark.parametrize("samples", [1, 400])
+def test_a_bit_has_its_price_in_the_unit_of_the_loss_where_calibration_tells_what_it_feels(folder, samples):
+    """Sums over samples are halved means, so how many were taken changes nothing; gradients of a user's own are one sample's."""
+    step = CODES | {"recover": RECOVER}
+    recovered = recover(folder, [step])
+    square = {name: torch.rand(plan.spec.shape) for name, plan in recovered.plans.items()}
+    told = type("Told", (), {"names": frozenset(square), "uploaded": False, "square": lambda self, name: square[name] * samples})()
+    plans = {name: replace(plan, statistics=told) for name, plan in recovered.plans.items()}
+    weights = {name: Masked(weight.parameter, plans[name]) for name, weight in recovered.weights.items()}
+    (phase,) = course(recovered.recipe, plans, weights, samples)
+    for name in phase.plans:
+        torch.testing.assert_close(phase._fisher(name, weights[name]), square[name] / 2)

@@ -21,6 +21,8 @@ def _of_prune(step: Prune) -> list[str]:
         out.append("taylor with l2 gives the mask of fisher with l1: both sum w^2 g^2")
     if (step.saliency, step.norm) == ("fisher", "l1") or (step.saliency == "fisher" and alone):
         out.append("fisher with l1 gives the mask of taylor with l2: both sum w^2 g^2")
+    if step.saliency != "magnitude" and step.gradual:
+        out.append("under a schedule gradients are running means of g^2 over the batches trained on, |g| their root: l1 is not a sum of |g| over samples")
     if step.saliency != "magnitude" and step.scope == "global" and step.structure[0] != "n:m" and step.sparsity >= _COLLAPSE:
         out.append("gradients differ in size from layer to layer, so that a global scope can empty whole layers at high sparsity; scope row does not")
     return out

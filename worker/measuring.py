@@ -25,7 +25,7 @@ from worker.formats import open_checkpoint
 from worker.progress import Emit, Progress
 from worker.reloaded import Weights, reloaded
 from worker.runnable import Runnable, open_runnable, replace
-from worker.samples import SPLITS, Data, fit, read, split
+from worker.samples import SPLITS, Data, fit, read, shared, split
 
 SPLIT = "test"
 _SAMPLES, _OUTPUTS = 32, 1 << 26  # of a batch: samples, and values that a language model puts out
@@ -76,13 +76,14 @@ def measure(files: Path, scratch: Path, spec: dict, emit: Emit) -> dict:
     finally:
         original.close()
     sizes = {name: len(split(len(data), name)) for name in SPLITS}
+    notes = [*data.notes, *(["there are so few samples that what is learned from is also what is judged by"] if shared(len(data)) else [])]
     told = {"measured": True, "task": before.task, "split": SPLIT, "samples": count} | figures
-    return told | {"splits": sizes, "notes": list(data.notes), "seconds": round(time.monotonic() - started, 3)}
+    return told | {"splits": sizes, "notes": notes, "seconds": round(time.monotonic() - started, 3)}
 
 
 def batch_size(data: Data, runnable: Runnable, checkpoint: Checkpoint) -> int:
     """Samples of a batch, so that its outputs stay small: a language model has as many for each token as it has words."""
-    if runnable.task != "causal-lm":
+    if runnable.task not in ("causal-lm", "seq2seq"):
         return _SAMPLES
     words = (checkpoint.config or {}).get("vocab_size")
     words = words if isinstance(words, int) and words > 0 else 1 << 16

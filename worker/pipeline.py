@@ -47,7 +47,7 @@ def run(inp: Path, out: Path, spec: dict, emit: Emit, recovery: Recovery | None 
     later = gates.ON_OUTPUTS if spec.get("calibration") else ()  # `worker.measuring` judges them, once the result has been run
     asked = {gate: limit for gate, limit in (spec.get("gates") or {}).items() if gate not in later}
     judged = gates.judge(asked, result["tensors"], result["totals"])
-    document = {"version": 1, "recipe": spec["recipe"], "output": spec["output"], "gates": judged, "environment": report.environment(device)} | result
+    document = {"version": 1, "recipe": spec["recipe"], "output": spec["output"], "gates": judged, "environment": report.environment(device, bool(spec.get("calibration")))} | result
     (out / "report.json").write_text(json.dumps(document, allow_nan=False))
     gates.enforce(judged)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.util
 import math
 import platform
 from collections.abc import Callable, Iterable
@@ -129,8 +130,12 @@ def totals(rows: list[dict], files: dict[str, int], bytes_before: int) -> dict:
     }
 
 
-def environment(device: torch.device) -> dict:
-    """The versions that a result depends on, and what computed it with how many threads."""
-    packages = ("modelpress", "torch", "numpy", "safetensors", "zstandard")
+def environment(device: torch.device, runs: bool = False) -> dict:
+    """The versions that a result depends on, and what computed it with how many threads.
+
+    Args:
+        runs: whether the model was run on data, by what is installed of the libraries that have its code.
+    """
+    packages = ("modelpress", "torch", "numpy", "safetensors", "zstandard", *(p for p in ("transformers", "tokenizers") if runs and importlib.util.find_spec(p)))
     machine = {"machine": platform.machine(), "device": describe(device), "threads": torch.get_num_threads()}
     return {"python": platform.python_version()} | machine | {p: importlib.metadata.version(p) for p in packages}

@@ -16,6 +16,7 @@ from app.remarks import remarks
         ({"saliency": "gradient", "scope": "global", "sparsity": 0.9}, ["global"]),
         ({"saliency": "gradient", "scope": "global", "mask_structure": "2:4"}, []),
         ({"saliency": "taylor", "norm": "l1"}, []),
+        ({"saliency": "taylor", "norm": "l1", "schedule": {"kind": "cubic", "steps": 3}, "recover": {"steps": 9}}, ["under a schedule"]),
         ({"saliency": "taylor", "norm": "l2"}, ["fisher with l1"]),
         ({"saliency": "fisher", "norm": "l1", "mask_structure": "block:2x2"}, ["taylor with l2"]),
         ({"saliency": "fisher", "norm": "l2", "mask_structure": "block:2x2"}, []),

@@ -187,6 +187,7 @@ def test_batches_of_a_language_model_stay_small(models, data):
     long = Data(tokens=[np.zeros(n, np.int64) for n in (3, 200, 500)])
     runs = type("Runs", (), {"task": "causal-lm"})
     assert measuring.batch_size(long, runs, checkpoint) == 1
+    assert measuring.batch_size(long, type("Runs", (), {"task": "seq2seq"}), checkpoint) == 1
     checkpoint.config = {"vocab_size": 100}
     assert measuring.batch_size(long, runs, checkpoint) == 32
     runs.task = "encoder"

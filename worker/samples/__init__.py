@@ -8,6 +8,6 @@
 from worker.samples.data import Batch, Data
 from worker.samples.fit import fit
 from worker.samples.reading import Samples, read
-from worker.samples.split import SPLITS, split
+from worker.samples.split import SPLITS, shared, split
 
-__all__ = ["SPLITS", "Batch", "Data", "Samples", "fit", "read", "split"]
+__all__ = ["SPLITS", "Batch", "Data", "Samples", "fit", "read", "shared", "split"]

@@ -87,11 +87,25 @@ def claim(s: Session, *queues: str, worker: Claimant | None = None) -> Job | Non
     for owner, queue in turns(s, queues):
         eligible = select(Job.id).where(Job.queue == queue, Job.state == QUEUED, Job.owner == owner)
         eligible = eligible.where(~_SIBLING_RUNS).order_by(Job.priority, Job.created_at, Job.id)
-        job = _claim(s, eligible, state=RUNNING, attempt=Job.attempt + 1, started_at=now(), **_by(worker, queue))
+        while True:
+            with s.begin_nested() as point:
+                job = _claim(s, eligible, state=RUNNING, attempt=Job.attempt + 1, started_at=now(), **_by(worker, queue))
+                if job is not None and not _alone(s, job):
+                    point.rollback()
+                    continue
+            break
         if job is not None:
             moved(s, job.id, RUNNING)
             return job
     return None
+
+
+def _alone(s: Session, job: Job) -> bool:
+    """Whether no other job of its comparison runs, once whoever claims one at the same time has committed: on PostgreSQL two claims do not see each other."""
+    if job.comparison_id is None or s.get_bind().dialect.name != "postgresql":
+        return True
+    s.execute(select(func.pg_advisory_xact_lock(func.hashtextextended(job.comparison_id, 0))))
+    return s.scalar(select(Job.id).where(Job.comparison_id == job.comparison_id, Job.state == RUNNING, Job.id != job.id).limit(1)) is None
 
 
 def claimed(s: Session, worker: str) -> Job | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import threading
 import time
 from collections import Counter
 from types import SimpleNamespace
@@ -69,6 +70,28 @@ def test_a_claim_passes_over_a_row_that_another_holds(tmp_path):
                 assert {one, two} == {"first", "second"} and jobs.claim(other, "compress.cpu") is None
                 other.rollback()
             assert jobs.claim(s, "compress.cpu").id == two
+
+
+def test_of_a_comparison_one_job_is_claimed_however_many_ask_at_once(tmp_path):
+    """On PostgreSQL alone. The second one waits for the first one's commit, passes its sibling over, and takes what belongs to no comparison."""
+    with own_home(tmp_path, "postgresql"):
+        with session() as s, s.begin():
+            s.add_all([Job(id=name, owner="o", spec={}, comparison_id="c", created_at=i) for i, name in enumerate(("first", "second"))])
+            s.add(Job(id="third", owner="o", spec={}, created_at=2))
+        got = []
+
+        def other() -> None:
+            with session() as s, s.begin():
+                got.append(jobs.claim(s, "compress.cpu").id)
+
+        asking = threading.Thread(target=other)
+        with session() as s, s.begin():
+            assert jobs.claim(s, "compress.cpu").id == "first"
+            asking.start()
+            time.sleep(0.5)
+            assert not got
+        asking.join(30)
+        assert got == ["third"] and sorted(running()) == ["first", "third"]
 
 
 @pytest.mark.parametrize("how", HOW)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from importlib.metadata import version
 from types import MappingProxyType
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from app.blobs import hold
+from app.libraries import versions
 from app.models import SUCCEEDED, Artifact, Job
 
 _DECIDES = ("recipe", "output", "sanitize", "seed")  # of a job spec; gates are judged anew, tags and the device's name change no byte
@@ -24,7 +24,7 @@ def cache_key(owner: str, input_digest: str, spec: dict, backend: str, companion
         backend: the class of device that computes it.
         companions: role -> digest of what the job brings beside its input.
     """
-    parts = {k: spec[k] for k in _DECIDES} | {"owner": owner, "input": input_digest, "version": version("modelpress"), "backend": backend}
+    parts = {k: spec[k] for k in _DECIDES} | {"owner": owner, "input": input_digest, "versions": versions(), "backend": backend}
     parts |= {"with": dict(companions)}
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 

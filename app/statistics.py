@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from importlib.metadata import version
 
 from sqlalchemy import delete
 from sqlalchemy.dialects import postgresql, sqlite
@@ -16,6 +15,7 @@ from sqlalchemy.orm import Session
 
 from app.blobs import hold, refer
 from app.db import now
+from app.libraries import versions
 from app.models import Statistic
 from app.storage import Storage
 
@@ -30,7 +30,7 @@ def key(owner: str, input_digest: str, companions: Mapping[str, str], seed: int,
         companions: role -> artifact digest of what the job brings.
         backend: the class of device that computes them.
     """
-    parts = {"owner": owner, "input": input_digest, "seed": seed, "version": version("modelpress"), "backend": backend}
+    parts = {"owner": owner, "input": input_digest, "seed": seed, "versions": versions(), "backend": backend}
     parts |= {role: companions.get(role) for role in _DEPENDS}
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 

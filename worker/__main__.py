@@ -68,7 +68,7 @@ def resolve(args: argparse.Namespace) -> dict:
         body["recipe"] = recipe["recipe"] if isinstance(recipe, dict) and "recipe" in recipe else recipe
     if args.format:
         body["output"] = {"format": args.format}
-    body |= {role: ANY_ID for role in COMPANIONS if getattr(args, role)}
+    body |= {"seed": args.seed} | {role: ANY_ID for role in COMPANIONS if getattr(args, role)}
     return parse_job(body, has_config(args.input), complete=not args.estimate, program=is_program(args.input)).model_dump(mode="json")
 
 
@@ -92,6 +92,7 @@ def main(argv: list[str] | None = None) -> int:
     which.add_argument("--preset", choices=PRESETS)
     parser.add_argument("--format", help="packed, safetensors, compressed-tensors or pt2")
     parser.add_argument("--sanitize", choices=("report", "strip"))
+    parser.add_argument("--seed", type=int, default=0, help="for methods that draw random numbers")
     parser.add_argument("--gradients", type=Path, help="a safetensors file with the model's tensor names, or a folder of them")
     parser.add_argument("--calibration", type=Path, help="data to run the model on: .txt, .jsonl, .npy or .npz")
     parser.add_argument("--labels", type=Path, help="what it should say to it: .txt, .jsonl, .npy or .npz")

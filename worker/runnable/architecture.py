@@ -10,8 +10,11 @@ import transformers
 
 from app.limits import shown
 from app.outline import TensorSpec
+from worker.runnable.patience import patience
 from worker.runnable.runnable import not_runnable
 
+PATIENCE = 120.0
+"""Seconds for a network to be made of a config.json, without its values: real ones take a few."""
 _LOOPS = re.compile(r"^((n|num|encoder|decoder|num_encoder|num_decoder|num_hidden)_(layers?|blocks?|stages?)|depths?|layers)$", re.IGNORECASE)
 _PARTS = re.compile(r"(layers?|blocks?|experts?|groups?|codebooks?|labels|heads?)$", re.IGNORECASE)
 _DROPPED = frozenset({
@@ -45,13 +48,12 @@ def architecture(config: dict, tensors: Mapping[str, TensorSpec]) -> Architectur
         raise not_runnable(f"transformers does not know the model_type {shown(str(model_type))}{why}", known)
     _agree(config, tensors)
     try:
-        parsed = transformers.CONFIG_MAPPING[model_type].from_dict({k: v for k, v in config.items() if k not in _DROPPED})
+        with patience(PATIENCE):
+            parsed = transformers.CONFIG_MAPPING[model_type].from_dict({k: v for k, v in config.items() if k not in _DROPPED})
         cls, task = _choose(config, parsed)
-    except (ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, TypeError, ValueError, RecursionError) as e:
-        raise broken(e) from e
-    except Exception as e:  # config classes may be validated by a library of their own
-        if "Validation" not in type(e).__name__:
-            raise
+    except MemoryError:
+        raise
+    except Exception as e:  # config classes are validated by libraries of their own, and some look for other models on the network
         raise broken(e) from e
     if cls is None:
         raise not_runnable(f"transformers has no network for {shown(str(config.get('architectures')))} of model_type {shown(model_type)}", known)

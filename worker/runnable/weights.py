@@ -10,7 +10,8 @@ from app.errors import ModelpressError
 from app.limits import shown
 from app.targets import FLOATING
 from worker.checkpoint import Checkpoint
-from worker.runnable.architecture import Architecture, broken
+from worker.runnable.architecture import PATIENCE, Architecture, broken
+from worker.runnable.patience import patience
 from worker.runnable.runnable import not_runnable
 
 _BELONGS = "a config.json that belongs to the weights"
@@ -56,7 +57,7 @@ def _fits(checkpoint: Checkpoint, architecture: Architecture) -> None:
     """Before anything is allocated: every tensor that is there under the network's own name has its shape, and some are."""
 
     def build() -> nn.Module:
-        with torch.device("meta"):
+        with patience(PATIENCE), torch.device("meta"):
             return architecture.cls(architecture.config)
 
     module = _guarded(build)

@@ -12,11 +12,14 @@ from worker.runnable.runnable import not_runnable
 
 MOST = 512
 """Tokens of a text; what comes after is cut off, unless the tokenizer cuts earlier."""
+_CHARACTERS = 1 << 16
+"""Of a text that the library sees: far more than the tokens that are kept, and it takes seventy bytes for each."""
 _FILE_BYTES = 128 << 20
 
 
 def open_tokenizer(path: Path, longest: int) -> Callable[[list[str]], list[list[int]]]:
-    """A function from texts to the ids of each, with the special tokens that the file asks for, cut to `longest` and to what the file itself says.
+    """A function from texts to the ids of each, with the special tokens that the file asks for, cut to `longest` and to what the file itself says. It raises
+    the same.
 
     Raises:
         InputRefused: not-runnable, where the library does not read the file.
@@ -34,6 +37,12 @@ def open_tokenizer(path: Path, longest: int) -> Callable[[list[str]], list[list[
         raise not_runnable(f"its tokenizer.json is not read ({shown(str(e)[:200])})", "one that the tokenizers library wrote, or token ids as calibration data") from None
 
     def encode(texts: list[str]) -> list[list[int]]:
-        return [tokenizer.encode(text).ids for text in texts]
+        try:
+            return [tokenizer.encode(text[:_CHARACTERS]).ids for text in texts]
+        except (KeyboardInterrupt, MemoryError):
+            raise
+        except BaseException as e:  # a pattern that backtracks without end, a token for what is unknown that is unknown
+            why = f"its tokenizer.json does not take {shown(texts[0][:40])} ({shown(str(e)[:200])})"
+            raise not_runnable(why, "a tokenizer.json that the tokenizers library wrote, or token ids as calibration data") from None
 
     return encode

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from app.errors import InputRefused
 from worker import samples
 from worker.formats import open_checkpoint
-from worker.runnable import open_runnable, replace
+from worker.runnable import architecture, open_runnable, replace, weights
 from worker.samples import Samples
 
 TEXTS = tiny_models.texts(12)
@@ -128,6 +128,20 @@ def test_numbers_that_do_not_agree_with_the_tensors_are_refused_at_once(tmp_path
     assert e.value.type == "not-runnable" and time.monotonic() - started < 20
 
 
+@pytest.mark.parametrize("kind, changes", [
+    ("albert", {"inner_group_num": 10**9}),
+    ("gpt2", {"model_type": "gpt_neo", "architectures": ["GPTNeoForCausalLM"], "num_layers": 2, "attention_types": [[["global"], 10**10]]}),
+])  # fmt: skip
+def test_a_network_that_is_never_done_is_broken_off(tmp_path, monkeypatch, kind, changes):
+    for module in (architecture, weights):
+        monkeypatch.setattr(module, "PATIENCE", 2.0)
+    tiny_models.build(kind, tmp_path / "m")
+    tiny_models.edit_config(tmp_path / "m", **changes)
+    with pytest.raises(InputRefused, match="longer than 2 s") as e:
+        opened(tmp_path / "m", tmp_path)
+    assert e.value.type == "not-runnable"
+
+
 @pytest.mark.parametrize(
     "changes, says",
     [
@@ -189,3 +203,23 @@ def test_it_tells_what_each_layer_hands_on(tmp_path, name, layers):
     if name == "bert":
         pooled = torch.nn.functional.normalize(torch.stack([h[m].mean(0) for h, m in zip(told.hidden[-1], batch.mask, strict=True)]), dim=-1)
         assert torch.allclose(pooled, told.output, atol=1e-6)
+
+
+@pytest.mark.parametrize("changes", [
+    {"pre_tokenizer": {"type": "Split", "pattern": {"Regex": r"^(([a-z])+.)+[A-Z]([a-z])+$"}, "behavior": "Isolated", "invert": False}},
+    {"pre_tokenizer": {"type": "FixedLength", "length": 0}},
+])  # fmt: skip
+def test_a_tokenizer_that_fails_on_a_text_is_refused(tmp_path, changes):
+    tiny_models.build("bert", tmp_path / "m")
+    path = tmp_path / "m" / "tokenizer.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    with pytest.raises(InputRefused, match="does not take 'www") as e:
+        fitted(opened(tmp_path / "m", tmp_path), texts=["w" * 100] * 9)
+    assert e.value.type == "not-runnable"
+
+
+def test_a_long_text_is_tokenized_as_far_as_it_is_read(tmp_path):
+    tiny_models.build("bert", tmp_path / "m")
+    started = time.monotonic()
+    data = fitted(opened(tmp_path / "m", tmp_path), texts=["w1 " * 10_000_000, *TEXTS])
+    assert len(data.tokens[0]) == 32 and time.monotonic() - started < 10

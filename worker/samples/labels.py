@@ -65,9 +65,11 @@ def _labels(array: np.ndarray) -> np.ndarray:
     if array.ndim not in (1, 2):
         raise _refused(f"labels of shape {list(array.shape)}; [N] or [N, K] is needed")
     if array.dtype.kind == "f":
+        with np.errstate(over="ignore"):
+            array = array.astype(np.float32)
         if not np.isfinite(array).all():
-            raise _refused(f"label {int(np.argwhere(~np.isfinite(array))[0][0])} is NaN or infinite")
-        return array.astype(np.float32)
+            raise _refused(f"label {int(np.argwhere(~np.isfinite(array))[0][0])} is NaN or infinite in float32")
+        return array
     return array.astype(np.int64)
 
 

@@ -73,6 +73,8 @@ def parse_npy(data: bytes, name: str) -> np.ndarray:
         raise _invalid(f"the header of {shown(name)} has {length} bytes; at most {_HEADER} are taken")
     descr, fortran, shape = _header(data[start : start + length], name)
     dtype, elements = np.dtype(descr), math.prod(shape)
+    if math.prod(n or 1 for n in shape) * dtype.itemsize >= 1 << 63:  # numpy's own bound, which zeros do not help
+        raise _invalid(f"{shown(name)} has the shape {list(shape)}, which no array can have")
     if len(data) - start - length != elements * dtype.itemsize:
         raise _invalid(f"{shown(name)} holds {len(data) - start - length} bytes and its shape {list(shape)} of {descr} takes {elements * dtype.itemsize}")
     array = np.frombuffer(data, dtype, elements, start + length)

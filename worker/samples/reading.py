@@ -11,7 +11,7 @@ from app.errors import InputRefused
 from app.limits import shown
 from worker.samples.labels import read_labels
 from worker.samples.npy import read_npy, read_npz
-from worker.samples.text import invalid, read_lines, read_values, words
+from worker.samples.text import MOST_SAMPLES, invalid, read_lines, read_values, words
 
 SUFFIXES = (".txt", ".jsonl", ".ndjson", ".json", ".npy", ".npz")
 FEWEST = 8
@@ -47,6 +47,8 @@ def read(folder: Path, labels: Path | None = None) -> Samples:
     samples = _samples(folder)
     if len(samples) < FEWEST:
         raise InputRefused("too-few-samples", f"there are {len(samples)} samples; at least {FEWEST} are needed, and a few hundred are good")
+    if len(samples) > MOST_SAMPLES:
+        raise InputRefused("limit-entries", f"there are {len(samples)} samples; at most {MOST_SAMPLES} are taken: a few hundred are enough")
     if labels is None:
         return samples
     found = read_labels(labels)

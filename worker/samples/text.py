@@ -19,6 +19,7 @@ from app.strict import parse_json
 
 MOST_BYTES, MOST_SAMPLES, MOST_IDS = 256 << 20, 1_000_000, 64_000_000
 _JSON = 64 << 20  # a list is parsed as a whole
+_HALF = re.compile("[\ud800-\udfff]")
 _FORMS = '{"text": "..."}, {"input_ids": [1, 2, 3]}, a string, or a list of token ids'
 
 
@@ -68,6 +69,8 @@ def words(values: list, name: str) -> tuple[list[str], list[np.ndarray]]:
                 raise invalid(f"sample {i} of {shown(name)} has the members {', '.join(map(shown, list(value)[:5]))}; needed is {_FORMS}")
             value = value[known[0]]
         if isinstance(value, str):
+            if _HALF.search(value):
+                raise invalid(f"sample {i} of {shown(name)} holds half a surrogate pair (\\ud800 to \\udfff), which is no character")
             texts.append(value)
         elif isinstance(value, list) and value and all(type(n) is int and 0 <= n < 1 << 31 for n in value):
             total += len(value)

@@ -46,6 +46,7 @@ def header(text: str, data: bytes = b"") -> bytes:
 @pytest.mark.parametrize(
     "data",
     [
+        header("{'descr': '<f4', 'fortran_order': False, 'shape': (1000000000000, 1000000000000, 0)}"),
         b"", b"\x93NUMPY", header("{'descr': '<f4', 'fortran_order': False, 'shape': (1099511627775,)}"),
         header("{'descr': '<f4', 'fortran_order': False, 'shape': (-1,)}"), header("{'descr': '<f4', 'fortran_order': 0, 'shape': (0,)}"),
         header("{'descr': '<f4', 'fortran_order': False, 'shape': (2,)}", b"1234567"), header("{'descr': '<f4', 'shape': (0,)}"),

@@ -70,6 +70,8 @@ def test_arrays(tmp_path):
         ("a.jsonl", jsonl([*IDS, []]), "invalid-calibration", "sample 9"),
         ("a.jsonl", jsonl([{"text": "a", "input_ids": [1]}] * 9), "invalid-calibration", "'text', 'input_ids'"),
         ("a.jsonl", jsonl(LINES) + "{\n", "invalid-calibration", "line 10"),
+        ("a.jsonl", '"a \\ud800"\n' * 9, "invalid-calibration", "sample 0 of 'a.jsonl' holds half"),
+        ("a.npz", {"x": np.zeros((1_000_001, 0), dtype="f4")}, "limit-entries", "1000001 samples"),
         ("a.jsonl", "[" * 100_000, "limit-depth", "nested"),
         ("a.json", json.dumps({"calibration": LINES}), "invalid-calibration", "must hold a list"),
         ("a.npy", np.zeros((9, 2), dtype="f4"), "invalid-calibration", "float32"),

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from worker.runnable.runnable import Input, Runnable
 
 _MEMORY = ("memory", "bad_alloc")
+_BESIDE = frozenset(("attention_mask", "token_type_ids", "position_ids"))  # one value for each token
 
 
 def fit(samples: Samples, runnable: Runnable) -> Data:
@@ -73,6 +74,9 @@ def _fed(samples: Samples, labels: np.ndarray | None, runnable: Runnable) -> Dat
     ids = samples.arrays.get("input_ids")
     if ids is not None and ids.ndim == 2 and runnable.longest and ids.shape[1] > runnable.longest:
         raise _mismatch(f"array 'input_ids' has samples of {ids.shape[1]} tokens; at most {runnable.longest} are taken: cut them, with their mask")
+    for name in sorted(_BESIDE.intersection(samples.arrays)) if ids is not None else ():
+        if (shape := samples.arrays[name].shape) != ids.shape and runnable.inputs[name].shape == (None,):
+            raise _mismatch(f"array {shown(name)} has shape {list(shape)} and 'input_ids' {list(ids.shape)}; one value for each token is needed")
     return Data(arrays={name: _array(name, array, runnable.inputs[name]) for name, array in samples.arrays.items()}, labels=labels)
 
 

@@ -58,6 +58,7 @@ def test_arrays_are_taken_by_name(models):
         ("bert", {"arrays": {"input_ids": IDS[:, 0]}}, "calibration-mismatch", r"samples of shape \[\], the model takes \[any\]"),
         ("bert", {"arrays": {"input_ids": IDS + 60}}, "calibration-mismatch", "from 61 to 66; the model takes 0 to 59"),
         ("bert", {"arrays": {"input_ids": np.ones((9, 50), "i8")}}, "calibration-mismatch", "samples of 50 tokens; at most 32"),
+        ("bert", {"arrays": {"input_ids": IDS, "attention_mask": np.ones((9, IDS.shape[1] + 3), "i8")}}, "calibration-mismatch", "one value for each token"),
         ("vit", {"arrays": {"pixel_values": np.zeros((9, 3, 8, 8), "u1")}}, "calibration-mismatch", "floats, scaled as in training"),
         ("vit", {"arrays": {"pixel_values": np.zeros((9, 3, 7, 7), "f4")}}, "calibration-mismatch", "does not run on sample"),
         ("bert", {"texts": TEXTS, "labels": np.zeros(12, "i8")}, "labels-mismatch", "is an encoder and has no classes"),

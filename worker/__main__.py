@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import errno
 import json
+import os
 import re
 import shutil
 import sys
@@ -114,6 +115,7 @@ def main(argv: list[str] | None = None) -> int:
         if args.events:
             print(json.dumps(event), flush=True)
 
+    os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported: a config.json may name models that are elsewhere
     work = Path(tempfile.mkdtemp(prefix="modelpress-")) if args.estimate else args.output / ".work"
     work.mkdir(parents=True, exist_ok=args.estimate)
     try:

@@ -22,7 +22,8 @@ WINDOW, MARKS = 60.0, 8  # seconds that a pace is taken over, and the marks that
 LEAST = 1e-6  # of a stage that counts as going on: a child may tell any fraction
 SEEN = 0.1  # of a stage; after it the guess counts no more
 RECENT = 20  # jobs that are looked at
-_STAGES = ("fetch", "calibrate", "recover", "compress", "verify", "measure", "prove", "store", "sign")
+_STAGES = ("fetch", "calibrate", "compress", "recover", "verify", "measure", "prove", "store", "sign")
+"""Recovery begins once compression has made its plans; what is written after it counts as its own."""
 
 
 def stages(spec: dict) -> list[str]:

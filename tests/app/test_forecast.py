@@ -97,3 +97,12 @@ def test_what_a_job_like_it_took_is_the_guess(api):
         assert expected(s, Job(owner="carol", spec=SPEC, input_bytes=16000)) == {stage: 8 * t for stage, t in measured.items()}
         assert expected(s, Job(owner="dave", spec=SPEC, input_bytes=1500)) == by_thumb(SPEC, 1500)
         assert expected(s, Job(owner="carol", spec=SPEC, input_bytes=0)) == by_thumb(SPEC, 0)
+
+
+def test_recovery_is_followed_though_compression_is_told_first():
+    forecast = Forecast({"fetch": 1.0, "compress": 1.0, "recover": 1.0, "store": 1.0}, 0.0)
+    forecast.look("fetch", 0.0, 0.0)
+    forecast.look("compress", 0.0, 1.0)
+    for t in range(101):
+        _, left = forecast.look("recover", t / 1000, 2.0 + t)
+    assert left == pytest.approx(900, rel=0.2)

@@ -1,9 +1,9 @@
-# make install | demo | test | test-postgres | chaos | up | bench.  TORCH chooses the wheel: the CPU build where pip finds one, else what the registry has.
+# make install | demo | test | test-slow | test-postgres | chaos | up | bench.  TORCH chooses the wheel: the CPU build where pip finds one, else what the registry has.
 VENV := .venv
 BIN := $(VENV)/bin
 TORCH ?=
 
-.PHONY: install demo test test-postgres chaos up bench
+.PHONY: install demo test test-slow test-postgres chaos up bench
 
 install: $(VENV)/.installed
 
@@ -21,6 +21,9 @@ demo: install
 test: install
 	$(BIN)/python -m pytest -n 3 --dist loadfile --ignore tests/service
 	$(BIN)/python -m pytest tests/service
+
+test-slow: install
+	$(BIN)/python -m pytest -n 3 --dist loadfile -m slow
 
 test-postgres: export MODELPRESS_TEST_DATABASE = postgresql
 test-postgres: test

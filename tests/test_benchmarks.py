@@ -61,6 +61,7 @@ def test_other_quantizers(matrices, work, num_bits, worst):
     assert all(len(row.unique()) <= 2**num_bits * (row.numel() // peers.GROUP + 2) for w in made.values() for row in w)
 
 
+@pytest.mark.slow
 def test_a_row_is_measured_in_a_process_of_its_own(matrices, tmp_path):
     weights, source, out = matrices
     took = measured("benchmarks.peers:pruned", tmp_path, source=source, out=out, names=["a"], sparsity=0.5, scope="tensor")

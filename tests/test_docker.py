@@ -164,6 +164,7 @@ def test_the_build_sees_what_it_copies_and_little_else():
     assert ignored[0] == "*" and copied == admitted and all((ROOT / name).exists() for name in copied)
 
 
+@pytest.mark.slow
 def test_the_service_runs_from_what_the_api_image_has(tmp_path):
     """Installed as there: without worker/, without torch, migrations included."""
     for name in ("app", "migrations"):

@@ -152,6 +152,7 @@ create trigger fail before insert or update on jobs for each row execute functio
 """
 
 
+@pytest.mark.slow
 def test_serialization_failures_are_nobodys_business(serve_api, tmp_path, model):
     """One write in ten is refused, as PostgreSQL refuses it to break a deadlock."""
     with serve_api(tmp_path, "postgresql") as api, api.client() as client:

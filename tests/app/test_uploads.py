@@ -367,6 +367,7 @@ def test_a_killed_server_goes_on_where_it_was(tmp_path, serve_api, model):
             same(client, patch(client, url, start, data[start:]).headers["Upload-Artifact"], data)
 
 
+@pytest.mark.slow
 def test_two_servers_take_turns(tmp_path, serve_api, data):
     with serve_api(tmp_path) as one, another(serve_api, one) as two, one.client() as a, two.client() as b:
         url, at = begun(a, len(data)), 0
@@ -376,6 +377,7 @@ def test_two_servers_take_turns(tmp_path, serve_api, data):
         same(a, answer.headers["Upload-Artifact"], data)
 
 
+@pytest.mark.slow
 def test_a_writer_that_sleeps_is_waited_for(tmp_path, serve_api, data):
     """Its process may wake up at any time and write, so nobody else does before it has ended, whatever the lease says."""
     with serve_api(tmp_path, lease="0.2", heartbeat="0.1") as one, another(serve_api, one) as two, two.client() as client:

@@ -55,7 +55,7 @@ def same(runnable: Runnable, data: Data) -> None:
     assert any(float(s.max()) > 0 for s in sums.square.values())
 
 
-@pytest.mark.parametrize("name", [n for n in tiny_models.MODELS])
+@pytest.mark.parametrize("name", [n if n in ("bert", "llama") else pytest.param(n, marks=pytest.mark.slow) for n in tiny_models.MODELS])
 def test_it_is_what_one_backward_pass_for_each_sample_gives(tmp_path, name):
     same(*opened(name, tmp_path))
 

@@ -299,6 +299,7 @@ def test_sums_over_units_on_odd_shapes(units, others, blocks, dim, norm, seed):
         np.testing.assert_allclose(sums(w, g, kind, norm, dim, blocks).numpy(), wanted, rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_training_makes_up_for_what_is_gone(tmp_path):
     """By distillation from the model as it was; all weights move, and the result loads."""
     folder = tmp_path / "model"

@@ -68,7 +68,7 @@ def compress(source: Path, out: Path, output: str = "compressed-tensors", **fiel
     return json.loads((out / "report.json").read_text())
 
 
-@pytest.mark.parametrize("kind", ["bert", "llama", "qwen2", "mistral"])
+@pytest.mark.parametrize("kind", ["bert", "llama", *(pytest.param(k, marks=pytest.mark.slow) for k in ("qwen2", "mistral"))])
 @pytest.mark.parametrize("preset", PRESETS)
 def test_transformers_loads_the_values_that_we_report(kind, preset, tmp_path):
     import transformers as t
@@ -125,7 +125,7 @@ def test_a_mixed_folder_names_its_schemes(tmp_path):
 
 
 @pytest.mark.parametrize("preset", ["w4", "int8", "fp8"])
-@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+@pytest.mark.parametrize("dtype", [torch.float16, pytest.param(torch.float64, marks=pytest.mark.slow)])
 def test_other_dtypes_come_back_as_they_were(preset, dtype, tmp_path):
     source = tiny("llama", tmp_path / "model", dtype)
     compress(source, tmp_path / "out", **PRESETS[preset])

@@ -307,6 +307,7 @@ def test_codes_of_codebooks_are_entropy_coded(tmp_path):
         assert codes * 8 / q.codes.numel() < 1.02 * entropy + 0.03
 
 
+@pytest.mark.slow
 def test_levels_in_abundance_are_no_bomb(tmp_path):
     """A codebook of 256 levels for every value would restore to a thousandfold of what the file claims to hold."""
     q = Codebook(torch.zeros(1200, 1000, dtype=torch.uint8), torch.zeros(1200 * 1000, 256).half(), 1, 8, params(8))

@@ -91,6 +91,7 @@ def test_what_is_left_out_does_no_harm(tmp_path, name):
     assert str(canary) not in json.dumps([file.program.document, file.configs]) and not canary.exists()
 
 
+@pytest.mark.slow
 def test_the_attacks_are_real(tmp_path):
     """What torch itself does with them: each of these leaves its canary, so that their refusal says something."""
     code = RAW.format(paths=sys.path, canary=str(tmp_path / "canary"), names=LIVE)

@@ -57,6 +57,7 @@ def test_the_search_is_never_worse_than_its_best_candidate(values, num_bits):
     assert error(found) <= max(error(plain) * 1.25, energy * 1e-4)
 
 
+@pytest.mark.slow
 def test_the_search_wins_on_real_shapes():
     x = torch.randn(400, 128, generator=torch.Generator().manual_seed(0))
     for num_bits, gain in ((4, 0.8), (3, 0.7), (2, 0.55)):

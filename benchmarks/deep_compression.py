@@ -3,7 +3,7 @@
     .venv/bin/python -m benchmarks.deep_compression [--data ../shared/data] [--seeds 3] [--kept 0.05:4 0.035:3]
 
 A row for each seed and each KEPT:BITS, the share of weights that stays and the bits of a code; the preset has 0.05:4. What is compressed is a `.pt2`, calibrated
-and trained on the training images alone, a tenth of which are held out to stop by. The test images are opened afterwards, to count errors.
+and trained on the training images alone, 2,000 of which are held out to stop by. The test images are opened afterwards, to count errors.
 """
 
 from __future__ import annotations

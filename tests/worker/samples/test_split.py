@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.samples.split import FEWEST, SPLITS, shared, split
+from worker.samples.split import ENOUGH, FEWEST, SPLITS, shared, split
 
 
 @given(st.integers(0, 400))
@@ -22,6 +22,10 @@ def test_they_are_the_whole_and_disjoint(count):
 def test_an_order_of_the_data_moves_nothing_into_one_part():
     classes = [[i % 10 for i in split(2000, name)] for name in SPLITS]
     assert all(set(c) == set(range(10)) and max(map(c.count, range(10))) < 2.2 * len(c) / 10 for c in classes)
+
+
+def test_of_many_samples_few_are_held_out():
+    assert [len(split(60_000, name)) for name in SPLITS] == [60_000 - 2 * ENOUGH, ENOUGH, ENOUGH]
 
 
 def test_they_stay_as_they_are():

@@ -220,12 +220,19 @@ class InvalidSignature(Unprocessable):
     type, title = "invalid-signature", "The signature does not hold"
 
 
+_BROUGHT = {
+    "calibration-mismatch": "/calibration", "invalid-calibration": "/calibration", "too-few-samples": "/calibration", "labels-mismatch": "/labels",
+    "gradients-mismatch": "/gradients", "gradients-not-finite": "/gradients", "gradients-zero": "/gradients",
+}  # fmt: skip
+"""Where a job names what is refused for these reasons: not its input, but what it brings beside it."""
+
+
 class InputRefused(Unprocessable):
     """The file itself is refused; `reason`, one of REFUSALS, is the problem's type."""
 
-    def __init__(self, reason: str, detail: str, **extra):
+    def __init__(self, reason: str, detail: str, *, pointer: str | None = None, **extra):
         self.type, self.title = reason, REFUSALS[reason]
-        super().__init__(detail, **extra)
+        super().__init__(detail, pointer=pointer or _BROUGHT.get(reason), **extra)
 
 
 class JobFailure(ModelpressError):

@@ -36,7 +36,7 @@ def recipe(kept: float, bits: int) -> dict:
 
 def compressed(folder: Path, out: Path, kept: float, bits: int, seed: int) -> tuple[Path, float]:
     """The packed file, and the seconds that it took, imports and quality included."""
-    (steps := out.with_suffix(".json")).write_text(json.dumps(recipe(kept, bits)))
+    (steps := Path(f"{out}.json")).write_text(json.dumps(recipe(kept, bits)))
     command = [sys.executable, "-m", "worker", folder / "mlp.pt2", out, "--recipe", steps, "--format", "packed", "--seed", str(seed)]
     start = time.monotonic()
     subprocess.run([*command, "--calibration", folder / "calibration.npz", "--labels", folder / "labels.npy"], check=True)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -40,7 +39,12 @@ SNAPSHOT = "resume.safetensors"
 
 def child(inp: Path, out: Path, spec: dict, emit: Emit) -> None:
     """As `worker.__main__:run`, for a recipe of which a step has `recover`."""
-    __main__.run(inp, out, spec, emit, partial(pipeline.run, recovery=Recovery(inp, out, spec, emit)))
+    __main__.run(inp, out, spec, emit, run)
+
+
+def run(inp: Path, out: Path, spec: dict, emit: Emit) -> None:
+    """Raises: what `worker.pipeline.run` and `Recovery.train` raise."""
+    pipeline.run(inp, out, spec, emit, Recovery(inp, out, spec, emit))
 
 
 class Recovery:

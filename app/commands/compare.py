@@ -42,6 +42,7 @@ def compare(
             if path:
                 spec[role] = client.upload(path, kind=kind, progress=byte_bar(shown, role, size_of(path)))["id"]
         made = client.compare(artifact["id"], recipes, **spec)
+        err.print(f"comparison {made['id']}: its jobs go on whatever becomes of this command; GET /v1/comparisons/{made['id']} tells them")
         found = client.wait_comparison(made["id"], comparison_bar(shown))
     print_json(found) if as_json else out.print(_table(found["rows"]))
     if any(row["state"] != "succeeded" for row in found["rows"]):

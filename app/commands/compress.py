@@ -11,7 +11,7 @@ import typer
 from app.bars import bars, byte_bar, job_bar
 from app.client import Client
 from app.commands.options import Into, Json, Url, check_empty, err, out, print_json, size_of
-from app.errors import InvalidJobSpec
+from app.errors import GateFailed, InvalidJobSpec
 from app.gates import figures
 from app.job_spec import FORMATS, PRESETS
 from app.recipe import parse_recipe
@@ -53,7 +53,11 @@ def compress(
             if path:
                 spec[role] = client.upload(path, kind=kind, progress=byte_bar(shown, role, size_of(path)))["id"]
         job = client.submit(artifact["id"], **spec)
-        job = client.wait(job["id"], job_bar(shown))
+        try:
+            job = client.wait(job["id"], job_bar(shown))
+        except GateFailed:
+            err.print(f"the whole report: GET /v1/jobs/{job['id']}/report")
+            raise
         result = client.artifact(job["output"])
         client.download(result["id"], output, byte_bar(shown, "download", result["size"]))
         verified = verify_folder(output, client.public_keys(), byte_bar(shown, "verify", result["size"]))

@@ -84,3 +84,10 @@ def test_data_that_are_not_there_are_a_usage_error(given, tmp_path):
     with pytest.raises(SystemExit) as e:
         main([str(given / "model"), str(tmp_path / "out"), "--preset", "w8a16", "--calibration", str(given / "nothing.txt")])
     assert e.value.code == 2
+
+
+def test_what_is_pruned_is_trained(given, tmp_path):
+    recipe = {"steps": [FISHER["steps"][0] | {"recover": {"steps": 4, "batch_size": 8}}]}
+    (tmp_path / "recipe.json").write_text(json.dumps(recipe))
+    report = run(given, tmp_path / "out", "--recipe", str(tmp_path / "recipe.json"), "--calibration", str(given / "ids.jsonl"), "--seed", "7", "--format", "safetensors")
+    assert [told["steps_run"] for told in report["recovery"]] == [4] and report["quality"]["measured"]

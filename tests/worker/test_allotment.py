@@ -74,6 +74,7 @@ def test_bits_go_where_the_loss_is(tmp_path):
     assert errors["c.weight"] < errors["b.weight"] < errors["a.query.weight"]
 
 
+@pytest.mark.slow
 def test_pruned_weights_cost_little_and_stay_zero(tmp_path):
     tensors, gradients = model()
     encoded = worked(tensors, gradients, {"method": "prune", "sparsity": 0.7, "saliency": "fisher"}, GRADIENT | {"avg_bits": 2.5})

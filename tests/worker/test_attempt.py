@@ -24,7 +24,6 @@ from app.models import Artifact, ArtifactFile, Job, Meter, Outbox
 from app.storage import Storage
 from worker import attempt, tasks
 from worker.attempt import Attempt
-from worker.zygote import Zygote
 
 SPEC = {"recipe": {"steps": [{"method": "lossless"}]}, "output": {"format": "packed"}, "gates": {}, "sanitize": "report", "seed": 0}
 
@@ -34,14 +33,6 @@ def home(tmp_path, monkeypatch):
     monkeypatch.setattr(attempt, "flush_outbox", lambda: None)  # there is nobody to wake
     with own_home(tmp_path, poll="0.02", heartbeat="0.05"):
         yield tmp_path
-
-
-@pytest.fixture(scope="module")
-def zygotes():
-    made: dict[str, Zygote] = {}
-    yield made
-    for zygote in made.values():
-        zygote.close()
 
 
 @pytest.fixture

@@ -8,16 +8,15 @@ import pytest
 import tiny_models
 from homes import own_home
 from sqlalchemy import select
+from stored import artifact
 
 from app import jobs
-from app.blobs import hold
 from app.db import session
 from app.errors import StorageFull
-from app.models import Artifact, ArtifactFile, Companion, Job, Statistic
+from app.models import Companion, Job, Statistic
 from app.storage import Storage, blob_key
 from worker import attempt, kept_statistics
 from worker.attempt import Attempt
-from worker.zygote import Zygote
 
 STEPS = [{"method": "prune", "saliency": "fisher", "sparsity": 0.5}]
 
@@ -27,14 +26,6 @@ def storage(tmp_path, monkeypatch):
     monkeypatch.setattr(attempt, "flush_outbox", lambda: None)  # there is nobody to wake
     with own_home(tmp_path, poll="0.02", heartbeat="0.05"):
         yield Storage()
-
-
-@pytest.fixture(scope="module")
-def zygotes():
-    made: dict[str, Zygote] = {}
-    yield made
-    for zygote in made.values():
-        zygote.close()
 
 
 def test_it_comes_back_as_it_went(storage, tmp_path):
@@ -66,21 +57,6 @@ def test_a_full_store_loses_them_and_nothing_else(storage, tmp_path, monkeypatch
     assert not kept_statistics.fetch(storage, "k", tmp_path / "t", lambda n: None)
 
 
-def artifact(storage: Storage, kind: str, files: dict[str, bytes], digest: str) -> str:
-    rows = []
-    for path, data in files.items():
-        _, sha256 = storage.put("tmp/up/1/x", [data])
-        with session() as s, s.begin():
-            hold(s, sha256, len(data))
-        storage.promote("tmp/up/1/x", sha256)
-        rows.append(ArtifactFile(path=path, size=len(data), sha256=sha256))
-    with session() as s, s.begin():
-        made = Artifact(owner="o", kind=kind, format="safetensors", name="m", digest=digest * 64, size=sum(map(len, files.values())), files=rows)
-        s.add(made)
-        s.flush()
-        return made.id
-
-
 def ended(storage: Storage, zygotes, model: str, data: str, steps=STEPS, **spec) -> tuple[Job, set[str]]:
     """A job as this worker left it, and the stages that took time."""
     whole = {"recipe": {"steps": steps}, "output": {"format": "safetensors"}, "gates": {}, "sanitize": "report", "seed": 0} | spec
@@ -98,8 +74,8 @@ def ended(storage: Storage, zygotes, model: str, data: str, steps=STEPS, **spec)
 @pytest.mark.slow
 def test_jobs_on_the_same_data_share_one_calibration(storage, zygotes, tmp_path):
     tiny_models.build("gpt2", tmp_path / "m")
-    model = artifact(storage, "model", {p.name: p.read_bytes() for p in (tmp_path / "m").iterdir()}, "m")
-    data = artifact(storage, "calibration", {"text.txt": "\n".join(tiny_models.texts(30)).encode()}, "c")
+    model = artifact(storage, "model", {p.name: p.read_bytes() for p in (tmp_path / "m").iterdir()}, "m").id
+    data = artifact(storage, "calibration", {"text.txt": "\n".join(tiny_models.texts(30)).encode()}, "c").id
     first, stages = ended(storage, zygotes, model, data)
     assert (first.state, first.error) == ("signing", None) and "calibrate" in stages
     second, stages = ended(storage, zygotes, model, data, [STEPS[0] | {"sparsity": 0.7}])

@@ -8,16 +8,15 @@ from pathlib import Path
 import pytest
 import tiny_models
 from homes import own_home
+from stored import artifact
 
 from app import jobs
-from app.blobs import hold
 from app.db import session
-from app.models import QUEUED, SIGNING, Artifact, ArtifactFile, Companion, Job
+from app.models import QUEUED, SIGNING, Companion, Job
 from app.storage import Storage
 from worker import attempt
 from worker.attempt import Attempt
 from worker.snapshots import Snapshots
-from worker.zygote import Zygote
 
 STEP = {
     "method": "prune",
@@ -36,28 +35,6 @@ def storage(tmp_path, monkeypatch):
         yield Storage()
 
 
-@pytest.fixture
-def zygotes():
-    made: dict[str, Zygote] = {}
-    yield made
-    for zygote in made.values():
-        zygote.close()
-
-
-def artifact(storage: Storage, kind: str, files: dict[str, bytes]) -> Artifact:
-    rows = []
-    for path, data in files.items():
-        _, sha256 = storage.put("tmp/up/1/x", [data])
-        with session() as s, s.begin():
-            hold(s, sha256, len(data))
-        storage.promote("tmp/up/1/x", sha256)
-        rows.append(ArtifactFile(path=path, size=len(data), sha256=sha256))
-    with session() as s, s.begin():
-        made = Artifact(owner="o", kind=kind, format="safetensors", name="m", digest=kind[0] * 64, size=sum(map(len, files.values())), files=rows)
-        s.add(made)
-    return made
-
-
 def claimed() -> Job:
     with session() as s, s.begin():
         return jobs.claim(s, "compress.cpu")
@@ -65,8 +42,8 @@ def claimed() -> Job:
 
 def test_the_next_worker_goes_on_from_the_last_snapshot(storage, zygotes, tmp_path, monkeypatch):
     tiny_models.build("bert", tmp_path / "m")
-    model = artifact(storage, "model", {p.name: p.read_bytes() for p in (tmp_path / "m").iterdir()})
-    data = artifact(storage, "calibration", {"text.txt": "\n".join(tiny_models.texts(40)).encode()})
+    model = artifact(storage, "model", {p.name: p.read_bytes() for p in (tmp_path / "m").iterdir()}, "m")
+    data = artifact(storage, "calibration", {"text.txt": "\n".join(tiny_models.texts(40)).encode()}, "c")
     spec = {"recipe": {"steps": [STEP]}, "output": {"format": "packed"}, "gates": {}, "sanitize": "report", "seed": 0}
     with session() as s, s.begin():
         beside = [Companion(role="calibration", artifact_id=data.id, digest="c" * 64)]

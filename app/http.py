@@ -25,7 +25,7 @@ MAX_HEADERS = 100
 MAX_HEADER_BYTES = 64 << 10  # of what h11 holds before a request is complete, the address included
 MAX_TARGET = 8 << 10
 MIN_RATE, GRACE = 1 << 10, 30.0  # bytes a second that a body must arrive with, after so many seconds of waiting for it
-LINGER_BYTES, LINGER = 1 << 20, 2.0  # how much of an unread body is still taken, so that the sender gets to read why
+LINGER_BYTES, LINGER = 32 << 20, 2.0  # how much of an unread body is still taken, so that the sender gets to read why: all that the proxy lets through
 STALL = 120.0  # seconds that a client may take to read one piece
 
 

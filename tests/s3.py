@@ -80,8 +80,8 @@ def server() -> S3:
 
 
 class Proxy(socketserver.ThreadingTCPServer):
-    """Passes connections on to `port`. With `cuts`, as many answers are cut off after `after` bytes; while `silent`, nothing is passed on; while `down`,
-    requests end the connection.
+    """Passes connections on to `port`. With `cuts`, as many answers are cut off after `after` bytes; what comes while `silent` is
+    never passed on; while `down`, requests end the connection.
 
     `sent` counts the bytes of all answers.
     """
@@ -102,8 +102,10 @@ class _Passing(socketserver.BaseRequestHandler):
             back.start()
             try:
                 while (data := self.request.recv(1 << 16)) and not self.server.down:
-                    while self.server.silent:
-                        time.sleep(0.05)
+                    if self.server.silent:
+                        while self.server.silent:
+                            time.sleep(0.05)
+                        return
                     other.sendall(data)
             except OSError:
                 pass

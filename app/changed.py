@@ -88,7 +88,7 @@ def codes(values: Sequence[float], step: Quantize, group: int) -> tuple[list[int
 
 
 def _half_range(step: Quantize) -> float:
-    return 448.0 if step.type == "float" else ((1 << step.num_bits) - 1) / 2
+    return 448.0 if step.type == "float" else ((1 << step.num_bits) - 1) / (1 if step.zero_point == "float" else 2)
 
 
 def _absmax(values: Sequence[float], group: int) -> list[float]:

@@ -135,7 +135,7 @@ def default_output(recipe: Recipe, has_config: bool, program: bool = False) -> s
         return "original"
     if program and not recipe.step(Lossless):
         return "pt2"
-    scaled = recipe.step(Quantize) and all(q.mapping == "uniform" for q in recipe.step(Quantize))
+    scaled = recipe.step(Quantize) and all(q.plain_scales for q in recipe.step(Quantize))
     if not has_config or recipe.step(Lossless):
         return "packed"
     return "compressed-tensors" if scaled else "safetensors" if any(map(narrows, recipe.steps)) and not recipe.step(Quantize) else "packed"
@@ -162,6 +162,8 @@ def check_output(recipe: Recipe, output: str, has_config: bool, program: bool = 
             refuse("compressed-tensors needs a config.json beside the weights: upload the whole folder, or choose packed")
         if any(q.mapping == "gradient" for q in recipe.step(Quantize)):
             refuse("compressed-tensors carries scale factors, and mapping gradient makes codebooks; choose packed, or safetensors for the values")
+        if any(not q.plain_scales for q in recipe.step(Quantize)):
+            refuse("compressed-tensors carries floating scales and integer zero points, not scale_bits or a float zero_point; choose packed, or safetensors for the values")
         if any(q.type == "float" and q.strategy == "group" for q in recipe.step(Quantize)):
             refuse("compressed-tensors carries fp8 per tensor or channel, not per group; choose packed")
         if recipe.step(Lossless):

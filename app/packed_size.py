@@ -16,6 +16,7 @@ from app.codebooks import RECOVERED, WEIGHED
 from app.layout import INDEXES
 from app.outline import Outline, TensorSpec
 from app.recipe import Lossless, Prune, Quantize, Recipe
+from app.steps import SUPER
 from app.targets import Treatment
 from app.values import DRAWN_CHANGED, SAMPLED, WIDTH, Values, tops_of
 
@@ -107,18 +108,27 @@ def _quantized(t: Treatment, q: Quantize, values: Values, entropy: bool) -> Told
     count, scales = rows * columns, 1 if q.strategy == "tensor" else rows * max(1, -(-columns // group))
     floats = values.floats()
     kind, width = ("float", 1) if q.type == "float" else ("codes", q.num_bits)
-    scale_width = 2 if half_scales(floats, q, min(group, columns)) else 4
-    zeros = 0 if q.symmetric else raw_payload("int", 1, scales)
-    beside, heads = scales * (1 if q.symmetric else 2), payload_head(1) * (2 if q.symmetric else 3)
+    scale_width = 2 if q.scale_bits or half_scales(floats, q, min(group, columns)) else 4
+    parts = _factors(q, scales, rows * max(1, -(-columns // SUPER)), scale_width)
+    beside, heads = sum(n for _, _, n in parts), payload_head(1) * (1 + len(parts))
     if not entropy:
-        total = raw_payload(kind, width, count) + raw_payload("float", scale_width, scales) + zeros
+        total = raw_payload(kind, width, count) + sum(raw_payload(*p) for p in parts)
         # every value decides whether float16 is enough for the scales
-        return Told(Size(total, 2 * scales), Size(total - heads, 2 * scales), False, beside)
+        margin = 0 if q.scale_bits else 2 * scales * sum(kind == "float" for kind, _, _ in parts)
+        return Told(Size(total, margin), Size(total - heads, margin), False, beside)
     found, sizes = codes(floats, q, count if q.strategy == "tensor" else group)
     dtype = "F16" if scale_width == 2 else "F32"
-    more = float_payload(Values(dtype, tops_of(dtype, sizes)), scales) + zeros
+    more = sum(raw_payload(*p) for p in parts)
+    if q.scale_bits is None:
+        more += float_payload(Values(dtype, tops_of(dtype, sizes)), scales) - raw_payload(*parts[0])
     doubt = values.doubt if values.doubt in (SAMPLED, WEIGHED, RECOVERED) else DRAWN_CHANGED
     return _coded(found, q.num_bits, (rows, columns), more, heads, doubt, beside)
+
+
+def _factors(q: Quantize, scales: int, shared: int, width: int) -> list[tuple[str, int, int]]:
+    """(kind, width, values) of the payloads beside the codes."""
+    of_one = [("codes", q.scale_bits, scales), ("float", 2, shared)] if q.scale_bits else [("float", width, scales)]
+    return of_one + ([] if q.symmetric else of_one if q.zero_point == "float" else [("int", 1, scales)])
 
 
 def _codebook(t: Treatment, q: Quantize, values: Values) -> Told:
@@ -204,7 +214,11 @@ def described(t: Treatment, offset: int, whole: bool, in_bundle: bool = False) -
             entry["quantized"] |= {"type": "codebook", "levels_dtype": "F16", "levels_shape": [1 if q.strategy == "tensor" else rows * groups, 1 << num_bits]}
         else:
             entry["quantized"] |= {"scale_dtype": "F16", "scale_shape": [1 if q.strategy == "tensor" else rows, groups]}
-        entry["quantized"] |= {"sections": [rows * columns * num_bits // 8 + 36, rows * 2 + 36], "step": 0}
+        if q.mapping == "uniform" and not q.plain_scales:
+            entry["quantized"] |= {"type": "grid"} | ({"scale_bits": q.scale_bits, "shared_by": SUPER, "exponent": -16} if q.scale_bits else {})
+            entry["quantized"] |= {} if q.symmetric else {"offset": True}
+        beside = 1 if q.mapping == "gradient" else len(_factors(q, 1, 1, 2))
+        entry["quantized"] |= {"sections": [rows * columns * num_bits // 8 + 36, *[rows * 2 + 36] * beside], "step": 0}
     return entry
 
 

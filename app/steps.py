@@ -12,6 +12,10 @@ from app.patterns import Targeted
 from app.strict import Strict
 
 
+SUPER = 256
+"""Inputs whose scales of `scale_bits` bits stand under one float16."""
+
+
 def refuse(field: str, text: str, **values):
     """Raises: PydanticCustomError, whose pointer ends in `field`, or in what is within a field (`recover/penalty`)."""
     raise PydanticCustomError(field.replace("/", "_"), text, values | {"field": field})
@@ -142,7 +146,9 @@ class Quantize(Targeted):
     """Map weights to few levels: codes of `num_bits`, and what they stand for per tensor, channel (row) or group of inputs.
 
     `mapping: uniform` has levels at equal distance under scale factors. `type: float` is fp8 (e4m3) and needs 8 bits. `scale_search: mse` tries a grid of
-    signed scales with least-squares refinement. `activations: dynamic` declares that a loader shall quantize activations per token at run time (W8A8);
+    signed scales with least-squares refinement. With `scale_bits` the scales of groups are integers of so many bits under one float16 for 256 inputs (as in
+    ggml's K-quants), and so are the offsets where it is not symmetric. `zero_point: float` has an offset per group in the place of an integer zero point:
+    value = scale * code - offset. `activations: dynamic` declares that a loader shall quantize activations per token at run time (W8A8);
     it changes no weight. `mapping: gradient` puts the levels of codebooks where the loss feels them (k-means weighted by squared gradients), and with
     `avg_bits` in the place of `num_bits` gives each tensor the width that it needs.
     """
@@ -155,6 +161,8 @@ class Quantize(Targeted):
     symmetric: bool = True
     strategy: Literal["tensor", "channel", "group"] = "channel"
     group_size: Annotated[int, Field(ge=1, le=1 << 20)] | None = None
+    scale_bits: Annotated[int, Field(ge=2, le=8)] | None = None
+    zero_point: Literal["integer", "float"] = "integer"
     scale_search: Literal["absmax", "mse"] = "absmax"
     activations: Literal["none", "dynamic"] = "none"
     recover: Recover | None = None
@@ -164,6 +172,11 @@ class Quantize(Targeted):
     def needs_gradients(self) -> bool:
         return self.mapping == "gradient"
 
+    @property
+    def plain_scales(self) -> bool:
+        """Whether floating scales and integer zero points are all that its codes need."""
+        return self.mapping == "uniform" and self.scale_bits is None and self.zero_point == "integer"
+
     @model_validator(mode="before")
     @classmethod
     def _strategy(cls, data: Any):
@@ -172,6 +185,10 @@ class Quantize(Targeted):
                 raise PydanticCustomError("group_size", "null is not a group size", {"field": "group_size"})
             if "group_size" in data and "strategy" not in data and data["group_size"] is not None:
                 data = data | {"strategy": "group"}
+            if data.get("scale_bits") is not None:
+                data = {"strategy": "group", "group_size": 32} | data
+                if data.get("symmetric") is False:
+                    data = {"zero_point": "float"} | data
             if data.get("strategy") == "group" and "group_size" not in data:
                 data = data | {"group_size": 128}
             if data.get("avg_bits") is not None and "strategy" not in data:
@@ -194,16 +211,28 @@ class Quantize(Targeted):
             refuse("symmetric", "type float is symmetric; asymmetric needs type int")
         if self.strategy != "group" and self.group_size is not None:
             refuse("group_size", "group_size goes with strategy group only")
+        if self.zero_point == "float" and self.symmetric:
+            refuse("zero_point", "a float zero point is of asymmetric codes: symmetric false")
+        if self.scale_bits is not None:
+            self._two_level()
         if self.activations == "dynamic" and (self.num_bits != 8 or self.strategy == "group" or not self.symmetric):
             refuse("activations", "dynamic activations go with 8 symmetric bits per tensor or channel")
         return self
+
+    def _two_level(self):
+        if self.strategy != "group" or SUPER % self.group_size or self.group_size == SUPER:
+            refuse("scale_bits", "scales of few bits are those of groups, of which several share {n} inputs: group_size 1, 2, 4, ..., 128", n=SUPER)
+        if self.type == "float":
+            refuse("scale_bits", "fp8 has an exponent of its own; scales of few bits go with type int")
+        if not self.symmetric and self.zero_point == "integer":
+            refuse("zero_point", "beside scales of few bits there are offsets of as many: zero_point float, or leave it out")
 
     def _gradient(self):
         if (self.num_bits is None) == (self.avg_bits is None):
             refuse("num_bits", "mapping gradient takes either num_bits (2 to 8) or avg_bits")
         if self.avg_bits is not None and self.recover is not None:
             refuse("recover", "training keeps to no number of stored bits, so recover goes with num_bits; leave it out, or avg_bits")
-        for field in ("type", "symmetric", "scale_search", "activations"):
+        for field in ("type", "symmetric", "scale_bits", "zero_point", "scale_search", "activations"):
             if getattr(self, field) != type(self).model_fields[field].default:
                 refuse(field, "this goes with mapping uniform; codebooks of mapping gradient have no scale factors")
 

@@ -8,7 +8,9 @@ import torch
 
 from app.recipe import Quantize
 from worker.checkpoint import TensorSpec
+from worker.kernels.affine import factors, grid_values
 from worker.kernels.lookup import look_up
+from worker.kernels.uniform import dequantize
 
 
 @dataclass(frozen=True)
@@ -32,9 +34,68 @@ class Quantized:
     params: Quantize
     transposed: bool = False
 
+    def dequantize(self, rows: slice = slice(None)) -> torch.Tensor:
+        """float32 [O, I], or some of its rows."""
+        part = slice(None) if self.scale.shape[0] == 1 else rows
+        return dequantize(self.codes[rows], self.scale[part], None if self.zero_point is None else self.zero_point[part], self.group_size)
+
     def to(self, device: torch.device) -> Quantized:
         zero_point = None if self.zero_point is None else self.zero_point.to(device)
         return replace(self, codes=self.codes.to(device), scale=self.scale.to(device), zero_point=zero_point)
+
+
+@dataclass(frozen=True)
+class Factors:
+    """A number for each group: floats or, where there is an `above`, integers under a float16 for every `each` groups of a row.
+
+    Args:
+        values: [O, G] float16 or float32; int8 (signed) or uint8 integers of `bits` bits.
+        above: float16 [O, ceil(G / each)]; the number is `above * value * 2^exponent`.
+    """
+
+    values: torch.Tensor
+    above: torch.Tensor | None = None
+    each: int = 1
+    bits: int | None = None
+    exponent: int = 0
+
+    def floats(self, rows: slice = slice(None)) -> torch.Tensor:
+        """float32 [O, G], or some of its rows."""
+        rows = slice(None) if self.values.shape[0] == 1 else rows
+        return factors(self.values[rows], None if self.above is None else self.above[rows], self.each, self.exponent)
+
+    def to(self, device: torch.device) -> Factors:
+        return replace(self, values=self.values.to(device), above=None if self.above is None else self.above.to(device))
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Codes of one matrix and what `packed` alone carries beside them: `value = level * scale - offset`.
+
+    Args:
+        codes: uint8 [O, I]. A code's level is itself where there is an offset, else `code - 2^(b-1)`.
+        scale, offset: of each group. No offset where symmetric.
+        group_size: inputs that share them; I for channels and tensors. The last group may be short.
+        params: the step that made it, with what was resolved.
+        zero: the code whose value is nearest to 0 stands for exactly 0 (see `worker.kernels.affine`); with an offset only.
+        transposed: as in `Quantized`.
+    """
+
+    codes: torch.Tensor
+    scale: Factors
+    offset: Factors | None
+    group_size: int
+    params: Quantize
+    zero: bool = False
+    transposed: bool = False
+
+    def dequantize(self, rows: slice = slice(None)) -> torch.Tensor:
+        """float32 [O, I], or some of its rows."""
+        offset = None if self.offset is None else self.offset.floats(rows)
+        return grid_values(self.codes[rows], self.scale.floats(rows), offset, self.params.num_bits, self.group_size, self.zero)
+
+    def to(self, device: torch.device) -> Grid:
+        return replace(self, codes=self.codes.to(device), scale=self.scale.to(device), offset=None if self.offset is None else self.offset.to(device))
 
 
 @dataclass(frozen=True)
@@ -85,7 +146,7 @@ class Encoded:
     dense: torch.Tensor
     reason: str | None = None
     mask: torch.Tensor | None = None
-    quantized: Quantized | Codebook | None = None
+    quantized: Quantized | Grid | Codebook | None = None
     lossless: bool = False  # a lossless step targets it (packed then entropy-codes its planes)
     notes: tuple[str, ...] = ()
 

@@ -64,6 +64,7 @@ def encoded_row(original: torch.Tensor, encoded: Encoded, bytes_after: int) -> d
         q = encoded.quantized
         num_bits, kind = (q.num_bits, "codebook") if isinstance(q, Codebook) else (q.params.num_bits, q.params.type)
         figures |= {"num_bits": num_bits, "type": kind, "strategy": q.params.strategy, "group_size": q.group_size}
+        figures |= {"scale_bits": q.params.scale_bits} if q.params.scale_bits else {}
     return row(encoded.spec, encoded.action, bytes_after, reason=encoded.reason, notes=encoded.notes, **figures)
 
 

@@ -44,6 +44,14 @@ def test_group_size_implies_the_strategy_and_the_strategy_a_group_size():
     assert validate(Quantize, {"method": "quantize", "num_bits": 4, "strategy": "group"}).group_size == 128
 
 
+def test_scales_of_few_bits_imply_groups_and_a_float_offset():
+    step = validate(Quantize, {"method": "quantize", "num_bits": 4, "scale_bits": 6, "symmetric": False})
+    assert (step.strategy, step.group_size, step.zero_point, step.plain_scales) == ("group", 32, "float", False)
+    assert validate(Quantize, {"method": "quantize", "num_bits": 4, "scale_bits": 6, "group_size": 16}).group_size == 16
+    assert validate(Quantize, {"method": "quantize", "num_bits": 4, "symmetric": False}).plain_scales
+    assert parse_job({"input": ID, "recipe": {"steps": [step.model_dump()]}}, has_config=True).output.format == "packed"
+
+
 @pytest.mark.parametrize("text, kind, a, b", [("unstructured", "unstructured", 1, 1), ("2:4", "n:m", 2, 4), ("block:4x8", "block", 4, 8), ("channel", "channel", 1, 0)])
 def test_mask_structures(text, kind, a, b):
     assert validate(Prune, {"method": "prune", "mask_structure": text}).structure == (kind, a, b)
@@ -65,6 +73,15 @@ def test_mask_structures(text, kind, a, b):
         ({"method": "quantize", "num_bits": 8, "strategy": "channel", "group_size": 64}, "/recipe/steps/0/group_size"),
         ({"method": "quantize", "num_bits": 4, "activations": "dynamic"}, "/recipe/steps/0/activations"),
         ({"method": "quantize"}, "/recipe/steps/0/num_bits"),
+        ({"method": "quantize", "num_bits": 4, "zero_point": "float"}, "/recipe/steps/0/zero_point"),
+        ({"method": "quantize", "num_bits": 4, "scale_bits": 6, "zero_point": "integer", "symmetric": False}, "/recipe/steps/0/zero_point"),
+        ({"method": "quantize", "num_bits": 4, "scale_bits": 9}, "/recipe/steps/0/scale_bits"),
+        ({"method": "quantize", "num_bits": 4, "scale_bits": 6, "group_size": 48}, "/recipe/steps/0/scale_bits"),
+        ({"method": "quantize", "num_bits": 4, "scale_bits": 6, "group_size": 256}, "/recipe/steps/0/scale_bits"),
+        ({"method": "quantize", "num_bits": 4, "scale_bits": 6, "strategy": "channel", "group_size": None}, "/recipe/steps/0/scale_bits"),
+        ({"method": "quantize", "num_bits": 8, "scale_bits": 6, "type": "float"}, "/recipe/steps/0/scale_bits"),
+        ({"method": "quantize", "num_bits": 4, "mapping": "gradient", "scale_bits": 6}, "/recipe/steps/0/scale_bits"),
+        ({"method": "quantize", "num_bits": 8, "activations": "dynamic", "scale_bits": 6}, "/recipe/steps/0/activations"),
         ({"method": "shrink"}, "/recipe/steps/0/method"),
         ({}, "/recipe/steps/0/method"),
         ({"method": "quantize", "num_bits": 8, "a/b~c": 1}, "/recipe/steps/0/a~1b~0c"),
@@ -102,6 +119,8 @@ def test_training_by_labels_needs_them_unless_text_is_its_own(loss):
         ([{"method": "prune"}], "compressed-tensors", True),
         ([{"method": "quantize", "num_bits": 4}], "compressed-tensors", False),
         ([{"method": "quantize", "num_bits": 4}, {"method": "lossless"}], "compressed-tensors", True),
+        ([{"method": "quantize", "num_bits": 4, "scale_bits": 6}], "compressed-tensors", True),
+        ([{"method": "quantize", "num_bits": 4, "symmetric": False, "zero_point": "float"}], "compressed-tensors", True),
         ([{"method": "restore"}], "packed", True),
         ([{"method": "prune"}], "original", True),
     ],

@@ -95,6 +95,47 @@ class PackedQuantized(_Strict):
         return math.prod(self.scale_shape) * (len(self.sections) - 1)
 
 
+class PackedGrid(_Strict):
+    """Codes of a matrix [rows, columns] under scales and offsets (see docs/packed.md). `sections`: bytes of the payloads codes, scale, with `scale_bits` the
+    floats above it, and the same of an offset."""
+
+    type: Literal["grid"]
+    num_bits: Annotated[int, Field(ge=1, le=8)]
+    rows: Natural
+    columns: Natural
+    transposed: bool = False
+    group_size: Annotated[int, Field(ge=1, lt=1 << 53)]
+    scale_dtype: Literal["F32", "F16"]
+    scale_shape: tuple[Natural, Natural]
+    scale_bits: Annotated[int, Field(ge=2, le=8)] | None = None
+    shared_by: Annotated[int, Field(ge=1, lt=1 << 53)] | None = None
+    exponent: Annotated[int, Field(ge=-126, le=126)] = 0
+    offset: bool = False
+    zero: bool = False
+    sections: Annotated[tuple[Natural, ...], Field(min_length=2, max_length=5)]
+    step: Natural | None = None  # of Index.steps
+
+    @property
+    def above(self) -> tuple[int, int]:
+        """Shape of the floats above integers."""
+        return self.scale_shape[0], -(-self.scale_shape[1] // self.each)
+
+    @property
+    def each(self) -> int:
+        """Groups that share such a float."""
+        return (self.shared_by or self.group_size) // self.group_size
+
+    @property
+    def factors(self) -> int:
+        """1, or 2 with an offset."""
+        return 1 + self.offset
+
+    @property
+    def beside(self) -> int:
+        """Scales, offsets, and what is above them."""
+        return self.factors * (math.prod(self.scale_shape) + (math.prod(self.above) if self.scale_bits else 0))
+
+
 class PackedCodebook(_Strict):
     """Codes of a matrix [rows, columns] and the levels [codebooks, levels of each] that they stand for. `sections`: bytes of the payloads codes, levels."""
 
@@ -128,7 +169,7 @@ class PackedTensor(_Strict):
     shard: Natural
     dtype: str
     shape: Shape
-    quantized: Annotated[PackedQuantized | PackedCodebook, Field(discriminator="type")] | None = None
+    quantized: Annotated[PackedQuantized | PackedGrid | PackedCodebook, Field(discriminator="type")] | None = None
 
     @property
     def nbytes(self) -> int:

@@ -11,7 +11,7 @@ from app.errors import InputRefused
 from app.limits import Limits, check_path, check_tensor_name, shown
 from app.safetensors_header import check_json
 from worker.checkpoint import DTYPES
-from worker.formats.packed_entries import BUNDLE_VALUES, Index, PackedCodebook, PackedQuantized
+from worker.formats.packed_entries import BUNDLE_VALUES, Index, PackedCodebook, PackedGrid, PackedQuantized
 
 
 def refuse(why: str) -> InputRefused:
@@ -92,7 +92,7 @@ def _check_tensors(index: Index, limits: Limits) -> None:
         if q := t.quantized:
             fits = q.rows * q.columns == math.prod(t.shape) and (not q.transposed or t.shape == (q.columns, q.rows))
             fits &= q.step is None or q.step < len(index.steps)
-            fits &= _levels_fit(q) if isinstance(q, PackedCodebook) else _scales_fit(q)
+            fits &= _levels_fit(q) if isinstance(q, PackedCodebook) else _grid_fits(q) if isinstance(q, PackedGrid) else _scales_fit(q)
             if not fits or DTYPES[t.dtype].is_complex or not DTYPES[t.dtype].is_floating_point:
                 beside = f"levels {list(q.levels_shape)}" if isinstance(q, PackedCodebook) else f"scales {list(q.scale_shape)}"
                 raise refuse(f"codes [{q.rows}, {q.columns}] with {beside} do not make tensor {shown(t.name)} of {t.dtype} {list(t.shape)}")
@@ -110,6 +110,14 @@ def _levels_fit(q: PackedCodebook) -> bool:
     return codebooks in (1, q.rows * _groups(q)) and levels <= 1 << q.num_bits
 
 
-def _groups(q: PackedQuantized | PackedCodebook) -> int:
+def _grid_fits(q: PackedGrid) -> bool:
+    rows, groups = q.scale_shape
+    fits = rows in (1, q.rows) and groups == _groups(q) and len(q.sections) == 1 + q.factors * (2 if q.scale_bits else 1) and q.offset >= q.zero
+    if q.scale_bits is None:
+        return fits and q.shared_by is None and not q.exponent
+    return fits and q.scale_dtype == "F16" and q.shared_by is not None and q.shared_by % q.group_size == 0
+
+
+def _groups(q: PackedQuantized | PackedGrid | PackedCodebook) -> int:
     """Groups in a row."""
     return max(1, -(-q.columns // q.group_size))

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from worker.checkpoint import NAMES
-from worker.encoded import Codebook, Encoded
+from worker.encoded import Codebook, Encoded, Factors, Grid
 from worker.formats.packed_entries import columns_of, layout_of
 from worker.kernels.chunks import Layout
 from worker.kernels.lookup import look_up
@@ -72,11 +72,22 @@ def parts_of(encoded: Encoded, restored: int) -> list[Part]:
         q = aligned(q)
         return [Part(tensor_bytes(q.codes), Layout("codes", q.num_bits), columns, True, weight), _numbers(q.levels, q.levels.nbytes)]
     entropy = encoded.lossless or encoded.mask is not None
+    if isinstance(q, Grid):
+        codes = Part(tensor_bytes(q.codes), Layout("codes", q.params.num_bits), columns, entropy, weight)
+        return [codes, *(part for f in (q.scale, q.offset) if f is not None for part in _factors(f, entropy))]
     if q.params.type == "float":
         codes = _numbers(q.codes, restored, columns, entropy)
     else:
         codes = Part(tensor_bytes(q.codes), Layout("codes", q.params.num_bits), columns, entropy, weight, 1 << (q.params.num_bits - 1))
     return [codes, *(_numbers(t, entropy=entropy) for t in (q.scale, q.zero_point) if t is not None)]
+
+
+def _factors(f: Factors, entropy: bool) -> list[Part]:
+    """Floats, or codes and the floats above them."""
+    if f.above is None:
+        return [_numbers(f.values, entropy=entropy)]
+    bias = 1 << (f.bits - 1) if f.values.dtype == torch.int8 else 0
+    return [Part(tensor_bytes(f.values), Layout("codes", f.bits), 0, entropy, 0, bias), _numbers(f.above, entropy=entropy)]
 
 
 def aligned(q: Codebook) -> Codebook:

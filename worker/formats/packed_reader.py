@@ -13,12 +13,14 @@ import torch
 from app.limits import Limits, shown
 from app.safetensors_header import PACKED
 from worker.checkpoint import DTYPES
+from worker.encoded import Factors
 from worker.formats.packed_container import INDEX, VERSION, threads
-from worker.formats.packed_entries import PackedCodebook, PackedQuantized, PackedSegment, PackedTensor, columns_of, layout_of
+from worker.formats.packed_entries import PackedCodebook, PackedGrid, PackedQuantized, PackedSegment, PackedTensor, columns_of, layout_of
 from worker.formats.packed_index import parse_index, refuse
 from worker.formats.packed_text import MAGIC, SHORT, from_frame
 from worker.formats.safetensors_file import read_header
 from worker.kernels.chunks import BYTES, CorruptPayload, Layout, decode_chunk
+from worker.kernels.affine import grid_values
 from worker.kernels.lookup import look_up
 from worker.kernels.payload import Payload
 from worker.kernels.uniform import dequantize
@@ -98,8 +100,7 @@ class PackedReader:
         if isinstance(t, PackedSegment) or t.quantized is None:
             values = self._values(t, *layout_of(t.dtype, t.nbytes), columns_of(t.shape))
             return torch.from_numpy(values.view(np.uint8)).view(DTYPES[t.dtype]).reshape(t.shape)
-        decoded = self._looked_up if isinstance(t.quantized, PackedCodebook) else self._dequantized
-        return decoded(t, t.quantized)
+        return {PackedCodebook: self._looked_up, PackedGrid: self._gridded, PackedQuantized: self._dequantized}[type(t.quantized)](t, t.quantized)
 
     def payload(self, name: str, layout: Layout, count: int, section: tuple[int, int] | None = None) -> Payload:
         """The payload `name`, or the bytes `section` of it, which must hold `count` values of `layout`."""
@@ -165,6 +166,31 @@ class PackedReader:
 
         return _by_rows(t, q, decoded)
 
+    def _gridded(self, t: PackedTensor, q: PackedGrid) -> torch.Tensor:
+        spans = iter(self._spans(t))
+        codes = torch.from_numpy(self._values(t, Layout("codes", q.num_bits), q.rows * q.columns, q.columns, next(spans))).reshape(q.rows, q.columns)
+
+        def found(shape: tuple[int, int], layout: Layout) -> np.ndarray:
+            return self._values(t, layout, shape[0] * shape[1], 0, next(spans))
+
+        def floats(shape: tuple[int, int]) -> torch.Tensor:
+            return torch.from_numpy(found(shape, layout_of(q.scale_dtype, 0)[0]).view(np.uint8)).view(DTYPES[q.scale_dtype]).reshape(shape)
+
+        def factors() -> Factors:
+            if q.scale_bits is None:
+                return Factors(floats(q.scale_shape))
+            integers = found(q.scale_shape, Layout("codes", q.scale_bits))
+            if not q.offset:
+                integers = (integers - np.uint8(1 << (q.scale_bits - 1))).view(np.int8)
+            return Factors(torch.from_numpy(integers).reshape(q.scale_shape), floats(q.above), q.each, q.scale_bits, q.exponent)
+
+        scale, offset = factors(), factors() if q.offset else None
+
+        def decoded(rows: slice) -> torch.Tensor:
+            return grid_values(codes[rows], scale.floats(rows), offset and offset.floats(rows), q.num_bits, q.group_size, q.zero)
+
+        return _by_rows(t, q, decoded)
+
     def _looked_up(self, t: PackedTensor, q: PackedCodebook) -> torch.Tensor:
         (count, size), spans = q.levels_shape, self._spans(t)
         codes = self._values(t, Layout("codes", q.num_bits), q.rows * q.columns, q.columns, spans[0])
@@ -203,7 +229,7 @@ class PackedReader:
         return out[0], out[1], out[2] if len(out) == 3 else None
 
 
-def _by_rows(t: PackedTensor, q: PackedQuantized | PackedCodebook, decoded: Callable[[slice], torch.Tensor]) -> torch.Tensor:
+def _by_rows(t: PackedTensor, q: PackedQuantized | PackedGrid | PackedCodebook, decoded: Callable[[slice], torch.Tensor]) -> torch.Tensor:
     """The tensor whose matrix has the rows `decoded`, a block of them at a time."""
     out = torch.empty(q.rows, q.columns, dtype=DTYPES[t.dtype])
     step = max(1, _BLOCK // max(1, q.columns))

@@ -6,10 +6,10 @@ from pathlib import Path
 
 from app.layout import INDEXES, index_path, shard_path
 from worker.checkpoint import NAMES, Checkpoint
-from worker.encoded import Codebook, Encoded, Quantized
+from worker.encoded import Codebook, Encoded, Grid, Quantized
 from worker.formats.packed_bundle import Bundle
 from worker.formats.packed_container import REST, Container
-from worker.formats.packed_entries import Index, PackedCodebook, PackedFile, PackedQuantized, PackedTensor, Shard
+from worker.formats.packed_entries import Index, PackedCodebook, PackedFile, PackedGrid, PackedQuantized, PackedTensor, Shard
 from worker.formats.packed_files import add_rest, sha256
 from worker.formats.packed_parts import parts_of
 
@@ -48,15 +48,17 @@ class PackedWriter:
         self.tensors.append(PackedTensor(name=spec.name, payload=payload, size=size, shard=shard, dtype=spec.dtype, shape=spec.shape, quantized=quantized))
         return sum(sizes)
 
-    def _described(self, q: Quantized | Codebook, sections: tuple[int, ...]) -> PackedQuantized | PackedCodebook:
+    def _described(self, q: Quantized | Grid | Codebook, sections: tuple[int, ...]) -> PackedQuantized | PackedGrid | PackedCodebook:
         rows, columns = q.codes.shape
         common = {"rows": rows, "columns": columns, "transposed": q.transposed, "group_size": q.group_size, "sections": sections, "step": self._step(q)}
         if isinstance(q, Codebook):
             return PackedCodebook(type="codebook", num_bits=q.num_bits, levels_dtype=NAMES[q.levels.dtype], levels_shape=tuple(q.levels.shape), **common)
+        if isinstance(q, Grid):
+            return PackedGrid(type="grid", num_bits=q.params.num_bits, offset=q.offset is not None, zero=q.zero, **_scales(q), **common)
         scales = {"scale_dtype": NAMES[q.scale.dtype], "scale_shape": tuple(q.scale.shape)}
         return PackedQuantized(type=q.params.type, num_bits=q.params.num_bits, **scales, **common)
 
-    def _step(self, q: Quantized | Codebook) -> int:
+    def _step(self, q: Quantized | Grid | Codebook) -> int:
         """The number of the step that made the codes, among those of this file."""
         if (step := q.params.model_dump(mode="json")) not in self.steps:
             self.steps.append(step)
@@ -88,3 +90,11 @@ class PackedWriter:
 
     def close(self) -> None:
         self.container.__exit__()
+
+
+def _scales(q: Grid) -> dict:
+    floats = q.scale.values if q.scale.above is None else q.scale.above
+    found = {"scale_dtype": NAMES[floats.dtype], "scale_shape": tuple(q.scale.values.shape)}
+    if q.scale.above is None:
+        return found
+    return found | {"scale_bits": q.scale.bits, "shared_by": q.scale.each * q.group_size, "exponent": q.scale.exponent}

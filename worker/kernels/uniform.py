@@ -66,9 +66,9 @@ def over(x: torch.Tensor, number: float) -> torch.Tensor:
 
 
 @cache
-def candidates(first: float, last: float) -> tuple[float, ...]:
+def candidates(first: float, last: float, count: int = CANDIDATES) -> tuple[float, ...]:
     """The factors that a search tries."""
-    return tuple(torch.linspace(first, last, CANDIDATES, device="cpu").tolist())
+    return tuple(torch.linspace(first, last, count, device="cpu").tolist())
 
 
 def absmax_scale(x: torch.Tensor, levels: Levels) -> torch.Tensor:

@@ -32,13 +32,14 @@ def quiet(nbytes: int) -> None:
 
 def sample(work: Path, lossy: bool) -> bytes:
     """A small packed file with every codec in it."""
-    from app.recipe import Quantize
+    from app.recipe import Quantize, parse_recipe
+    from worker.methods.quantize import quantize_matrix
 
     torch.manual_seed(1)
     source = work / "in"
     source.mkdir()
     w = torch.randn(60, 50).mul(0.02)
-    save_file({"w": w, "p": torch.where(w.abs() > 0.02, w, 0).bfloat16(), "c": torch.randn(20, 70), "i": torch.arange(64), "z": torch.zeros(30)}, source / "m.safetensors")
+    save_file({"w": w, "p": torch.where(w.abs() > 0.02, w, 0).bfloat16(), "c": torch.randn(20, 70), "g": torch.randn(9, 70), "i": torch.arange(64), "z": torch.zeros(30)}, source / "m.safetensors")
     (source / "config.json").write_text('{"a": [' + '1, ' * 60 + '1]}')
     (work / "scratch").mkdir()
     checkpoint = open_checkpoint(source, work / "scratch")
@@ -52,6 +53,8 @@ def sample(work: Path, lossy: bool) -> bytes:
             if name == "c":
                 levels = torch.randint(0, 7, (20, 70), dtype=torch.uint8)
                 q = Codebook(levels, torch.randn(20 * 7, 7).half(), 10, 3, Quantize(method="quantize", num_bits=3))
+            if name == "g":
+                q = quantize_matrix(checkpoint.read(name), parse_recipe({"steps": [{"method": "quantize", "num_bits": 3, "scale_bits": 5, "symmetric": False}]}).steps[0])
             writer.write(Encoded(spec, "quantized" if q else "encoded", checkpoint.read(name), quantized=q, lossless=True))
         writer.finish()
     return (work / PACKED_NAME).read_bytes()
@@ -123,6 +126,13 @@ SIZES = {"sections": [len(payload(np.array([0, 1, 2, 0], np.uint8), Layout("code
 CODEBOOK |= SIZES
 
 
+GRID_PARTS = [payload(np.array(v, d), Layout(*k)) for v, d, k in (([0, 1, 2, 3], np.uint8, ("codes", 2)), ([1, 7], np.uint8, ("codes", 3)), ([1, 2], np.uint16, ("float", 2)))]
+GRIDS = {"w": b"".join([*GRID_PARTS, *GRID_PARTS[1:]])}
+GRID = {"type": "grid", "num_bits": 2, "rows": 2, "columns": 2, "group_size": 2, "scale_dtype": "F16", "scale_shape": [2, 1], "scale_bits": 3, "shared_by": 4,
+        "exponent": 1, "offset": True, "zero": True, "sections": [len(p) for p in [*GRID_PARTS, *GRID_PARTS[1:]]]}  # fmt: skip
+GOOD = {"shape": [2, 2]}
+
+
 SMALL = {k: v for k, v in TENSOR.items() if k != "payload"} | {"size": 28}
 PARTS = {"b": encode_chunk(np.arange(4, dtype=np.uint32) << 20, Layout("float", 4))}
 SPARSE = np.where(np.arange(400) % 29 == 0, 1, 0).astype(np.uint8)
@@ -152,6 +162,8 @@ def test_the_forger_can_make_good_files(tmp_path):
     assert restored(forge(files(), REST), tmp_path) == {"a.txt": TEXT}
     (tmp_path / "b").mkdir()
     assert list(restored(forge(TENSORS, WEIGHT), tmp_path / "b")) == ["m.safetensors"]
+    (tmp_path / "c").mkdir()
+    assert list(restored(forge(tensors(**GOOD, quantized=GRID), GRIDS), tmp_path / "c")) == ["m.safetensors"]
 
 
 BAD_PATHS = ["../a", "/etc/a", "a/../../b", "C:/a", "a\\b", "a//b", "", ".", "a\x00b", "a\nb", "con/./x", "a" * 600, "/".join("a" * 40)]
@@ -209,6 +221,20 @@ BAD_INDEXES = {
     "codebook of an unknown step": (tensors(quantized=CODEBOOK | {"step": 0}), BOOK),
     "code without a level": (tensors(quantized=CODEBOOK | {"levels_shape": [3, 2], "rows": 3}), BOOK),
     "code without a level, of one codebook": (tensors(quantized=CODEBOOK | {"levels_shape": [1, 2]}), BOOK),
+    "grid of no matrix": (tensors(**GOOD, quantized=GRID | {"rows": 3}), GRIDS),
+    "grid with too few scales": (tensors(**GOOD, quantized=GRID | {"scale_shape": [2, 2]}), GRIDS),
+    "grid with a scale for three rows": (tensors(**GOOD, quantized=GRID | {"scale_shape": [3, 1]}), GRIDS),
+    "grid without its offset": (tensors(**GOOD, quantized=GRID | {"sections": GRID["sections"][:3]}), GRIDS),
+    "grid in other sections": (tensors(**GOOD, quantized=GRID | {"sections": GRID["sections"][::-1]}), GRIDS),
+    "grid with an offset that it does not name": (tensors(**GOOD, quantized=GRID | {"offset": False, "zero": False}), GRIDS),
+    "grid with a zero and no offset": (tensors(**GOOD, quantized=GRID | {"offset": False, "sections": GRID["sections"][:3]}), {"w": b"".join(GRID_PARTS)}),
+    "grid of F32 above integers": (tensors(**GOOD, quantized=GRID | {"scale_dtype": "F32"}), GRIDS),
+    "grid shared by part of a group": (tensors(**GOOD, quantized=GRID | {"shared_by": 3}), GRIDS),
+    "grid shared by none": (tensors(**GOOD, quantized=GRID | {"shared_by": None}), GRIDS),
+    "grid of floats under an exponent": (tensors(**GOOD, quantized=GRID | {"scale_bits": None, "sections": GRID["sections"][:3]}), GRIDS),
+    "grid of a large exponent": (tensors(**GOOD, quantized=GRID | {"exponent": 127}), GRIDS),
+    "grid of 9 bits above": (tensors(**GOOD, quantized=GRID | {"scale_bits": 9}), GRIDS),
+    "grid of integers": (tensors(**GOOD, quantized=GRID, dtype="I32"), GRIDS),
     "codebook bomb": (tensors(shape=[1 << 26], quantized=CODEBOOK | {"rows": 1, "columns": 1 << 26, "num_bits": 8, "group_size": 1, "levels_shape": [1 << 26, 256]}), BOOK),
     "bundle that is not filled": (bundle({"size": 27}), PARTS),
     "bundle that is too small": (bundle({"size": 29}), PARTS),

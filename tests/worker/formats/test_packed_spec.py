@@ -247,6 +247,8 @@ def bundled(t: dict, data: bytes) -> list[bytes]:
     rows, columns = q["rows"], q["columns"]
     kinds = [(1, 1, rows * columns) if q["type"] == "float" else (3, q["num_bits"], rows * columns)]
     beside = q.get("scale_shape") or q["levels_shape"]
+    if q["type"] == "grid":
+        kinds += grid_parts(q)
     kinds += [(1, ITEM[q.get("scale_dtype") or q["levels_dtype"]], beside[0] * beside[1]), (2, 1, beside[0] * beside[1])]
     for i, (size, (kind, w, n)) in enumerate(zip(q["sections"], kinds, strict=False)):
         out.append(chunk(data[at : at + size], kind, w, n, columns if i == 0 else 0))
@@ -282,6 +284,10 @@ def tensor(t: dict, data: bytes) -> bytes:
     rows, columns = q["rows"], q["columns"]
     if q["type"] == "codebook":
         return looked_up(q, sections, rows, columns)
+    if q["type"] == "grid":
+        assert t["dtype"] == "F32"
+        value = gridded(q, sections, rows, columns)
+        return (value.T if q.get("transposed") else value).astype(np.float32).tobytes()
     if q["type"] == "int":
         codes = np.frombuffer(sections[0], np.uint8).astype(np.float32) - (1 << (q["num_bits"] - 1))
     else:
@@ -292,6 +298,38 @@ def tensor(t: dict, data: bytes) -> bytes:
     value = (codes.reshape(rows, columns) - zero[:, g]) * scale[:, g]
     assert t["dtype"] == "F32"
     return (value.T if q.get("transposed") else value).astype(np.float32).tobytes()
+
+
+def grid_parts(q: dict) -> list[tuple[int, int, int]]:
+    """(kind, width, values) of what follows the codes."""
+    rows, groups = q["scale_shape"]
+    one = [(1, ITEM[q["scale_dtype"]], rows * groups)]
+    if "scale_bits" in q:
+        one = [(3, q["scale_bits"], rows * groups), (1, 2, rows * -(-groups * q["group_size"] // q["shared_by"]))]
+    return one * (2 if q.get("offset") else 1)
+
+
+def gridded(q: dict, sections: list[bytes], rows: int, columns: int) -> np.ndarray:
+    codes = np.frombuffer(sections.pop(0), np.uint8).reshape(rows, columns).astype(np.float32)
+    offset, g = q.get("offset", False), np.arange(columns) // q["group_size"]
+
+    def factor() -> np.ndarray:
+        if "scale_bits" not in q:
+            return np.frombuffer(sections.pop(0), {"F32": np.float32, "F16": np.float16}[q["scale_dtype"]]).astype(np.float32).reshape(q["scale_shape"])
+        u = np.frombuffer(sections.pop(0), np.uint8).astype(np.float32).reshape(q["scale_shape"]) - (0 if offset else 1 << q["scale_bits"] - 1)
+        above = np.frombuffer(sections.pop(0), np.float16).astype(np.float32).reshape(len(u), -1)
+        h = np.arange(u.shape[1]) // (q["shared_by"] // q["group_size"])
+        return above[:, h] * u * np.float32(2.0 ** q.get("exponent", 0))
+
+    scale = factor()
+    if not offset:
+        return (codes - (1 << q["num_bits"] - 1)) * scale[:, g]
+    below = factor()
+    value = codes * scale[:, g] - below[:, g]
+    if q.get("zero"):
+        z = np.clip(np.round(np.divide(below, scale, out=np.zeros_like(below), where=scale != 0)), 0, 2 ** q["num_bits"] - 1)
+        value[codes == z[:, g]] = 0
+    return value
 
 
 def looked_up(q: dict, sections: list[bytes], rows: int, columns: int) -> bytes:
@@ -353,7 +391,13 @@ def test_the_golden_codebooks_are_decoded_by_the_page_alone():
     assert [t["name"] for t in index["tensors"] if "payload" in t] == ["frequent"]
 
 
-@pytest.mark.parametrize("kind", ["files", "tensors", "codebooks"])
+def test_the_golden_grids_are_decoded_by_the_page_alone():
+    payloads, index = container((GOLDEN / "grids.packed.safetensors").read_bytes())
+    assert {name: sha256(data) for name, data in tensors(payloads, index).items()} == EXPECTED["grids"]
+    assert any("payload" in t for t in index["tensors"]) and "bundle" in index
+
+
+@pytest.mark.parametrize("kind", ["files", "tensors", "codebooks", "grids"])
 def test_the_reader_still_reads_them(kind, tmp_path):
     from worker.formats.packed import open_packed, restore_packed
     from worker.formats.packed_parts import tensor_bytes
@@ -392,6 +436,28 @@ def test_codebooks_are_decoded_by_the_page_alone(tmp_path, strategy, transposed)
     payloads, index = container((tmp_path / "packed").read_bytes())
     assert tensors(payloads, index)["w"] == dense.numpy().tobytes()
     assert 5 in USED["codecs"]
+
+
+@pytest.mark.parametrize("fields", [{"scale_bits": 6}, {"scale_bits": 4, "group_size": 16, "symmetric": False}, {"symmetric": False, "zero_point": "float", "strategy": "tensor"}])
+@pytest.mark.parametrize("sparsity", [0, 0.7])
+def test_grids_are_decoded_by_the_page_alone(tmp_path, fields, sparsity):
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    from worker import pipeline
+
+    w = torch.randn(30, 300, generator=torch.Generator().manual_seed(8)) + 1
+    for folder in ("in", "packed", "safetensors"):
+        (tmp_path / folder).mkdir()
+    save_file({"w.weight": w}, tmp_path / "in" / "model.safetensors")
+    steps = [{"method": "prune", "sparsity": sparsity}] * bool(sparsity) + [{"method": "quantize", "num_bits": 3, "scale_search": "mse"} | fields]
+    for output in ("packed", "safetensors"):
+        spec = {"recipe": {"steps": steps}, "output": {"format": output}, "sanitize": "report", "seed": 0, "gates": {}, "beside": {}}
+        pipeline.run(tmp_path / "in", tmp_path / output, spec, lambda event: None)
+    expected = load_file(tmp_path / "safetensors" / "files" / "model.safetensors")["w.weight"]
+    payloads, index = container((tmp_path / "packed" / "files" / "model.packed.safetensors").read_bytes())
+    assert tensors(payloads, index)["w.weight"] == expected.numpy().tobytes()
+    assert (expected == 0).sum() >= 30 * int(300 * sparsity) and (expected - w * (expected != 0 if sparsity else 1)).norm() < 0.4 * w.norm()
 
 
 def test_codes_by_their_frequency_are_decoded_by_the_page_alone():

@@ -10,13 +10,14 @@ from gradients import Gradients
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from app.recipe import parse_recipe
+from app.recipe import Quantize, parse_recipe
 from worker.checkpoint import TensorSpec
-from worker.encoded import Codebook, Encoded, Quantized
+from worker.encoded import Codebook, Encoded, Grid, Quantized
 from worker.kernels import uniform
 from worker.methods import METHODS, apply, prepare
 from worker.methods.quantize import quantize_matrix
 from worker.plan import TensorPlan
+from worker.schemes import assembled, scheme_for
 
 PRUNE = [
     {"sparsity": 0.5}, {"scope": "tensor"}, {"scope": "global", "sparsity": 0.3}, {"mask_structure": "2:4"}, {"mask_structure": "block:2x3", "norm": "l1"},
@@ -26,6 +27,8 @@ PRUNE = [
 QUANTIZE = [
     {"num_bits": 4, "scale_search": "mse", "group_size": 16}, {"num_bits": 8}, {"num_bits": 3, "symmetric": False, "scale_search": "mse"}, {"num_bits": 8, "type": "float"},
     {"num_bits": 4, "strategy": "tensor", "scale_search": "mse"}, {"num_bits": 2, "symmetric": False},
+    {"num_bits": 4, "scale_bits": 6, "symmetric": False, "scale_search": "mse"}, {"num_bits": 3, "scale_bits": 5, "scale_search": "mse"},
+    {"num_bits": 3, "zero_point": "float", "symmetric": False, "group_size": 16, "scale_search": "mse"}, {"num_bits": 4, "scale_bits": 4, "symmetric": False},
 ]  # fmt: skip
 MAPPED = [{"num_bits": 3}, {"num_bits": 4, "group_size": 16}, {"num_bits": 6, "strategy": "tensor"}]
 STEPS = [{"method": "prune"} | p for p in PRUNE] + [{"method": "quantize"} | q for q in QUANTIZE]
@@ -61,9 +64,20 @@ def work(step: dict, shape: tuple[int, int], device: torch.device) -> list[torch
     return [t for t in found if t is not None]
 
 
-def parts(q: Quantized | Codebook | None) -> tuple:
+def rounded(w: torch.Tensor, step: Quantize) -> Quantized | Grid:
+    """As `quantize_matrix` does it, with what depends on values given."""
+    if step.plain_scales:
+        return quantize_matrix(w, step, torch.float16)
+    scheme = scheme_for(step, w.shape[1], zero=True)
+    p = scheme.parameters(w)
+    return assembled(scheme, scheme.stored(scheme.encode_rows(w, p)), p, step)
+
+
+def parts(q: Quantized | Grid | Codebook | None) -> tuple:
     if q is None:
         return ()
+    if isinstance(q, Grid):
+        return (q.codes.float(), *(t for f in (q.scale, q.offset) if f is not None for t in (f.values, f.above)))
     return (q.codes.float(), q.levels.float()) if isinstance(q, Codebook) else (q.codes.float(), q.scale, q.zero_point)
 
 
@@ -90,7 +104,7 @@ def test_no_tensor_is_made_on_a_default_device(step, shape):
 @pytest.fixture
 def fake():
     """Tensors without data, on a device that is not the CPU; torch refuses an operation whose tensors stand on several devices."""
-    for ends in ((0.4, 1.15), (1.0, 0.4)):
+    for ends in ((0.4, 1.15), (1.0, 0.4), (0.5, 1.1, 12)):
         uniform.candidates(*ends)
     with FakeTensorMode() as mode:
         with pytest.raises(RuntimeError, match="device"):  # the net holds
@@ -104,8 +118,8 @@ def test_nothing_leaves_the_device_on_the_way(fake, step):
     (parsed,) = parse_recipe({"steps": [step]}).steps
     w = torch.empty((8, 16), device=ELSEWHERE)
     if step["method"] == "quantize":
-        q = quantize_matrix(w, parsed, torch.float16)
-        found = [q.codes, q.scale, *([] if q.zero_point is None else [q.zero_point])]
+        q = rounded(w, parsed)
+        found = [t for t in parts(q) if t is not None]
     else:
         plan = TensorPlan(TensorSpec("x.weight", "F32", (8, 16), 512, "f"), [parsed], statistics=Gradients({"x.weight": torch.empty((3, 8, 16), device="cpu")}))
         encoded = METHODS[type(parsed)](plan, parsed, Encoded(plan.spec, "copied", w))

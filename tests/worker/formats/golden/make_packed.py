@@ -1,4 +1,4 @@
-"""Makes golden packed files anew: `python tests/worker/formats/golden/make_packed.py [files] [tensors] [codebooks]`. Only for what the format gains: old
+"""Makes golden packed files anew: `python tests/worker/formats/golden/make_packed.py [files] [tensors] [codebooks] [grids]`. Only for what the format gains: old
 files stay as they were written, so that it shows when they are no longer read.
 
 expected.json has the SHA-256 of every original tensor (its bytes, row-major) and file, taken before anything was packed.
@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import save_file
 
 from app.recipe import Quantize
-from worker.encoded import Codebook, Encoded, Quantized
+from worker.encoded import Codebook, Encoded, Factors, Grid, Quantized
 from worker.formats import open_checkpoint
 from worker.formats.packed import PackedWriter, pack_files
 from worker.kernels.uniform import dequantize
@@ -132,11 +132,47 @@ def make_codebooks(work: Path) -> dict[str, str]:
     return {name: sha256(tensor_bytes(checkpoint.read(name))) for name in checkpoint.tensors}
 
 
+def grids() -> dict[str, Grid]:
+    """Scales and offsets of every kind, codes raw and coded, in the bundle and not."""
+
+    def made(rows: int, columns: int, num_bits: int, size: int, bits: int | None, symmetric: bool, zero: bool = False, transposed: bool = False) -> Grid:
+        shape, codes = (rows, -(-columns // size)), torch.randint(0, 1 << num_bits, (rows, columns)).to(torch.uint8)
+
+        def factor(signed: bool) -> Factors:
+            if bits is None:
+                return Factors(torch.rand(shape).add(0.1).half())
+            integers = torch.randint(0, 1 << bits, shape)
+            above = torch.rand(rows, -(-columns // 256)).add(0.1).half()
+            return Factors((integers - (1 << bits - 1)).to(torch.int8) if signed else integers.to(torch.uint8), above, 256 // size, bits, -7)
+
+        fields = {"symmetric": symmetric, "zero_point": "integer" if symmetric else "float", "scale_bits": bits, "strategy": "group", "group_size": size}
+        params = Quantize(method="quantize", num_bits=num_bits, **fields)
+        return Grid(codes, factor(symmetric), None if symmetric else factor(False), size, params, zero, transposed)
+
+    return {
+        "two.level": made(7, 300, 4, 32, 6, False), "zero": made(9, 70, 3, 16, 4, False, zero=True), "signed.transposed": made(5, 260, 2, 64, 8, True, transposed=True),
+        "floats.zero": made(6, 45, 5, 10, None, False, zero=True), "own": made(40, 512, 4, 128, 5, False),
+    }  # fmt: skip
+
+
+def make_grids(work: Path) -> dict[str, str]:
+    (work / "in").mkdir()
+    torch.manual_seed(13)
+    made = grids()
+    torch.save({name: (q.dequantize().T if q.transposed else q.dequantize()).contiguous() for name, q in made.items()}, work / "in" / "model.pt")
+    checkpoint = open_checkpoint(work / "in", work)
+    writer = PackedWriter(HERE / "grids.packed.safetensors", checkpoint)
+    for name, spec in checkpoint.tensors.items():
+        writer.write(Encoded(spec, "quantized", checkpoint.read(name), quantized=made[name], lossless=name.startswith("zero")))
+    writer.finish()
+    return {name: sha256(tensor_bytes(checkpoint.read(name))) for name in checkpoint.tensors}
+
+
 if __name__ == "__main__":
     expected = json.loads((HERE / "expected.json").read_text())
     for kind in sys.argv[1:]:
         with tempfile.TemporaryDirectory() as work:
-            expected[kind] = {"files": make_files, "tensors": make_tensors, "codebooks": make_codebooks}[kind](Path(work))
+            expected[kind] = {"files": make_files, "tensors": make_tensors, "codebooks": make_codebooks, "grids": make_grids}[kind](Path(work))
         if kind == "files":
             expected["weights"] = {name: sha256(tensor_bytes(t)) for name, t in weights().items()}
     (HERE / "expected.json").write_text(json.dumps(expected, indent=1) + "\n")

@@ -40,7 +40,8 @@ class Recover(Strict):
 
     `distill` follows the original model's outputs, and what its layers hand on where they tell, and needs no labels; `labels` is the loss of the job's labels;
     `both` is their mean, and `auto` is `both` where the job brings labels, else `distill`. What is held out is judged by outputs alone. `learning_rate` is a
-    step of Adam in units of each tensor's root mean square; it rises at first, and goes down along a cosine.
+    step of Adam in units of each tensor's root mean square; it rises at first, and goes down along a cosine. Under `distill`, `perturb: auto` asks of every
+    other text with other tokens in the place of some, since the original answers to any.
     `penalty` draws weights to 0 while the schedule runs (a third of the steps without one): each step takes `lambda` times the learning rate off, of the
     weight itself (l2) or of the unit (l1). `bit_price` (for codebooks) is the loss, in nats, that one bit of the result is worth: above 0 a weight takes a
     farther level that costs fewer bits, 0 included, where the loss hardly feels it.
@@ -52,6 +53,7 @@ class Recover(Strict):
     loss: Literal["auto", "distill", "labels", "both"] = "auto"
     learning_rate: Annotated[float, Field(gt=0, le=1)] = 0.01
     batch_size: Annotated[int, Field(ge=1, le=65_536)] = 32
+    perturb: Literal["auto", "none"] = "auto"
     penalty: Literal["none", "l1", "l2"] = "none"
     lambda_: Annotated[float, Field(ge=0, alias="lambda")] = 0.0
     bit_price: Annotated[float, Field(ge=0, le=1)] = 0.0

@@ -15,8 +15,9 @@ from worker.checkpoint import Checkpoint
 from worker.formats import open_checkpoint
 from worker.methods import plan, prepare
 from worker.plan import TensorPlan
-from worker.recovering import course, teacher_of, trained
+from worker.recovering import course, trained
 from worker.recovery.objective import Objective, terms
+from worker.recovery.teacher import Teacher
 from worker.recovery.training import Told, Training
 from worker.recovery.weights import Weight
 from worker.runnable import Runnable
@@ -88,7 +89,8 @@ def recover(
     student, samples = runnable(checkpoint), samples or data()
     weights = trained(student, plans)
     phases = course(recipe, plans, weights, 1)
-    teacher = teacher_of(runnable(checkpoint), samples, 32, 10**9)
+    teacher = Teacher(runnable(checkpoint), samples, 32)
+    teacher.keep(range(len(samples)))
     training = Training(samples, weights, torch.device("cpu"), seed, file, resume, advance)
     told = training.run([(phase, Objective(student, teacher, terms(phase.recover.loss, True))) for phase in phases])
     return Recovered(checkpoint, recipe, plans, weights, told, student.forward)

@@ -29,10 +29,10 @@ from worker.recovery.objective import Objective, terms
 from worker.recovery.outcome import encode
 from worker.recovery.phases import Coding, Phase, Pruning, masks
 from worker.recovery.teacher import Teacher
-from worker.recovery.training import Told, Training
+from worker.recovery.training import Told, Training, perturbs
 from worker.recovery.weights import Masked, Weight
 from worker.runnable import Runnable, open_runnable
-from worker.samples import Data, fit, read, split
+from worker.samples import Data, Vocabulary, fit, read, split
 
 SNAPSHOT = "resume.safetensors"
 
@@ -75,10 +75,12 @@ class Recovery:
         phases = course(recipe, plans, self.weights, len(chosen(data)))
         steps = sum(phase.recover.steps for phase in phases)
         progress = Progress(self.emit, "recover", sum(s.nbytes for s in checkpoint.tensors.values()), steps)
-        training = Training(data, self.weights, device, self.spec.get("seed", 0), self.out / SNAPSHOT, beside.get("resume"), lambda: progress.add(0, 1))
-        said = teacher_of(teacher, data, max(phase.recover.batch_size for phase in phases), max(phase.recover.steps * phase.recover.batch_size for phase in phases))
-        objectives = [Objective(student, said, terms(phase.recover.loss, data.labels is not None)) for phase in phases]
-        self.told = [_report(told) for told in training.run(list(zip(phases, objectives, strict=True)))]
+        vocabulary = Vocabulary.of(student, data)
+        training = Training(data, self.weights, device, self.spec.get("seed", 0), self.out / SNAPSHOT, beside.get("resume"), lambda: progress.add(0, 1), vocabulary)
+        said = Teacher(teacher, data, max(phase.recover.batch_size for phase in phases))
+        pairs = [(phase, Objective(student, said, terms(phase.recover.loss, data.labels is not None))) for phase in phases]
+        said.keep(asked(pairs, data, vocabulary))
+        self.told = [_report(told) for told in training.run(pairs)]
         self.done = {phase.step.method for phase in phases} | ({"prune"} if recipe.step(Prune) else set())
         (self.out / SNAPSHOT).unlink(missing_ok=True)
 
@@ -135,10 +137,9 @@ def _is(own, step) -> bool:
     return type(own) is type(step) and own.targets == step.targets and own.ignore == step.ignore
 
 
-def teacher_of(runnable: Runnable, data: Data, batch: int, drawn: int) -> Teacher:
-    """What the original says: computed beforehand for all samples where training asks for more than there are."""
-    said = Teacher(runnable, data, batch)
-    asked = sorted({*split(len(data), "fit"), *split(len(data), "stop")})
-    if drawn >= len(asked):
-        said.keep(asked)
-    return said
+def asked(pairs: list[tuple[Phase, Objective]], data: Data, vocabulary: Vocabulary | None) -> list[int]:
+    """The samples of which the original is asked again and again: those that are held out, and all that are trained on as they are, where training draws more
+    than there are."""
+    drawn = max((p.recover.steps * p.recover.batch_size for p, o in pairs if "distill" in o.terms and not (vocabulary and perturbs(p, o))), default=0)
+    fitting, held_out = split(len(data), "fit"), split(len(data), "stop")
+    return sorted({*held_out, *(fitting if drawn >= len(fitting) else ())}) if any("distill" in o.terms for _, o in pairs) else []

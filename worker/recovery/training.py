@@ -16,7 +16,7 @@ from worker.recovery import snapshot
 from worker.recovery.objective import Objective
 from worker.recovery.phases import Phase
 from worker.recovery.weights import Weight
-from worker.samples import Data, split
+from worker.samples import Batch, Data, Vocabulary, perturbed, split
 
 EVALUATIONS, PATIENCE = 20, 8
 """Held-out losses taken once masks or codes are settled, and how many of them may pass without a better one."""
@@ -49,6 +49,7 @@ class Training:
     file: of the snapshots; None takes none.
     resume: a snapshot of an earlier attempt.
     advance: called after each step.
+    vocabulary: of texts, for phases that perturb them; None leaves them as they are.
     """
 
     data: Data
@@ -58,6 +59,7 @@ class Training:
     file: Path | None = None
     resume: Path | None = None
     advance: Callable[[], None] = lambda: None
+    vocabulary: Vocabulary | None = None
     told: list[Told] = field(default_factory=list)
 
     def __post_init__(self):
@@ -102,7 +104,7 @@ class Training:
         spent = told.seconds
         for t in range(told.done, 0 if told.stopped else steps):
             phase.before(t)
-            self._step(phase, objective, self._drawn(i, fitting, t, size), t)
+            self._step(phase, objective, self._batch(i, phase, objective, self._drawn(i, fitting, t, size), t), t)
             told.done, told.seconds = t + 1, spent + time.monotonic() - started
             self.advance()
             if told.done == steps or (told.done > phase.settles and (steps - told.done) % every == 0):
@@ -137,8 +139,16 @@ class Training:
         batches = [whole[i : i + size] for i in range(0, max(1, len(whole) // size) * size, size)]
         return [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
 
-    def _step(self, phase: Phase, objective: Objective, positions: list[int], t: int) -> None:
-        loss = objective(self.data.batch(positions).to(self.device))
+    def _batch(self, i: int, phase: Phase, objective: Objective, positions: list[int], t: int) -> Batch:
+        """On the device; every other sample perturbed, where the phase is of those that do that."""
+        batch = self.data.batch(positions).to(self.device)
+        if not (self.vocabulary and perturbs(phase, objective)):
+            return batch
+        generator = torch.Generator().manual_seed(((self.seed * 1_000_003 + i) * 1_000_003 + t) % (1 << 63))
+        return perturbed(batch, self.vocabulary, list(range(t % 2, len(batch), 2)), generator)
+
+    def _step(self, phase: Phase, objective: Objective, batch: Batch, t: int) -> None:
+        loss = objective(batch)
         loss.backward()
         rate = phase.recover.learning_rate * warmed(t, phase.recover.steps) * cosine(t / phase.recover.steps)
         for weight in self.weights.values():
@@ -160,3 +170,8 @@ class Training:
         ended = time.monotonic()
         self._wait = min(2 * self._wait, LONGEST)
         self._due = ended + max(self._wait, SHARE * (ended - began))
+
+
+def perturbs(phase: Phase, objective: Objective) -> bool:
+    """Whether a phase asks of texts that are none of the samples': labels say nothing of those."""
+    return phase.recover.perturb == "auto" and objective.terms == ("distill",)

@@ -43,7 +43,7 @@ def open_huggingface(checkpoint: Checkpoint, device: torch.device) -> Runnable:
     if text and found.task in ("classifier", "regressor") and not valid:
         forward, watch = partial(_one_by_one, forward), None
     classes = config.num_labels if found.task in ("classifier", "regressor") else None
-    return Runnable(module, parameters, found.task, forward, takes, tokenizer, longest, pad if valid else 0, classes, watch)
+    return Runnable(module, parameters, found.task, forward, takes, tokenizer, longest, pad if valid else 0, classes, watch, tokenizer.special if tokenizer else frozenset())
 
 
 def _inputs(module: nn.Module) -> dict[str, Input]:

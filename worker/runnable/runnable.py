@@ -58,6 +58,7 @@ class Runnable:
             logits [N, C]; regressor [N, K]; else [N, ...].
         inputs: by name; text models take `input_ids`.
         tokenizer: text -> token ids of each; None where there is none.
+        special: ids of tokens that are no text, as its tokenizer has them.
         longest: tokens that it takes; None where it takes none.
         pad: id of padding.
         classes: of a classifier, or outputs of a regressor.
@@ -74,6 +75,7 @@ class Runnable:
     pad: int = 0
     classes: int | None = None
     watch: Callable[[Batch], Features] | None = None
+    special: frozenset[int] = frozenset()
 
     def features(self, batch: Batch) -> Features:
         """What training follows, of one pass."""

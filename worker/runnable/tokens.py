@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import tokenizers
@@ -17,9 +18,19 @@ _CHARACTERS = 1 << 16
 _FILE_BYTES = 128 << 20
 
 
-def open_tokenizer(path: Path, longest: int) -> Callable[[list[str]], list[list[int]]]:
-    """A function from texts to the ids of each, with the special tokens that the file asks for, cut to `longest` and to what the file itself says. It raises
-    the same.
+@dataclass(frozen=True)
+class Tokenizer:
+    """Called with texts, gives the ids of each. `special`: ids of tokens that are no text (they begin, end, part, mask and pad it)."""
+
+    encode: Callable[[list[str]], list[list[int]]]
+    special: frozenset[int]
+
+    def __call__(self, texts: list[str]) -> list[list[int]]:
+        return self.encode(texts)
+
+
+def open_tokenizer(path: Path, longest: int) -> Tokenizer:
+    """What it gives has the special tokens that the file asks for, and is cut to `longest` and to what the file itself says. When called it raises the same.
 
     Raises:
         InputRefused: not-runnable, where the library does not read the file.
@@ -31,6 +42,7 @@ def open_tokenizer(path: Path, longest: int) -> Callable[[list[str]], list[list[
         tokenizer.no_padding()
         own = tokenizer.truncation
         tokenizer.enable_truncation(min(longest, own["max_length"]) if own else longest)
+        special = frozenset(i for i, token in tokenizer.get_added_tokens_decoder().items() if token.special)
     except (KeyboardInterrupt, MemoryError):
         raise
     except BaseException as e:  # the library panics on some files, which is no Exception
@@ -45,4 +57,4 @@ def open_tokenizer(path: Path, longest: int) -> Callable[[list[str]], list[list[
             why = f"its tokenizer.json does not take {shown(texts[0][:40])} ({shown(str(e)[:200])})"
             raise not_runnable(why, "a tokenizer.json that the tokenizers library wrote, or token ids as calibration data") from None
 
-    return encode
+    return Tokenizer(encode, special)

@@ -46,9 +46,10 @@ def from_weights(path: Path) -> Perceptron:
     return module
 
 
-def digits(path: Path) -> tuple[np.ndarray, np.ndarray]:
+def digits(path: Path, part: str = "train") -> tuple[np.ndarray, np.ndarray]:
+    """Images of `train` or `test` by 255, float32 [N, 784], and what they show."""
     with np.load(path) as z:
-        return z["x_train"].reshape(len(z["x_train"]), -1).astype(np.float32) / 255, z["y_train"].astype(np.int64)
+        return z[f"x_{part}"].reshape(len(z[f"x_{part}"]), -1).astype(np.float32) / 255, z[f"y_{part}"].astype(np.int64)
 
 
 def points(count: int) -> tuple[np.ndarray, np.ndarray]:

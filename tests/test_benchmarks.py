@@ -5,12 +5,13 @@ from __future__ import annotations
 import importlib
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from app.recipe import parse_recipe
-from benchmarks import peers, quality
+from benchmarks import deep_compression, peers, quality
 from benchmarks.row import Broke, measured
 
 
@@ -68,3 +69,18 @@ def test_a_row_is_measured_in_a_process_of_its_own(matrices, tmp_path):
     assert took["bits"] == 17 and took["seconds"] > 0 and 0 <= took["memory"] < 1 << 30 and int((load_file(out)["a"] == 0).sum()) == 32 * 64
     with pytest.raises(Broke, match="ended with 1"):
         measured("benchmarks.peers:pruned", tmp_path, source=source, out=out, names=["nothing"], sparsity=0.5, scope="tensor")
+
+
+def test_a_program_is_scored_with_other_tensors_in_their_places(tmp_path):
+    """Images as the program takes them, and the digits that it says, held against the module itself."""
+    network = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 5, stride=4), torch.nn.Flatten(), torch.nn.Linear(72, 10))
+    torch.export.save(torch.export.export(network, (torch.zeros(2, 1, 28, 28),), dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=4096)},)), tmp_path / "n.pt2")
+    rng = np.random.default_rng(0)
+    images, says = rng.integers(0, 256, (40, 28, 28), dtype=np.uint8), rng.integers(0, 10, 40)
+    np.savez(tmp_path / "mnist.npz", x_test=images, y_test=says)
+    scored = deep_compression.Scored(tmp_path / "n.pt2")
+    assert scored.shape == [1, 28, 28] and scored.tensors.keys() == network.state_dict().keys()
+    for scale in (1.0, -1.0):
+        network[2].weight.data.mul_(scale)
+        wrong = (network(torch.from_numpy(images[:, None] / np.float32(255))).argmax(1).numpy() != says).sum()
+        assert scored.errors({"2.weight": network[2].weight.data}, tmp_path / "mnist.npz") == wrong

@@ -4,10 +4,12 @@ values, near enough to count bits by and nothing else."""
 from __future__ import annotations
 
 import math
+from bisect import bisect
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import cycle
 
+from app.normal_levels import normal_levels
 from app.recipe import Prune, Quantize
 from app.values import Values
 
@@ -73,6 +75,8 @@ def codes(values: Sequence[float], step: Quantize, group: int) -> tuple[list[int
     tried = groups[:: max(1, len(groups) // _TRIED)] if step.scale_search == "mse" else []
     shrinks = [_searched([g], step) for g in tried] or [1.0]  # every group has its own; those not tried take turns
     out, scales = [], []
+    levels = normal_levels(step.num_bits)
+    middles = [(a + b) / 2 for a, b in zip(levels, levels[1:], strict=False)]
     low, high = -(1 << step.num_bits - 1), (1 << step.num_bits - 1) - 1
     for g, shrink in zip(groups, cycle(shrinks), strict=False):
         if step.symmetric:
@@ -83,11 +87,13 @@ def codes(values: Sequence[float], step: Quantize, group: int) -> tuple[list[int
             scale = (most - least) / (high - low) or 1.0
             zero = round(low - least / scale)
         scales.append(scale)
-        out += [_e4m3(v / scale) for v in g] if step.type == "float" else [min(high, max(low, round(v / scale) + zero)) - low for v in g]
+        out += [_e4m3(v / scale) for v in g] if step.type == "float" else [bisect(middles, v / scale) for v in g] if step.type == "nf" else [min(high, max(low, round(v / scale) + zero)) - low for v in g]
     return out, scales
 
 
 def _half_range(step: Quantize) -> float:
+    if step.type == "nf":
+        return 1.0
     return 448.0 if step.type == "float" else ((1 << step.num_bits) - 1) / (1 if step.zero_point == "float" else 2)
 
 
@@ -97,7 +103,7 @@ def _absmax(values: Sequence[float], group: int) -> list[float]:
 
 def _searched(groups: Sequence[Sequence[float]], step: Quantize) -> float:
     """The factor on the absmax scale that loses least, over some groups together."""
-    if step.type == "float":
+    if step.type != "int":
         return 1.0
     limit = (1 << step.num_bits - 1) - 0.5
 

@@ -163,7 +163,7 @@ def check_output(recipe: Recipe, output: str, has_config: bool, program: bool = 
         if any(q.mapping == "gradient" for q in recipe.step(Quantize)):
             refuse("compressed-tensors carries scale factors, and mapping gradient makes codebooks; choose packed, or safetensors for the values")
         if any(not q.plain_scales for q in recipe.step(Quantize)):
-            refuse("compressed-tensors carries floating scales and integer zero points, not scale_bits or a float zero_point; choose packed, or safetensors for the values")
+            refuse("compressed-tensors carries floating scales and integer zero points, not scale_bits, a float zero_point or type nf; choose packed, or safetensors for the values")
         if any(q.type == "float" and q.strategy == "group" for q in recipe.step(Quantize)):
             refuse("compressed-tensors carries fp8 per tensor or channel, not per group; choose packed")
         if recipe.step(Lossless):

@@ -114,13 +114,13 @@ def _quantized(t: Treatment, q: Quantize, values: Values, entropy: bool) -> Told
     if not entropy:
         total = raw_payload(kind, width, count) + sum(raw_payload(*p) for p in parts)
         # every value decides whether float16 is enough for the scales
-        margin = 0 if q.scale_bits else 2 * scales * sum(kind == "float" for kind, _, _ in parts)
+        margin = 0 if q.scale_bits else 2 * scales * sum(n == scales and kind == "float" for kind, _, n in parts)
         return Told(Size(total, margin), Size(total - heads, margin), False, beside)
     found, sizes = codes(floats, q, count if q.strategy == "tensor" else group)
     dtype = "F16" if scale_width == 2 else "F32"
     more = sum(raw_payload(*p) for p in parts)
     if q.scale_bits is None:
-        more += float_payload(Values(dtype, tops_of(dtype, sizes)), scales) - raw_payload(*parts[0])
+        more += float_payload(Values(dtype, tops_of(dtype, sizes)), scales) - raw_payload("float", scale_width, scales)
     doubt = values.doubt if values.doubt in (SAMPLED, WEIGHED, RECOVERED) else DRAWN_CHANGED
     return _coded(found, q.num_bits, (rows, columns), more, heads, doubt, beside)
 
@@ -128,7 +128,8 @@ def _quantized(t: Treatment, q: Quantize, values: Values, entropy: bool) -> Told
 def _factors(q: Quantize, scales: int, shared: int, width: int) -> list[tuple[str, int, int]]:
     """(kind, width, values) of the payloads beside the codes."""
     of_one = [("codes", q.scale_bits, scales), ("float", 2, shared)] if q.scale_bits else [("float", width, scales)]
-    return of_one + ([] if q.symmetric else of_one if q.zero_point == "float" else [("int", 1, scales)])
+    levels = [("float", 4, 1 << q.num_bits)] if q.type == "nf" else []
+    return levels + of_one + ([] if q.symmetric else of_one if q.zero_point == "float" else [("int", 1, scales)])
 
 
 def _codebook(t: Treatment, q: Quantize, values: Values) -> Told:
@@ -216,7 +217,7 @@ def described(t: Treatment, offset: int, whole: bool, in_bundle: bool = False) -
             entry["quantized"] |= {"scale_dtype": "F16", "scale_shape": [1 if q.strategy == "tensor" else rows, groups]}
         if q.mapping == "uniform" and not q.plain_scales:
             entry["quantized"] |= {"type": "grid"} | ({"scale_bits": q.scale_bits, "shared_by": SUPER, "exponent": -16} if q.scale_bits else {})
-            entry["quantized"] |= {} if q.symmetric else {"offset": True}
+            entry["quantized"] |= ({} if q.symmetric else {"offset": True}) | ({"levels": True} if q.type == "nf" else {})
         beside = 1 if q.mapping == "gradient" else len(_factors(q, 1, 1, 2))
         entry["quantized"] |= {"sections": [rows * columns * num_bits // 8 + 36, *[rows * 2 + 36] * beside], "step": 0}
     return entry

@@ -147,7 +147,8 @@ class Prune(Targeted):
 class Quantize(Targeted):
     """Map weights to few levels: codes of `num_bits`, and what they stand for per tensor, channel (row) or group of inputs.
 
-    `mapping: uniform` has levels at equal distance under scale factors. `type: float` is fp8 (e4m3) and needs 8 bits. `scale_search: mse` tries a grid of
+    `mapping: uniform` has levels at equal distance under scale factors. `type: float` is fp8 (e4m3) and needs 8 bits; `nf` has
+    levels at quantiles of the normal distribution (NF4 where num_bits is 4). `scale_search: mse` tries a grid of
     signed scales with least-squares refinement. With `scale_bits` the scales of groups are integers of so many bits under one float16 for 256 inputs (as in
     ggml's K-quants), and so are the offsets where it is not symmetric. `zero_point: float` has an offset per group in the place of an integer zero point:
     value = scale * code - offset. `activations: dynamic` declares that a loader shall quantize activations per token at run time (W8A8);
@@ -159,7 +160,7 @@ class Quantize(Targeted):
     mapping: Literal["uniform", "gradient"] = "uniform"
     num_bits: Annotated[int, Field(ge=2, le=8)] | None = None
     avg_bits: Annotated[float, Field(ge=1, le=8)] | None = None
-    type: Literal["int", "float"] = "int"
+    type: Literal["int", "float", "nf"] = "int"
     symmetric: bool = True
     strategy: Literal["tensor", "channel", "group"] = "channel"
     group_size: Annotated[int, Field(ge=1, le=1 << 20)] | None = None
@@ -177,7 +178,7 @@ class Quantize(Targeted):
     @property
     def plain_scales(self) -> bool:
         """Whether floating scales and integer zero points are all that its codes need."""
-        return self.mapping == "uniform" and self.scale_bits is None and self.zero_point == "integer"
+        return self.mapping == "uniform" and self.type != "nf" and self.scale_bits is None and self.zero_point == "integer"
 
     @model_validator(mode="before")
     @classmethod
@@ -209,15 +210,15 @@ class Quantize(Targeted):
             refuse("avg_bits" if self.avg_bits is not None else "recover", "this goes with mapping gradient only")
         if self.type == "float" and self.num_bits != 8:
             refuse("num_bits", "type float has 8 bits (e4m3) here; for other widths choose type int")
-        if self.type == "float" and not self.symmetric:
-            refuse("symmetric", "type float is symmetric; asymmetric needs type int")
+        if self.type != "int" and not self.symmetric:
+            refuse("symmetric", "type {type} is symmetric; asymmetric needs type int", type=self.type)
         if self.strategy != "group" and self.group_size is not None:
             refuse("group_size", "group_size goes with strategy group only")
         if self.zero_point == "float" and self.symmetric:
             refuse("zero_point", "a float zero point is of asymmetric codes: symmetric false")
         if self.scale_bits is not None:
             self._two_level()
-        if self.activations == "dynamic" and (self.num_bits != 8 or self.strategy == "group" or not self.symmetric):
+        if self.activations == "dynamic" and (not self.plain_scales or self.num_bits != 8 or self.strategy == "group" or not self.symmetric):
             refuse("activations", "dynamic activations go with 8 symmetric bits per tensor or channel")
         return self
 
@@ -225,7 +226,7 @@ class Quantize(Targeted):
         if self.strategy != "group" or SUPER % self.group_size or self.group_size == SUPER:
             refuse("scale_bits", "scales of few bits are those of groups, of which several share {n} inputs: group_size 1, 2, 4, ..., 128", n=SUPER)
         if self.type == "float":
-            refuse("scale_bits", "fp8 has an exponent of its own; scales of few bits go with type int")
+            refuse("scale_bits", "fp8 has an exponent of its own; scales of few bits go with type int or nf")
         if not self.symmetric and self.zero_point == "integer":
             refuse("zero_point", "beside scales of few bits there are offsets of as many: zero_point float, or leave it out")
 

@@ -73,10 +73,11 @@ class Grid:
     """Codes of one matrix and what `packed` alone carries beside them: `value = level * scale - offset`.
 
     Args:
-        codes: uint8 [O, I]. A code's level is itself where there is an offset, else `code - 2^(b-1)`.
+        codes: uint8 [O, I]. A code's level is `levels[code]` where there are levels, itself where there is an offset, else `code - 2^(b-1)`.
         scale, offset: of each group. No offset where symmetric.
         group_size: inputs that share them; I for channels and tensors. The last group may be short.
         params: the step that made it, with what was resolved.
+        levels: float32 [2^b], ascending; without an offset only.
         zero: the code whose value is nearest to 0 stands for exactly 0 (see `worker.kernels.affine`); with an offset only.
         transposed: as in `Quantized`.
     """
@@ -86,16 +87,18 @@ class Grid:
     offset: Factors | None
     group_size: int
     params: Quantize
+    levels: torch.Tensor | None = None
     zero: bool = False
     transposed: bool = False
 
     def dequantize(self, rows: slice = slice(None)) -> torch.Tensor:
         """float32 [O, I], or some of its rows."""
         offset = None if self.offset is None else self.offset.floats(rows)
-        return grid_values(self.codes[rows], self.scale.floats(rows), offset, self.params.num_bits, self.group_size, self.zero)
+        return grid_values(self.codes[rows], self.scale.floats(rows), offset, self.params.num_bits, self.group_size, self.zero, self.levels)
 
     def to(self, device: torch.device) -> Grid:
-        return replace(self, codes=self.codes.to(device), scale=self.scale.to(device), offset=None if self.offset is None else self.offset.to(device))
+        offset, levels = (None if part is None else part.to(device) for part in (self.offset, self.levels))
+        return replace(self, codes=self.codes.to(device), scale=self.scale.to(device), offset=offset, levels=levels)
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,12 @@ from dataclasses import dataclass, fields, replace
 
 import torch
 
+from app.normal_levels import normal_levels
 from app.recipe import Quantize
 from app.steps import SUPER
 from worker.encoded import Factors, Grid, Quantized
 from worker.kernels import affine, two_level, uniform
+from worker.kernels.table import Table
 
 _HALF, _LARGEST = torch.finfo(torch.float16), torch.finfo(torch.float32).max
 _PART = 1 << 18  # elements looked at together
@@ -72,7 +74,7 @@ class Scheme:
         zero: 0 is to stay 0 also under a float offset.
     """
 
-    levels: uniform.Levels | affine.Unsigned
+    levels: uniform.Levels | affine.Unsigned | Table
     group_size: int
     search: str
     offset: str
@@ -128,6 +130,8 @@ class Scheme:
         """What `encode` gave, as it is kept: int8 or float8_e4m3fn as in `Quantized`, uint8 as in `Grid`."""
         if self.offset == "float":
             return codes.to(torch.uint8)
+        if isinstance(self.levels, Table):
+            return self.levels.codes(codes)
         if self.scale_bits:
             return (codes - self.levels.low).to(torch.uint8)
         return codes.to(torch.float8_e4m3fn if self.levels.floating else torch.int8)
@@ -185,6 +189,7 @@ def scheme_for(step: Quantize, columns: int, dtype: torch.dtype = torch.float16,
     """For matrices of so many columns; what depends on their values is given (see `Scheme`)."""
     offset = "none" if step.symmetric else step.zero_point
     levels = affine.Unsigned(step.num_bits) if offset == "float" else uniform.Levels(step.num_bits, step.type == "float")
+    levels = Table(normal_levels(step.num_bits)) if step.type == "nf" else levels
     size = step.group_size if step.strategy == "group" else max(1, columns)
     return Scheme(levels, size, step.scale_search, offset, dtype, step.scale_bits, exponent, zero)
 
@@ -212,7 +217,7 @@ def _parts(matrix: torch.Tensor) -> tuple[torch.Tensor, ...]:
     return matrix.split(max(1, _PART // max(1, matrix.shape[1])))
 
 
-def _scale_dtype(matrix: torch.Tensor, size: int, levels: uniform.Levels | affine.Unsigned) -> torch.dtype:
+def _scale_dtype(matrix: torch.Tensor, size: int, levels: uniform.Levels | affine.Unsigned | Table) -> torch.dtype:
     """float16 when no group's absmax scale comes near its limits (a search moves a scale by a factor below 4)."""
     for part in _parts(matrix):
         x = torch.nn.functional.pad(part.float(), (0, -part.shape[1] % size)).unflatten(1, (-1, size))
@@ -225,6 +230,7 @@ def _scale_dtype(matrix: torch.Tensor, size: int, levels: uniform.Levels | affin
 def assembled(scheme: Scheme, codes: torch.Tensor, p: Parameters, step: Quantize, transposed: bool = False) -> Quantized | Grid:
     """Args: codes: [O, I] as `stored`. p: of all rows and groups, or of one ([1, 1])."""
     size = scheme.group_size if step.strategy == "group" else max(1, codes.shape[1])
+    table = scheme.levels.tensor(codes.device) if isinstance(scheme.levels, Table) else None
     if step.plain_scales:
         return Quantized(codes, p.scale.to(scheme.dtype), None if p.zero_point is None else p.zero_point.to(torch.int8), size, step, transposed)
 
@@ -234,4 +240,4 @@ def assembled(scheme: Scheme, codes: torch.Tensor, p: Parameters, step: Quantize
         return Factors(integers.to(torch.int8 if signed else torch.uint8), above.half(), SUPER // size, scheme.scale_bits, scheme.exponent)
 
     offset = None if p.offset is None else factors(p.offset, p.offset_codes, p.offset_above, False)
-    return Grid(codes, factors(p.scale, p.scale_codes, p.scale_above, offset is None), offset, size, step, scheme.zero, transposed)
+    return Grid(codes, factors(p.scale, p.scale_codes, p.scale_above, offset is None), offset, size, step, table, scheme.zero, transposed)

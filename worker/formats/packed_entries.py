@@ -96,8 +96,8 @@ class PackedQuantized(_Strict):
 
 
 class PackedGrid(_Strict):
-    """Codes of a matrix [rows, columns] under scales and offsets (see docs/packed.md). `sections`: bytes of the payloads codes, scale, with `scale_bits` the
-    floats above it, and the same of an offset."""
+    """Codes of a matrix [rows, columns] under scales and offsets (see docs/packed.md). `sections`: bytes of the payloads codes, with `levels` these, scale,
+    with `scale_bits` the floats above it, and the same of an offset."""
 
     type: Literal["grid"]
     num_bits: Annotated[int, Field(ge=1, le=8)]
@@ -110,6 +110,7 @@ class PackedGrid(_Strict):
     scale_bits: Annotated[int, Field(ge=2, le=8)] | None = None
     shared_by: Annotated[int, Field(ge=1, lt=1 << 53)] | None = None
     exponent: Annotated[int, Field(ge=-126, le=126)] = 0
+    levels: bool = False
     offset: bool = False
     zero: bool = False
     sections: Annotated[tuple[Natural, ...], Field(min_length=2, max_length=5)]
@@ -132,8 +133,8 @@ class PackedGrid(_Strict):
 
     @property
     def beside(self) -> int:
-        """Scales, offsets, and what is above them."""
-        return self.factors * (math.prod(self.scale_shape) + (math.prod(self.above) if self.scale_bits else 0))
+        """Levels, scales, offsets, and what is above them."""
+        return (self.levels << self.num_bits) + self.factors * (math.prod(self.scale_shape) + (math.prod(self.above) if self.scale_bits else 0))
 
 
 class PackedCodebook(_Strict):

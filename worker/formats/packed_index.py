@@ -112,7 +112,8 @@ def _levels_fit(q: PackedCodebook) -> bool:
 
 def _grid_fits(q: PackedGrid) -> bool:
     rows, groups = q.scale_shape
-    fits = rows in (1, q.rows) and groups == _groups(q) and len(q.sections) == 1 + q.factors * (2 if q.scale_bits else 1) and q.offset >= q.zero
+    fits = rows in (1, q.rows) and groups == _groups(q) and len(q.sections) == 1 + q.levels + q.factors * (2 if q.scale_bits else 1)
+    fits &= q.offset >= q.zero and not (q.offset and q.levels)
     if q.scale_bits is None:
         return fits and q.shared_by is None and not q.exponent
     return fits and q.scale_dtype == "F16" and q.shared_by is not None and q.shared_by % q.group_size == 0

@@ -74,7 +74,8 @@ def parts_of(encoded: Encoded, restored: int) -> list[Part]:
     entropy = encoded.lossless or encoded.mask is not None
     if isinstance(q, Grid):
         codes = Part(tensor_bytes(q.codes), Layout("codes", q.params.num_bits), columns, entropy, weight)
-        return [codes, *(part for f in (q.scale, q.offset) if f is not None for part in _factors(f, entropy))]
+        levels = [] if q.levels is None else [_numbers(q.levels, entropy=entropy)]
+        return [codes, *levels, *(part for f in (q.scale, q.offset) if f is not None for part in _factors(f, entropy))]
     if q.params.type == "float":
         codes = _numbers(q.codes, restored, columns, entropy)
     else:

@@ -184,10 +184,11 @@ class PackedReader:
                 integers = (integers - np.uint8(1 << (q.scale_bits - 1))).view(np.int8)
             return Factors(torch.from_numpy(integers).reshape(q.scale_shape), floats(q.above), q.each, q.scale_bits, q.exponent)
 
+        levels = torch.from_numpy(found((1, 1 << q.num_bits), Layout("float", 4)).view(np.float32)) if q.levels else None
         scale, offset = factors(), factors() if q.offset else None
 
         def decoded(rows: slice) -> torch.Tensor:
-            return grid_values(codes[rows], scale.floats(rows), offset and offset.floats(rows), q.num_bits, q.group_size, q.zero)
+            return grid_values(codes[rows], scale.floats(rows), offset and offset.floats(rows), q.num_bits, q.group_size, q.zero, levels)
 
         return _by_rows(t, q, decoded)
 

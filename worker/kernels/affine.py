@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
+from worker.kernels.lookup import look_up
 from worker.kernels.sums import ordered_sum
 from worker.kernels.uniform import candidates, divide, over
 
@@ -167,13 +168,21 @@ def factors(values: torch.Tensor, above: torch.Tensor | None, each: int, exponen
     return above.float().repeat_interleave(each, dim=1)[:, : values.shape[1]] * values.float() * 2.0**exponent
 
 
-def grid_values(codes: torch.Tensor, scale: torch.Tensor, offset: torch.Tensor | None, num_bits: int, group_size: int, zero: bool) -> torch.Tensor:
-    """`level * scale - offset` in float32: [R, I] of codes uint8 [R, I] and float32 scales and offsets [R or 1, G]; the last group may be short."""
+def grid_values(
+    codes: torch.Tensor, scale: torch.Tensor, offset: torch.Tensor | None, num_bits: int, group_size: int, zero: bool, levels: torch.Tensor | None = None
+) -> torch.Tensor:
+    """`level * scale - offset` in float32: [R, I] of codes uint8 [R, I] and float32 scales and offsets [R or 1, G]; the last group may be short.
+
+    Args:
+        levels: float32 [2^num_bits], where codes are places in it; then there is no offset.
+    """
     columns = codes.shape[1]
 
     def spread(t: torch.Tensor) -> torch.Tensor:
         return t if t.shape[1] == 1 else t.repeat_interleave(group_size, dim=1)[:, :columns]
 
+    if levels is not None:
+        return look_up(codes, levels[None], max(1, columns)).mul_(spread(scale))
     if offset is None:
         return (codes.float() - float(1 << (num_bits - 1))).mul_(spread(scale))
     values = (codes.float() * spread(scale)).sub_(spread(offset))

@@ -306,11 +306,12 @@ def grid_parts(q: dict) -> list[tuple[int, int, int]]:
     one = [(1, ITEM[q["scale_dtype"]], rows * groups)]
     if "scale_bits" in q:
         one = [(3, q["scale_bits"], rows * groups), (1, 2, rows * -(-groups * q["group_size"] // q["shared_by"]))]
-    return one * (2 if q.get("offset") else 1)
+    return [(1, 4, 1 << q["num_bits"])] * q.get("levels", False) + one * (2 if q.get("offset") else 1)
 
 
 def gridded(q: dict, sections: list[bytes], rows: int, columns: int) -> np.ndarray:
     codes = np.frombuffer(sections.pop(0), np.uint8).reshape(rows, columns).astype(np.float32)
+    levels = np.frombuffer(sections.pop(0), np.float32) if q.get("levels") else None
     offset, g = q.get("offset", False), np.arange(columns) // q["group_size"]
 
     def factor() -> np.ndarray:
@@ -322,6 +323,8 @@ def gridded(q: dict, sections: list[bytes], rows: int, columns: int) -> np.ndarr
         return above[:, h] * u * np.float32(2.0 ** q.get("exponent", 0))
 
     scale = factor()
+    if levels is not None:
+        return levels[codes.astype(int)] * scale[:, g]
     if not offset:
         return (codes - (1 << q["num_bits"] - 1)) * scale[:, g]
     below = factor()
@@ -438,7 +441,7 @@ def test_codebooks_are_decoded_by_the_page_alone(tmp_path, strategy, transposed)
     assert 5 in USED["codecs"]
 
 
-@pytest.mark.parametrize("fields", [{"scale_bits": 6}, {"scale_bits": 4, "group_size": 16, "symmetric": False}, {"symmetric": False, "zero_point": "float", "strategy": "tensor"}])
+@pytest.mark.parametrize("fields", [{"scale_bits": 6}, {"scale_bits": 4, "group_size": 16, "symmetric": False}, {"symmetric": False, "zero_point": "float", "strategy": "tensor"}, {"type": "nf"}, {"type": "nf", "scale_bits": 7}])
 @pytest.mark.parametrize("sparsity", [0, 0.7])
 def test_grids_are_decoded_by_the_page_alone(tmp_path, fields, sparsity):
     import torch

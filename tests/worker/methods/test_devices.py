@@ -29,6 +29,7 @@ QUANTIZE = [
     {"num_bits": 4, "strategy": "tensor", "scale_search": "mse"}, {"num_bits": 2, "symmetric": False},
     {"num_bits": 4, "scale_bits": 6, "symmetric": False, "scale_search": "mse"}, {"num_bits": 3, "scale_bits": 5, "scale_search": "mse"},
     {"num_bits": 3, "zero_point": "float", "symmetric": False, "group_size": 16, "scale_search": "mse"}, {"num_bits": 4, "scale_bits": 4, "symmetric": False},
+    {"num_bits": 4, "type": "nf", "group_size": 16, "scale_search": "mse"}, {"num_bits": 3, "type": "nf", "scale_bits": 6},
 ]  # fmt: skip
 MAPPED = [{"num_bits": 3}, {"num_bits": 4, "group_size": 16}, {"num_bits": 6, "strategy": "tensor"}]
 STEPS = [{"method": "prune"} | p for p in PRUNE] + [{"method": "quantize"} | q for q in QUANTIZE]
@@ -77,7 +78,7 @@ def parts(q: Quantized | Grid | Codebook | None) -> tuple:
     if q is None:
         return ()
     if isinstance(q, Grid):
-        return (q.codes.float(), *(t for f in (q.scale, q.offset) if f is not None for t in (f.values, f.above)))
+        return (q.codes.float(), q.levels, *(t for f in (q.scale, q.offset) if f is not None for t in (f.values, f.above)))
     return (q.codes.float(), q.levels.float()) if isinstance(q, Codebook) else (q.codes.float(), q.scale, q.zero_point)
 
 

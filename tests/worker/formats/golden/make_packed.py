@@ -135,7 +135,7 @@ def make_codebooks(work: Path) -> dict[str, str]:
 def grids() -> dict[str, Grid]:
     """Scales and offsets of every kind, codes raw and coded, in the bundle and not."""
 
-    def made(rows: int, columns: int, num_bits: int, size: int, bits: int | None, symmetric: bool, zero: bool = False, transposed: bool = False) -> Grid:
+    def made(rows: int, columns: int, num_bits: int, size: int, bits: int | None, symmetric: bool, zero: bool = False, transposed: bool = False, table: bool = False) -> Grid:
         shape, codes = (rows, -(-columns // size)), torch.randint(0, 1 << num_bits, (rows, columns)).to(torch.uint8)
 
         def factor(signed: bool) -> Factors:
@@ -147,11 +147,11 @@ def grids() -> dict[str, Grid]:
 
         fields = {"symmetric": symmetric, "zero_point": "integer" if symmetric else "float", "scale_bits": bits, "strategy": "group", "group_size": size}
         params = Quantize(method="quantize", num_bits=num_bits, **fields)
-        return Grid(codes, factor(symmetric), None if symmetric else factor(False), size, params, zero, transposed)
+        return Grid(codes, factor(symmetric), None if symmetric else factor(False), size, params, torch.randn(1 << num_bits) if table else None, zero, transposed)
 
     return {
         "two.level": made(7, 300, 4, 32, 6, False), "zero": made(9, 70, 3, 16, 4, False, zero=True), "signed.transposed": made(5, 260, 2, 64, 8, True, transposed=True),
-        "floats.zero": made(6, 45, 5, 10, None, False, zero=True), "own": made(40, 512, 4, 128, 5, False),
+        "floats.zero": made(6, 45, 5, 10, None, False, zero=True), "own": made(40, 512, 4, 128, 5, False), "table": made(11, 90, 4, 30, None, True, table=True),
     }  # fmt: skip
 
 

@@ -70,7 +70,7 @@ def _working_set(t: Treatment) -> int:
     if not (t.step(Prune) or t.quantize):
         return shrinking
     q: Quantize | None = t.quantize
-    whole = q is not None and q.strategy == "tensor" and q.scale_search == "mse"
+    whole = q is not None and q.strategy == "tensor" and q.scale_search != "absmax"
     gradients = any(getattr(s, "needs_gradients", False) for s in t.steps)
     codebooks = q is not None and q.mapping == "gradient"
     return shrinking + 2 * t.spec.nbytes + elements * (4 + _SEARCH * whole + _GRADIENTS * gradients + _CODEBOOKS * codebooks)

@@ -54,7 +54,7 @@ def method(recipe: dict[str, Any]) -> str:
     """A resolved recipe's methods as one word, a search of scales and codebooks named, since they take many times as long: `prune+quantize:mse`."""
 
     def word(step: dict[str, Any]) -> str:
-        slow = "gradient" if step.get("mapping") == "gradient" else "mse" if step.get("scale_search") == "mse" else ""
+        slow = "gradient" if step.get("mapping") == "gradient" else step["scale_search"] if step.get("scale_search") in ("mse", "hqq") else ""
         return step["method"] + (slow and f":{slow}")
 
     return "+".join(dict.fromkeys(map(word, recipe["steps"])))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 METHODS = {"lossless": 6e-9, "prune": 7e-8, "quantize": 4e-8, "restore": 1e-8}
-SEARCH = 5e-7  # to quantize with `scale_search: mse`
+SEARCH = 5e-7  # to quantize with `scale_search: mse` or `hqq`
 CODEBOOKS = 6e-7  # with `mapping: gradient`
 COPY, CHECK = 2e-9, 1.2e-8  # to carry a tensor over, and to look whether its values are finite
 PROVE = 5.0  # seconds that a load proof takes to import transformers, whatever the size
@@ -17,4 +17,4 @@ def of(method: str, scale_search: str | None = None, mapping: str | None = None)
     """Of one step of a recipe."""
     if mapping == "gradient":
         return CODEBOOKS
-    return SEARCH if scale_search == "mse" else METHODS[method]
+    return SEARCH if scale_search in ("mse", "hqq") else METHODS[method]

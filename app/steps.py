@@ -151,7 +151,7 @@ class Quantize(Targeted):
     levels at quantiles of the normal distribution (NF4 where num_bits is 4). `scale_search: mse` tries a grid of
     signed scales with least-squares refinement. With `scale_bits` the scales of groups are integers of so many bits under one float16 for 256 inputs (as in
     ggml's K-quants), and so are the offsets where it is not symmetric. `zero_point: float` has an offset per group in the place of an integer zero point:
-    value = scale * code - offset. `activations: dynamic` declares that a loader shall quantize activations per token at run time (W8A8);
+    value = scale * code - offset; `scale_search: hqq` finds it by half-quadratic splitting. `activations: dynamic` declares that a loader shall quantize activations per token at run time (W8A8);
     it changes no weight. `mapping: gradient` puts the levels of codebooks where the loss feels them (k-means weighted by squared gradients), and with
     `avg_bits` in the place of `num_bits` gives each tensor the width that it needs.
     """
@@ -166,7 +166,7 @@ class Quantize(Targeted):
     group_size: Annotated[int, Field(ge=1, le=1 << 20)] | None = None
     scale_bits: Annotated[int, Field(ge=2, le=8)] | None = None
     zero_point: Literal["integer", "float"] = "integer"
-    scale_search: Literal["absmax", "mse"] = "absmax"
+    scale_search: Literal["absmax", "mse", "hqq"] = "absmax"
     activations: Literal["none", "dynamic"] = "none"
     recover: Recover | None = None
     strict: bool = False
@@ -190,8 +190,8 @@ class Quantize(Targeted):
                 data = data | {"strategy": "group"}
             if data.get("scale_bits") is not None:
                 data = {"strategy": "group", "group_size": 32} | data
-                if data.get("symmetric") is False:
-                    data = {"zero_point": "float"} | data
+            if data.get("symmetric") is False and (data.get("scale_bits") is not None or data.get("scale_search") == "hqq"):
+                data = {"zero_point": "float"} | data
             if data.get("strategy") == "group" and "group_size" not in data:
                 data = data | {"group_size": 128}
             if data.get("avg_bits") is not None and "strategy" not in data:
@@ -216,6 +216,8 @@ class Quantize(Targeted):
             refuse("group_size", "group_size goes with strategy group only")
         if self.zero_point == "float" and self.symmetric:
             refuse("zero_point", "a float zero point is of asymmetric codes: symmetric false")
+        if self.scale_search == "hqq" and self.zero_point == "integer":
+            refuse("scale_search", "hqq finds zero points that are no integers: symmetric false, and zero_point float or left out")
         if self.scale_bits is not None:
             self._two_level()
         if self.activations == "dynamic" and (not self.plain_scales or self.num_bits != 8 or self.strategy == "group" or not self.symmetric):

@@ -19,7 +19,7 @@ from app.normal_levels import normal_levels
 from app.recipe import Quantize
 from app.steps import SUPER
 from worker.encoded import Factors, Grid, Quantized
-from worker.kernels import affine, two_level, uniform
+from worker.kernels import affine, half_quadratic, two_level, uniform
 from worker.kernels.table import Table
 
 _HALF, _LARGEST = torch.finfo(torch.float16), torch.finfo(torch.float32).max
@@ -66,7 +66,7 @@ class Scheme:
     Args:
         levels: what a code may stand for.
         group_size: inputs that share a scale.
-        search: absmax or mse.
+        search: absmax, mse or hqq.
         offset: none | integer (a zero point) | float.
         dtype: of scales and offsets, where they are stored as floats.
         scale_bits: of the integers that they are stored as otherwise, under a float16 for every 256 inputs.
@@ -149,6 +149,9 @@ class Scheme:
         if self.offset == "float":
             anywhere = not self.scale_bits
             scale, offset = affine.search(x, self.levels, weight, self.zero, anywhere) if mse else affine.span(x, self.levels, weight, anywhere)
+            if self.search == "hqq":
+                scale = scale if self.scale_bits else uniform.stored(scale, self.dtype)
+                offset = half_quadratic.offset(x, scale, offset, self.levels, weight, self.zero, anywhere)
         else:
             flat, dtype = x.flatten(0, 1), torch.float32 if self.scale_bits else self.dtype
             scale = uniform.search(flat, self.levels, dtype) if mse else uniform.stored(uniform.absmax_scale(flat, self.levels), dtype)

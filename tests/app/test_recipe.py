@@ -49,6 +49,7 @@ def test_scales_of_few_bits_imply_groups_and_a_float_offset():
     assert (step.strategy, step.group_size, step.zero_point, step.plain_scales) == ("group", 32, "float", False)
     assert validate(Quantize, {"method": "quantize", "num_bits": 4, "scale_bits": 6, "group_size": 16}).group_size == 16
     assert validate(Quantize, {"method": "quantize", "num_bits": 4, "symmetric": False}).plain_scales
+    assert validate(Quantize, {"method": "quantize", "num_bits": 4, "symmetric": False, "scale_search": "hqq"}).zero_point == "float"
     assert parse_job({"input": ID, "recipe": {"steps": [step.model_dump()]}}, has_config=True).output.format == "packed"
 
 
@@ -75,6 +76,8 @@ def test_mask_structures(text, kind, a, b):
         ({"method": "quantize"}, "/recipe/steps/0/num_bits"),
         ({"method": "quantize", "num_bits": 4, "type": "nf", "symmetric": False}, "/recipe/steps/0/symmetric"),
         ({"method": "quantize", "num_bits": 8, "type": "nf", "activations": "dynamic"}, "/recipe/steps/0/activations"),
+        ({"method": "quantize", "num_bits": 4, "scale_search": "hqq"}, "/recipe/steps/0/scale_search"),
+        ({"method": "quantize", "num_bits": 4, "scale_search": "hqq", "symmetric": False, "zero_point": "integer"}, "/recipe/steps/0/scale_search"),
         ({"method": "quantize", "num_bits": 4, "zero_point": "float"}, "/recipe/steps/0/zero_point"),
         ({"method": "quantize", "num_bits": 4, "scale_bits": 6, "zero_point": "integer", "symmetric": False}, "/recipe/steps/0/zero_point"),
         ({"method": "quantize", "num_bits": 4, "scale_bits": 9}, "/recipe/steps/0/scale_bits"),

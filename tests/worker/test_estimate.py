@@ -45,6 +45,7 @@ CODED = {
     "float offsets": [{"method": "quantize", "num_bits": 4, "group_size": 64, "symmetric": False, "zero_point": "float"}],
     "nf4": [{"method": "quantize", "num_bits": 4, "type": "nf", "group_size": 64}],
     "nf3 of two levels, coded": [{"method": "quantize", "num_bits": 3, "type": "nf", "scale_bits": 8, "scale_search": "mse"}, {"method": "lossless"}],
+    "hqq": [{"method": "quantize", "num_bits": 3, "group_size": 64, "symmetric": False, "scale_search": "hqq"}],
     "pruned under float offsets": [{"method": "prune", "sparsity": 0.6}, {"method": "quantize", "num_bits": 4, "scale_bits": 6, "symmetric": False}],
     "fp8, coded": [{"method": "quantize", "num_bits": 8, "type": "float"}, {"method": "lossless"}],
     "all": [{"method": "prune", "sparsity": 0.7}, {"method": "quantize", "num_bits": 3}, {"method": "lossless"}],

@@ -13,7 +13,7 @@ from worker.schemes import Parameters, assembled, joined, scheme_of, single
 STEPS = [
     {"num_bits": 4, "group_size": 32}, {"num_bits": 4, "group_size": 48, "symmetric": False, "scale_search": "mse"}, {"num_bits": 3}, {"num_bits": 8, "type": "float"},
     {"num_bits": 4, "scale_bits": 6, "symmetric": False, "scale_search": "mse"}, {"num_bits": 3, "scale_bits": 4, "group_size": 64},
-    {"num_bits": 4, "type": "nf", "group_size": 64}, {"num_bits": 3, "type": "nf", "scale_bits": 6, "scale_search": "mse"},
+    {"num_bits": 3, "group_size": 40, "symmetric": False, "scale_search": "hqq"}, {"num_bits": 4, "type": "nf", "group_size": 64}, {"num_bits": 3, "type": "nf", "scale_bits": 6, "scale_search": "mse"},
     {"num_bits": 4, "group_size": 50, "symmetric": False, "zero_point": "float", "scale_search": "mse"},
 ]  # fmt: skip
 

@@ -22,7 +22,8 @@ _GRADIENTS, _CODEBOOKS = 8, 12  # bytes of an element: what is known of its grad
 _UNKNOWN = 4
 _RUNNING = 800 * _MB  # torch and transformers, and what a batch leaves behind on its way through a network of common width
 FOLLOWED = 256 * _MB
-"""Most that training keeps of what the original model says to the samples, hidden states included; where it is more, it is asked batch by batch."""
+"""Most that training keeps of what the original model says to the samples, hidden states included (where it is more, it is asked batch by batch), and, beside it,
+of sums over the inputs of layers that are fitted together."""
 _RUNS, _FELT, _TRAINED = 8, 12, 24  # bytes of an element of a model that is run: two in float32 side by side; one and two sums; one that is trained by another
 
 
@@ -42,7 +43,7 @@ def peak_memory(treatments: Iterable[Treatment], *, proof: bool, runs: int = 0) 
         elements += math.prod(t.spec.shape)
         changing |= any(not isinstance(s, Lossless) for s in t.steps)
     child = (_CHANGING if changing else _LOSSLESS) + most + count * _A_TENSOR
-    run = _RUNNING + runs * elements + (FOLLOWED if runs == _TRAINED else 0) if runs else 0
+    run = _RUNNING + runs * elements + (2 * FOLLOWED if runs == _TRAINED else 0) if runs else 0
     return max(child, run, _PROOF + int(_PROOF_WEIGHTS * total) if proof and total <= PROOF_LIMIT else 0)
 
 

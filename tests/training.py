@@ -17,6 +17,7 @@ from worker.methods import plan, prepare
 from worker.plan import TensorPlan
 from worker.recovering import course, trained
 from worker.recovery.objective import Objective, terms
+from worker.recovery.refit import Refit
 from worker.recovery.teacher import Teacher
 from worker.recovery.training import Told, Training
 from worker.recovery.weights import Weight
@@ -80,8 +81,9 @@ def recover(
     resume: Path | None = None,
     advance: Callable[[], None] = lambda: None,
     samples: Data | None = None,
+    fitted: bool = False,
 ) -> Recovered:
-    """Train by the steps, with snapshots to `file` and from `resume`."""
+    """Train by the steps, with snapshots to `file` and from `resume`; `fitted` by least squares first."""
     checkpoint = open_checkpoint(folder, folder.parent)
     recipe = parse_recipe({"steps": steps})
     plans = plan(checkpoint, recipe, "packed")
@@ -91,6 +93,7 @@ def recover(
     phases = course(recipe, plans, weights, 1)
     teacher = Teacher(runnable(checkpoint), samples, 32)
     teacher.keep(range(len(samples)))
-    training = Training(samples, weights, torch.device("cpu"), seed, file, resume, advance)
+    refit = Refit(teacher.runnable, samples, seed) if fitted else None
+    training = Training(samples, weights, torch.device("cpu"), seed, file, resume, advance, refit=refit)
     told = training.run([(phase, Objective(student, teacher, terms(phase.recover.loss, True))) for phase in phases])
     return Recovered(checkpoint, recipe, plans, weights, told, student.forward)

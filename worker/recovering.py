@@ -28,6 +28,7 @@ from worker.progress import Emit, Progress
 from worker.recovery.objective import Objective, terms
 from worker.recovery.outcome import encode
 from worker.recovery.phases import Coding, Phase, Pruning, masks
+from worker.recovery.refit import Refit
 from worker.recovery.teacher import Teacher
 from worker.recovery.training import Told, Training, perturbs
 from worker.recovery.weights import Masked, Weight
@@ -76,7 +77,9 @@ class Recovery:
         steps = sum(phase.recover.steps for phase in phases)
         progress = Progress(self.emit, "recover", sum(s.nbytes for s in checkpoint.tensors.values()), steps)
         vocabulary = Vocabulary.of(student, data)
-        training = Training(data, self.weights, device, self.spec.get("seed", 0), self.out / SNAPSHOT, beside.get("resume"), lambda: progress.add(0, 1), vocabulary)
+        seed, places = self.spec.get("seed", 0), {name: s.places for name, s in checkpoint.shrunk.items() if s.cut.side.inner}
+        refit = Refit(teacher, data, seed, vocabulary if any(phase.recover.perturb == "auto" for phase in phases) else None, places)
+        training = Training(data, self.weights, device, seed, self.out / SNAPSHOT, beside.get("resume"), lambda: progress.add(0, 1), vocabulary, refit)
         said = Teacher(teacher, data, max(phase.recover.batch_size for phase in phases))
         pairs = [(phase, Objective(student, said, terms(phase.recover.loss, data.labels is not None))) for phase in phases]
         said.keep(asked(pairs, data, vocabulary))
@@ -92,7 +95,7 @@ class Recovery:
 
 def _report(told: Told) -> dict:
     before, after = told.before if math.isfinite(told.before) else None, told.after
-    losses = {"held_out_loss_before": before, "held_out_loss": after, "best_step": told.best_step}
+    losses = {"held_out_loss_before": before, "held_out_loss_fitted": told.fitted, "held_out_loss": after, "best_step": told.best_step}
     return {"method": told.method, "loss": told.loss, "steps": told.steps, "steps_run": told.done} | losses | {"stopped": told.stopped, "seconds": round(told.seconds, 3)}
 
 

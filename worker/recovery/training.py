@@ -27,13 +27,15 @@ FIRST, LONGEST, SHARE = 2.0, 30.0, 20
 
 @dataclass
 class Told:
-    """Of one phase, for the report. `before` is the held-out loss once its first change is made, before any training; `stopped` says why it ended."""
+    """Of one phase, for the report. `before` is the held-out loss once its first change is made, before any training, `fitted` that after least squares (None
+    where these were not done, or did no good); `stopped` says why it ended."""
 
     method: str
     loss: list[str]
     steps: int
     done: int = 0
     before: float | None = None
+    fitted: float | None = None
     after: float | None = None
     best_step: int = 0
     since: int = 0  # evaluations without a better one
@@ -49,6 +51,7 @@ class Training:
     file: of the snapshots; None takes none.
     resume: a snapshot of an earlier attempt.
     advance: called after each step.
+    refit: sets by least squares what pruning at once has left, before the first phase.
     vocabulary: of texts, for phases that perturb them; None leaves them as they are.
     """
 
@@ -60,6 +63,7 @@ class Training:
     resume: Path | None = None
     advance: Callable[[], None] = lambda: None
     vocabulary: Vocabulary | None = None
+    refit: Callable[[dict[str, Weight]], None] | None = None
     told: list[Told] = field(default_factory=list)
 
     def __post_init__(self):
@@ -99,6 +103,8 @@ class Training:
             self.told.append(told)
             if not phase.settles:  # what training makes worse stays as it is
                 best = self._judged(told, told.before, None)
+                if self.refit and i == 0:
+                    best = self._refitted(told, objective, best, size)
         every = max(1, (steps - phase.settles) // EVALUATIONS)
         started = time.monotonic()
         spent = told.seconds
@@ -122,6 +128,15 @@ class Training:
             self.weights[name].restore(state)
         if self.file:
             self._save(None)
+
+    def _refitted(self, told: Told, objective: Objective, best: snapshot.State | None, size: int) -> snapshot.State | None:
+        """Least squares, unless what is held out says that they did no good."""
+        self.refit(self.weights)
+        best = self._judged(told, objective.over(self.data, split(len(self.data), "stop"), size, self.device), best)
+        told.fitted, told.since = (None, 0) if told.since else (told.after, 0)
+        for name, state in (best or {}).items():
+            self.weights[name].restore(state)
+        return best
 
     def _drawn(self, phase: int, fitting: list[int], t: int, size: int) -> list[int]:
         """Positions of the samples of step t: epoch by epoch, each in an order of its own, of the seed."""

@@ -11,6 +11,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from app.blobs import hold
+from app.budget import bounds
 from app.libraries import versions
 from app.models import SUCCEEDED, Artifact, Job
 
@@ -25,7 +26,7 @@ def cache_key(owner: str, input_digest: str, spec: dict, backend: str, companion
         companions: role -> digest of what the job brings beside its input.
     """
     parts = {k: spec[k] for k in _DECIDES} | {"owner": owner, "input": input_digest, "versions": versions(), "backend": backend}
-    parts |= {"with": dict(companions)}
+    parts |= {"with": dict(companions)} | ({"budget": bounds(spec["budget"])} if spec.get("budget") else {})
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 

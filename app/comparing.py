@@ -2,7 +2,7 @@
 
     {"input": id, "recipes": ["w4a16", {"steps": [..]}, {"name": "ours", "recipe": {"steps": [..]}, "output": {"format": "packed"}}], "calibration": id, ..}
 
-A recipe is a preset's name, a recipe, or an object with `preset` or `recipe`, and `name`, `output` and `gates` of its own. Everything else of a job's body
+A recipe is a preset's name, a recipe, or an object with `preset` or `recipe`, and `name`, `budget`, `output` and `gates` of its own. Everything else of a job's body
 is given once and counts for all. The jobs run one after another (`app.jobs.claim`).
 """
 
@@ -21,8 +21,8 @@ from app.strict import Id, Strict, validate
 from app.submission import Submission, prepare
 
 MAX_RECIPES = 32
-_OWN = ("name", "preset", "recipe", "output", "gates")
-SHARED = tuple(f for f in JobSpec.model_fields if f != "recipe")
+_OWN = ("name", "preset", "recipe", "budget", "output", "gates")
+SHARED = tuple(f for f in JobSpec.model_fields if f not in ("recipe", "budget"))
 
 
 class _Body(Strict):
@@ -101,11 +101,12 @@ def _pointed(error: ModelpressError, i: int, item: Any) -> ModelpressError:
     """The same, pointing into the comparison's body."""
 
     def place(pointer: str | None) -> str | None:
-        for field in ("/recipe", "/preset", "/output", "/gates"):
+        for field in ("/recipe", "/preset", "/budget", "/output", "/gates"):
             if pointer is not None and (pointer == field or pointer.startswith(field + "/")):
+                of_recipe = field in ("/recipe", "/preset", "/budget")
                 if isinstance(item, str) or "steps" in item:
-                    return f"/recipes/{i}{pointer.removeprefix(field)}" if field in ("/recipe", "/preset") else pointer
-                return f"/recipes/{i}{pointer}" if field in ("/recipe", "/preset") or field[1:] in item else pointer
+                    return f"/recipes/{i}{pointer.removeprefix(field)}" if of_recipe else pointer
+                return f"/recipes/{i}{pointer}" if of_recipe or field[1:] in item else pointer
         return pointer
 
     if error.pointer is None and isinstance(error, Unprocessable):

@@ -22,7 +22,7 @@
     │   ├── InputRefused                 the file itself; `type` is one of REFUSALS
     │   └── InvalidSignature
     ├── JobFailure                       why a job ended `failed` without a refusal
-    │   ├── GateFailed, AccountingMismatch, LoadProofFailed, OutOfMemory, NoSpace, DeadlineExceeded, WorkerCrashed,
+    │   ├── GateFailed, BudgetNotMet, AccountingMismatch, LoadProofFailed, OutOfMemory, NoSpace, DeadlineExceeded, WorkerCrashed,
     │   │   Diverged
     ├── Locked                           423
     ├── QuotaExceeded                    429
@@ -241,6 +241,10 @@ class JobFailure(ModelpressError):
 
 class GateFailed(JobFailure):
     status, type, title = 422, "gate-failed", "The result misses a gate of the job"
+
+
+class BudgetNotMet(JobFailure):
+    status, type, title = 422, "budget-not-met", "No recipe that was tried keeps to the budget"
 
 
 class AccountingMismatch(JobFailure):

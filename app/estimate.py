@@ -102,9 +102,15 @@ def estimate(model: Outline, spec: JobSpec, read: Read | None, rate: float | Non
 
 
 def check_estimable(spec: JobSpec) -> None:
-    """Raises: InvalidJobSpec for a restore."""
+    """Raises: InvalidJobSpec for a restore; NotEstimable for a search."""
+    _searched(spec)
     if spec.recipe.kind == "restore":
         raise InvalidJobSpec("there is nothing to estimate in a restore; it gives back what was uploaded", pointer="/recipe")
+
+
+def _searched(spec: JobSpec) -> None:
+    if spec.recipe.searches:
+        raise NotEstimable("what auto chooses, and what that comes to, is known once it has searched; its result keeps to the budget, or the job says what can be met", pointer="/recipe")
 
 
 def looker(model: Outline, read: Read | None) -> Look:

@@ -27,12 +27,13 @@ def figures(task: str, labelled: bool) -> tuple[str, ...]:
     return FIGURES.get(task, _VECTORS) + (WITH_LABELS.get(task, ()) if labelled else ())
 
 
-def check(gates: dict, task: str, labelled: bool) -> None:
+def check(gates: dict, task: str, labelled: bool, at: str = "/gates") -> None:
     """Refuse a gate on a figure that there will be none of, before anything is computed for it.
 
     Args:
         task: of the model.
         labelled: whether there are labels.
+        at: where the bounds stand in the request.
 
     Raises:
         InvalidJobSpec: pointing at the gate, and naming the figures and gates that there are.
@@ -42,7 +43,7 @@ def check(gates: dict, task: str, labelled: bool) -> None:
         if gates.get(gate) is not None and figure not in there:
             usable = [g for g, f in ON_OUTPUTS.items() if f in there]
             why = f"{gate} is held against {figure}, which is not measured of {task} models; measured are {', '.join(there)}"
-            raise InvalidJobSpec(f"{why} (gates: {', '.join(usable)})", pointer=f"/gates/{gate}")
+            raise InvalidJobSpec(f"{why} ({at.removeprefix('/')}: {', '.join(usable)})", pointer=f"{at}/{gate}")
 
 
 def judge(gates: dict, rows: list[dict], total: dict, quality: dict | None = None) -> dict:

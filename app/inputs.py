@@ -7,6 +7,7 @@ from typing import Any
 from sqlalchemy.orm import Session
 
 from app import gates
+from app.budget import bounds
 from app.errors import InputNotUsable, InputRefused, InvalidJobSpec, NotFound
 from app.formats import DATA_KINDS, SafetensorsHeader, header_bytes_needed, parse_safetensors_header
 from app.limits import Limits
@@ -76,7 +77,8 @@ def check_input(source: Artifact, spec: JobSpec, storage: Storage) -> dict[str, 
         check_loss(spec.recipe, bool(spec.labels), task)
     if model and spec.calibration and task:
         gates.check(spec.gates.model_dump(), task, bool(spec.labels))
-    return treated(model, spec.recipe, spec.output.format)[1] if model else None
+        gates.check(bounds(spec.budget and spec.budget.model_dump()), task, bool(spec.labels), "/budget")
+    return treated(model, spec.recipe.stand_in, spec.output.format)[1] if model else None
 
 
 def outlined(source: Artifact, storage: Storage) -> Outline | None:

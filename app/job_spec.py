@@ -9,7 +9,9 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, StringConstraints
 from pydantic_core import PydanticCustomError
 
+from app import budget as budgets
 from app.addresses import check_url
+from app.budget import Budget
 from app.errors import InvalidJobSpec
 from app.recipe import METHODS, Lossless, Prune, Quantize, Recipe, narrows, parse_recipe
 from app.strict import Id, Strict, validate
@@ -41,6 +43,7 @@ PRESETS: dict[str, dict] = {
     "fp8": {"steps": [{"method": "quantize", "num_bits": 8, "type": "float", "strategy": "channel", "activations": "dynamic"}]},
     "prune-50": {"steps": [{"method": "prune", "sparsity": 0.5}]},
     "prune-2:4": {"steps": [{"method": "prune", "mask_structure": "2:4"}]},
+    "auto": {"steps": [{"method": "auto"}]},
     "deep-compression": {
         "steps": [
             _MATRICES | {"method": "prune", "saliency": "fisher", "scope": "global", "sparsity": 0.95, "schedule": {"kind": "cubic", "steps": 100}, "recover": _TRAINED},
@@ -81,6 +84,7 @@ class JobSpec(Strict):
     gradients: Id | None = None
     calibration: Id | None = None
     labels: Id | None = None
+    budget: Budget | None = None
     gates: Gates = Gates()
     device: Literal["auto", "cpu", "cuda"] = "auto"
     priority: Literal["low", "normal", "high"] = "normal"
@@ -115,8 +119,24 @@ def check_companions(spec: JobSpec) -> None:
         missing("calibration", "max_kl is measured on calibration data")
     if spec.gates.min_accuracy is not None and not spec.labels:
         missing("labels", "min_accuracy is measured with labels")
+    if needed := [name for name in budgets.bounds(spec.budget and spec.budget.model_dump()) if name in budgets.ON_OUTPUTS]:
+        if not spec.calibration:
+            missing("calibration", f"{needed[0]} is measured on calibration data; without them a budget is {', '.join((*budgets.SIZE, 'max_relative_error'))}")
     if spec.recipe.kind == "restore" and (given := companions(spec.model_dump(mode="json"))):
         raise InvalidJobSpec("a restore takes its input alone", pointer=f"/{next(iter(given))}")
+
+
+def check_budget(spec: JobSpec) -> None:
+    """A budget and `auto` go together.
+
+    Raises:
+        InvalidJobSpec: pointing at the budget.
+    """
+    if spec.recipe.searches and spec.budget is None:
+        names = ", ".join((*budgets.SIZE, *budgets.QUALITY))
+        raise InvalidJobSpec(f"auto looks for the best recipe within a budget, and there is none; give one or more of {names}", pointer="/budget")
+    if spec.budget is not None and not spec.recipe.searches:
+        raise InvalidJobSpec("a budget goes with the preset auto, which looks for a recipe; the bounds of a recipe of your own are gates", pointer="/budget")
 
 
 def check_loss(recipe: Recipe, labelled: bool, task: str) -> None:
@@ -133,6 +153,8 @@ def default_output(recipe: Recipe, has_config: bool, program: bool = False) -> s
     """What loads as is where there is a Hugging Face config or a program to put it into, else the container that carries everything."""
     if recipe.kind == "restore":
         return "original"
+    if recipe.searches:
+        return "packed"
     if program and not recipe.step(Lossless):
         return "pt2"
     scaled = recipe.step(Quantize) and all(q.plain_scales for q in recipe.step(Quantize))
@@ -155,6 +177,12 @@ def check_output(recipe: Recipe, output: str, has_config: bool, program: bool = 
         refuse("restore writes format original, and nothing else does; choose one of packed, safetensors, compressed-tensors, pt2")
     if recipe.kind == "lossless" and output != "packed":
         refuse(f"lossless is carried by packed, not by {output}")
+    if recipe.searches:
+        if output not in ("packed", "compressed-tensors"):
+            refuse(f"{output} has every value at its full width, so that no choice makes it smaller; choose packed, or compressed-tensors")
+        if output == "compressed-tensors" and not has_config:
+            refuse("compressed-tensors needs a config.json beside the weights: upload the whole folder, or choose packed")
+        return
     if output == "compressed-tensors":
         if not recipe.step(Quantize):
             refuse("compressed-tensors carries quantized weights, and no step quantizes; choose packed or safetensors")
@@ -202,6 +230,7 @@ def parse_job(data: Any, has_config: bool = True, complete: bool = True, program
     data.setdefault("sanitize", "report" if recipe.kind == "lossless" else "strip")
     spec = validate(JobSpec, data, tags=METHODS)
     check_output(recipe, spec.output.format, has_config, program is not False)
+    check_budget(spec)
     if complete:
         check_companions(spec)
     if spec.webhook:

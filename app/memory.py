@@ -24,7 +24,9 @@ _RUNNING = 800 * _MB  # torch and transformers, and what a batch leaves behind o
 FOLLOWED = 256 * _MB
 """Most that training keeps of what the original model says to the samples, hidden states included (where it is more, it is asked batch by batch), and, beside it,
 of sums over the inputs of layers that are fitted together."""
-_RUNS, _FELT, _TRAINED = 8, 12, 24  # bytes of an element of a model that is run: two in float32 side by side; one and two sums; one that is trained by another
+TRIED = 512 * _MB
+"""Most that a search keeps of matrices as options leave them."""
+_RUNS, _FELT, _TRAINED, _SEARCHED = 8, 12, 24, 16  # bytes of an element of a model that is run: two in float32 side by side; one and two sums; one that is trained by another; one in which matrices are replaced
 
 
 def peak_memory(treatments: Iterable[Treatment], *, proof: bool, runs: int = 0) -> int:
@@ -43,7 +45,7 @@ def peak_memory(treatments: Iterable[Treatment], *, proof: bool, runs: int = 0) 
         elements += math.prod(t.spec.shape)
         changing |= any(not isinstance(s, Lossless) for s in t.steps)
     child = (_CHANGING if changing else _LOSSLESS) + most + count * _A_TENSOR
-    run = _RUNNING + runs * elements + (2 * FOLLOWED if runs == _TRAINED else 0) if runs else 0
+    run = _RUNNING + runs * elements + {_TRAINED: 2 * FOLLOWED, _SEARCHED: TRIED}.get(runs, 0) if runs else 0
     return max(child, run, _PROOF + int(_PROOF_WEIGHTS * total) if proof and total <= PROOF_LIMIT else 0)
 
 
@@ -51,6 +53,8 @@ def run_bytes(spec: JobSpec) -> int:
     """Of an element, while the model is run on data: to train it, to learn what its output feels, to compare; 0 where it is not run."""
     if spec.calibration is None:
         return 0
+    if spec.recipe.searches:
+        return _SEARCHED
     return _TRAINED if spec.recipe.recovers else _FELT if spec.recipe.needs_gradients and spec.gradients is None else _RUNS
 
 

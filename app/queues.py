@@ -46,4 +46,4 @@ def choose(device: str, recipe: Recipe, memory: int, gpu: bool) -> str:
 def gains(recipe: Recipe) -> bool:
     """Whether a GPU may do more for this recipe than carrying bytes to it and back costs: where scales are searched, or units are compared and summed.
     Rounding to the nearest level is done as soon as the bytes are there."""
-    return any(q.scale_search != "absmax" for q in recipe.step(Quantize)) or bool(recipe.step(Prune))
+    return recipe.searches or any(q.scale_search != "absmax" for q in recipe.step(Quantize)) or bool(recipe.step(Prune))

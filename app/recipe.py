@@ -13,12 +13,12 @@ from pydantic import Field
 
 from app.errors import ConflictingSteps, InvalidJobSpec, NoTensorMatched
 from app.patterns import Targeted, matcher, wild
-from app.steps import METHODS, Lossless, Prune, Quantize, Restore, Step
+from app.steps import METHODS, Auto, Lossless, Prune, Quantize, Restore, Step
 from app.strict import Strict, validate
 
-__all__ = ["METHODS", "Lossless", "Prune", "Quantize", "Recipe", "Restore", "Step", "Targeted", "check_matched", "matcher", "narrows", "parse_recipe"]
+__all__ = ["METHODS", "Auto", "Lossless", "Prune", "Quantize", "Recipe", "Restore", "Step", "Targeted", "check_matched", "matcher", "narrows", "parse_recipe"]
 
-MAX_STEPS = 8
+MAX_STEPS = 512  # a searched recipe has one for each choice, and names the tensors; what patterns cost is bounded below
 MAX_MATCHES = 2_000_000  # of patterns with wildcards against names, which each take about a microsecond
 
 
@@ -41,6 +41,17 @@ class Recipe(Strict):
         return any(getattr(s, "recover", None) for s in self.steps)
 
     @property
+    def searches(self) -> bool:
+        """Whether the steps are still to be found, by a search of the job's own."""
+        return any(isinstance(s, Auto) for s in self.steps)
+
+    @property
+    def stand_in(self) -> Recipe:
+        """What is like the recipe that a search will find, for what has to be known before it: the tensors, the memory."""
+        found = [Quantize(method="quantize", mapping="gradient", num_bits=4, targets=s.targets, ignore=s.ignore) if isinstance(s, Auto) else s for s in self.steps]
+        return Recipe(steps=found)
+
+    @property
     def kind(self) -> str:
         """`restore`, `lossless` (no step changes a value) or `lossy`."""
         kinds = {type(s) for s in self.steps}
@@ -56,17 +67,20 @@ def parse_recipe(data: Any, prefix: str = "/recipe") -> Recipe:
     """A recipe, with the rules that hold between its steps."""
     recipe = validate(Recipe, data, prefix, METHODS)
     order = [list(METHODS.values()).index(type(s)) for s in recipe.steps]
+    named: dict[tuple, set[str]] = {}
     for i, step in enumerate(recipe.steps):
         pointer = f"{prefix}/steps/{i}"
-        if isinstance(step, Restore) and len(recipe.steps) > 1:
-            raise ConflictingSteps("restore stands alone in a recipe", pointer=pointer)
+        if isinstance(step, Restore | Auto) and len(recipe.steps) > 1:
+            raise ConflictingSteps(f"{step.method} stands alone in a recipe", pointer=pointer)
         if i and order[i] < order[i - 1]:
             raise ConflictingSteps(f"{step.method} comes before {recipe.steps[i - 1].method}: the order is prune, quantize, lossless", pointer=pointer)
         if narrows(step) and not all(map(narrows, recipe.steps[:i])):
             raise ConflictingSteps("ffn-width comes first: it changes the shapes that other steps work on", pointer=pointer)
-        for earlier in recipe.steps[:i]:
-            if type(earlier) is type(step) and narrows(earlier) == narrows(step) and set(earlier.targets) & set(step.targets):
+        if isinstance(step, Targeted):
+            earlier = named.setdefault((type(step), narrows(step)), set())
+            if not earlier.isdisjoint(step.targets):
                 raise ConflictingSteps(f"two {step.method} steps name the same targets; give each its own", pointer=pointer)
+            earlier.update(step.targets)
     return recipe
 
 

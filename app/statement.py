@@ -109,7 +109,7 @@ def provenance(
         report: SHA-256 of report.json.
         cached: the result of an earlier, equal job was taken; times and environment are that job's.
     """
-    asked = ("recipe", "output", "gates", "sanitize", "seed", "device")
+    asked = ("recipe", "budget", "output", "gates", "sanitize", "seed", "device")
     also = [{"name": role, "digest": {"sha256": beside[role]}, "annotations": {"over": "path size sha256"}} for role in sorted(beside)]
     inputs = [{"name": f"input/{p}", "digest": {"sha256": d}} for p, d in sorted(input_files.items())]
     return {
@@ -119,7 +119,7 @@ def provenance(
         "predicate": {
             "buildDefinition": {
                 "buildType": BUILD_TYPE,
-                "externalParameters": {k: spec[k] for k in asked if k in spec},
+                "externalParameters": {k: spec[k] for k in asked if k in spec and (k != "budget" or spec[k])},
                 "internalParameters": {"cached": cached},
                 "resolvedDependencies": [{"name": "input", "digest": {"sha256": input_digest}, "annotations": {"over": "path size sha256"}}, *inputs, *also],
             },

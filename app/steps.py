@@ -248,11 +248,20 @@ class Lossless(Targeted):
     method: Literal["lossless"]
 
 
+class Auto(Targeted):
+    """Search for the recipe: measure what each weight matrix loses by each of many steps, and choose among them within the job's `budget`.
+
+    It stands alone. What it has chosen is the recipe of the report.
+    """
+
+    method: Literal["auto"]
+
+
 class Restore(Strict):
     """Turn a packed or compressed artifact back into the original files, names, shapes and dtypes."""
 
     method: Literal["restore"]
 
 
-Step = Annotated[Union[Prune, Quantize, Lossless, Restore], Field(discriminator="method")]
-METHODS = {"prune": Prune, "quantize": Quantize, "lossless": Lossless, "restore": Restore}
+Step = Annotated[Union[Prune, Quantize, Lossless, Auto, Restore], Field(discriminator="method")]
+METHODS = {"prune": Prune, "quantize": Quantize, "lossless": Lossless, "auto": Auto, "restore": Restore}

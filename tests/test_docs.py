@@ -12,6 +12,7 @@ import typer.main
 import yaml
 
 from app import metrics
+from app.budget import Budget
 from app.cli import app
 from app.config import Settings
 from app.job_spec import FORMATS, PRESETS, Gates, JobSpec
@@ -39,7 +40,7 @@ def test_every_field_of_a_method_has_a_line(cls):
     assert [f for f in cls.model_fields if f != "method" and not row(1, f)] == []
 
 
-@pytest.mark.parametrize("cls", [JobSpec, Gates])
+@pytest.mark.parametrize("cls", [JobSpec, Gates, Budget])
 def test_every_field_of_a_job_is_told(cls):
     assert [f for f in cls.model_fields if not any(f"`{f}`" in line for line in ROWS)] == []
 

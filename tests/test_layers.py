@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from app.job_spec import FORMATS
-from app.recipe import METHODS, Restore
+from app.recipe import METHODS, Auto, Restore
 
 ROOT = Path(__file__).parents[1]
 
@@ -60,13 +60,13 @@ def test_every_method_and_format_has_its_handler_and_a_test():
     from worker.methods import METHODS as HANDLERS
     from worker.output import READERS, WRITERS
 
-    assert set(HANDLERS) == set(METHODS.values()) - {Restore}  # restore has a pipeline of its own
+    assert set(HANDLERS) == set(METHODS.values()) - {Auto, Restore}  # which are no steps of one tensor
     assert set(WRITERS) == set(READERS) == set(FORMATS) - {"original"}
     tests = "".join(p.read_text() for p in (ROOT / "tests" / "worker").rglob("test_*.py"))
     assert all(f'"{name}"' in tests for name in (*METHODS, *WRITERS))
 
 
 def test_the_childs_side_has_no_database_no_storage_and_no_network():
-    for name in ("__main__", "pipeline", "lossless", "lossy", "proof", "restore", "sanitize", "output", "report", "quality", "lockstep", "reloaded", "measuring", "offline"):
+    for name in ("__main__", "pipeline", "lossless", "lossy", "proof", "restore", "sanitize", "output", "report", "quality", "lockstep", "reloaded", "measuring", "offline", "searching", "search/trial", "search/effect"):
         bad = {m for m in imported(ROOT / "worker" / f"{name}.py") for f in ("app.db", "app.models", "app.storage", "app.jobs", "app.signing", "httpx", "socket") if m.startswith(f)}
         assert not bad, (name, bad)

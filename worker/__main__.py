@@ -20,6 +20,7 @@ from pathlib import Path
 
 import torch
 
+from app import budget
 from app.errors import JobFailure, ModelpressError, NoSpace, OutOfMemory
 from app.job_spec import COMPANIONS, PRESETS, parse_job
 from app.local import has_config, is_program
@@ -69,6 +70,8 @@ def resolve(args: argparse.Namespace) -> dict:
         body["recipe"] = recipe["recipe"] if isinstance(recipe, dict) and "recipe" in recipe else recipe
     if args.format:
         body["output"] = {"format": args.format}
+    if args.budget:
+        body["budget"] = budget.given(args.budget)
     body |= {"seed": args.seed} | {role: ANY_ID for role in COMPANIONS if getattr(args, role)}
     return parse_job(body, has_config(args.input), complete=not args.estimate, program=is_program(args.input)).model_dump(mode="json")
 
@@ -91,6 +94,7 @@ def main(argv: list[str] | None = None) -> int:
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--recipe", help="a JSON file: {\"steps\": [...]}")
     which.add_argument("--preset", choices=PRESETS)
+    parser.add_argument("--budget", action="append", help="with --preset auto: {\"ratio\": 4}, or ratio=4; may be repeated")
     parser.add_argument("--format", help="packed, safetensors, compressed-tensors or pt2")
     parser.add_argument("--sanitize", choices=("report", "strip"))
     parser.add_argument("--seed", type=int, default=0, help="for methods that draw random numbers")

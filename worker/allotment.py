@@ -48,7 +48,7 @@ def allot(step: Quantize, plans: list[TensorPlan], before: Callable[[TensorPlan]
     Raises:
         InputRefused: not-representable, when even the smallest options take more.
     """
-    looked = [_Sampled(plan, step, before(plan)) for plan in sorted(plans, key=lambda plan: plan.spec.name)]
+    looked = [Sampled(plan, step, before(plan)) for plan in sorted(plans, key=lambda plan: plan.spec.name)]
     groups: dict[str, list[int]] = {}
     for i, s in enumerate(looked):
         groups.setdefault(fused(s.plan.spec.name), []).append(i)
@@ -75,7 +75,7 @@ def allot(step: Quantize, plans: list[TensorPlan], before: Callable[[TensorPlan]
             plan.allotment = Allotment(num_bits, option.slope, math.floor(bits))
 
 
-def _offers(step: Quantize, looked: list[_Sampled]) -> Iterator[list[list[Option]]]:
+def _offers(step: Quantize, looked: list[Sampled]) -> Iterator[list[list[Option]]]:
     """The options of every tensor; where those do not fit, ones that reach down to next to nothing."""
     if step.strategy != "tensor":
         yield [s.widths() for s in looked]
@@ -87,8 +87,14 @@ def _offers(step: Quantize, looked: list[_Sampled]) -> Iterator[list[list[Option
         yield [s.priced([2 ** (octave + i / 2) for i in around]) for s in looked]
 
 
-class _Sampled:
-    """A tensor, and what is known of it from a sample."""
+class Sampled:
+    """A tensor, and what is known of it from a sample.
+
+    Attributes:
+        count: of its weights.
+        unit: of F, that losses in the unit of `gradient_mapping.sensitivity` have to be multiplied by.
+        spread: the slope at 0 bits, as high resolution has it; 4 times less with each bit.
+    """
 
     def __init__(self, plan: TensorPlan, step: Quantize, encoded: Encoded):
         matrix = plan.matrix(encoded.dense)

@@ -61,6 +61,7 @@ class Attempt:
         self.job, self.storage, self.zygotes, self.draining = job, storage, zygotes, draining
         self.scratch = settings().scratch / f"{job.id}-{job.fence}"
         self.prefix = f"tmp/{job.id}/{job.fence}"
+        self.spec: dict = job.spec  # with the recipe that a search has found
         self.stages = Stages()
         self.report: dict = {}  # the last one that was read
         self.snapshots: Snapshots | None = None  # of a training
@@ -128,9 +129,13 @@ class Attempt:
             folder.mkdir(parents=True)
         source = self._fetch(inp, claim)
         recipe = parse_recipe(self.job.spec["recipe"])
-        if recipe.needs_gradients and "gradients" not in self.beside:
+        if (recipe.needs_gradients or (recipe.searches and "calibration" in self.beside)) and "gradients" not in self.beside:
             if problem := self._calibrate(inp, source, claim):
                 return self._fail(problem)
+        if recipe.searches:
+            if problem := self._search(inp, claim):
+                return self._fail(problem, self._kept_report(self.scratch / "search"))
+            recipe = parse_recipe(self.spec["recipe"])
         if recipe.recovers:
             self.snapshots = Snapshots(self.storage, self.job.id, out)
             if found := self.snapshots.fetch(self.scratch / "with" / "resume" / NAME):
@@ -164,6 +169,15 @@ class Attempt:
                 return problem
             kept_statistics.store(self.storage, key, self.job.owner, path, f"{self.prefix}/statistics", lambda nbytes: self._go_on(claim))
         self.beside["statistics"] = path
+        return None
+
+    def _search(self, inp: Path, claim: Claim) -> dict | None:
+        """The recipe that keeps to the job's budget into `spec`, and what the report is to say of the search."""
+        found = self.scratch / "search"
+        if problem := self._stage("search", "worker.searching:child", inp, found, claim):
+            return problem
+        self.spec = self.spec | result.searched(found / "search.json")
+        shutil.rmtree(found)
         return None
 
     def _stage(self, stage: str, entry: str, inp: Path, out: Path, claim: Claim) -> dict | None:
@@ -224,7 +238,7 @@ class Attempt:
         spec = self.scratch / "spec.json"
         gpu = self.job.queue in GPU and entry != "worker.proof:prove"  # the proof is read, not computed
         beside = {role: str(path) for role, path in self.beside.items()}
-        spec.write_text(json.dumps(self.job.spec | {"device": "cuda" if gpu else "cpu", "beside": beside}))
+        spec.write_text(json.dumps(self.spec | {"device": "cuda" if gpu else "cpu", "beside": beside}))
         limits = Limits(settings().child_memory, settings().scratch_bytes, settings().threads or os.cpu_count() or 1, gpu)
 
         def progress(p: dict) -> None:

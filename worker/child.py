@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from app import budget
 from app.errors import REFUSALS, InputRefused, ModelpressError, OutOfMemory
 from worker.zygote import Limits, Spawned, Zygote
 
@@ -90,7 +91,15 @@ def _problem(event: dict) -> dict:
         raise ValueError("an unknown problem")
     if isinstance(pointer := problem.get("pointer"), str):
         made.pointer = _text(pointer, 500)
-    return made.problem() | {k: problem[k] for k in ("gates",) if k in problem}
+    return made.problem() | {k: problem[k] for k in ("gates",) if k in problem} | _nearest(problem)
+
+
+def _nearest(problem: dict) -> dict:
+    """The bounds of a budget that could be met: numbers, by names that we know."""
+    told = problem.get("nearest")
+    if not isinstance(told, dict):
+        return {}
+    return {"nearest": {k: v for k, v in told.items() if k in (*budget.SIZE, *budget.QUALITY) and type(v) in (int, float) and math.isfinite(v)}}
 
 
 def _tree(cls: type) -> list[type]:

@@ -72,22 +72,42 @@ def map_matrix(
 def _within(matrix: torch.Tensor, f: torch.Tensor, kept: torch.Tensor | None, allotment: Allotment) -> tuple[torch.Tensor, torch.Tensor]:
     """Codes and levels of one codebook for the whole matrix, under the price at which they take nearly all the bits that they may, and no more: each
     trial is coded, and the price moved by what a bit more or less costs at high resolution."""
-    x, g = sample(matrix, f, kept, _PRICED)
-    zeros = None if kept is None else round((matrix.numel() - int(kept.sum())) * x.numel() / max(1, int(kept.sum())))
+    seen = sample(matrix, f, kept, _PRICED)
     slope, best, most = allotment.slope, None, -1
     for trial in range(_TRIALS):
-        c, rates = priced_levels(x, g, slope, 1 << allotment.num_bits, zeros)
-        codes = codebooks.assign(x, g, c, rates)
-        mass = torch.zeros(c.shape, dtype=torch.float64, device=c.device).scatter_add_(1, codes, g.double())
-        found = levels.stored(c, mass, float(((x - c.gather(1, codes)).double().square() * g).sum()), matrix.dtype)
-        codes = torch.cat([_priced_codes(matrix[rows], f[rows], kept if kept is None else kept[rows], found.float(), rates) for rows in row_parts(matrix)])
-        bits = 8 * (coded_bytes(codes.cpu().numpy().reshape(-1), Layout("codes", allotment.num_bits)) + found.nbytes + _LEVELS_HEAD)
+        codes, found = _at_price(matrix, f, kept, seen, slope, allotment.num_bits)
+        bits = 8 * coded(codes, found, allotment.num_bits)
         if best is None or (most < bits <= allotment.bits) or (most > allotment.bits and bits < most):
             best, most = (codes, found), bits
         if allotment.bits * _NEARLY <= bits <= allotment.bits or (trial >= _USUAL and most <= allotment.bits):
             break
         slope *= 2 ** (2 * (bits - allotment.bits * _AIM) / matrix.numel() * (1 if trial < _USUAL else 4))
     return best
+
+
+def coded(codes: torch.Tensor, found: torch.Tensor, num_bits: int) -> int:
+    """Bytes of codes, entropy-coded, and of their levels, as payloads of their own."""
+    return coded_bytes(codes.cpu().numpy().reshape(-1), Layout("codes", num_bits)) + found.nbytes + _LEVELS_HEAD
+
+
+def at_price(matrix: torch.Tensor, f: torch.Tensor, step: Quantize, slope: float, num_bits: int, transposed: bool = False) -> Codebook:
+    """A matrix [O, I] under a price of `slope` for each bit (in the unit of f), whatever it then takes: one codebook for all of it."""
+    codes, found = _at_price(matrix, f, None, sample(matrix, f, None, _PRICED), slope, num_bits)
+    return Codebook(codes, found, max(1, matrix.shape[1]), num_bits, step, transposed)
+
+
+def _at_price(
+    matrix: torch.Tensor, f: torch.Tensor, kept: torch.Tensor | None, seen: tuple[torch.Tensor, torch.Tensor], slope: float, num_bits: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Codes and levels. Args: seen: see `sample`."""
+    x, g = seen
+    zeros = None if kept is None else round((matrix.numel() - int(kept.sum())) * x.numel() / max(1, int(kept.sum())))
+    c, rates = priced_levels(x, g, slope, 1 << num_bits, zeros)
+    codes = codebooks.assign(x, g, c, rates)
+    mass = torch.zeros(c.shape, dtype=torch.float64, device=c.device).scatter_add_(1, codes, g.double())
+    found = levels.stored(c, mass, float(((x - c.gather(1, codes)).double().square() * g).sum()), matrix.dtype)
+    codes = torch.cat([_priced_codes(matrix[rows], f[rows], kept if kept is None else kept[rows], found.float(), rates) for rows in row_parts(matrix)])
+    return codes, found
 
 
 def priced_levels(x: torch.Tensor, f: torch.Tensor, slope: float, size: int, zeros: int | None, iterations: int = 8) -> tuple[torch.Tensor, codebooks.Rates]:

@@ -1,4 +1,4 @@
-"""The stages of a job in one process and one after another, as `worker.attempt` runs them in jails: calibrate, recover or compress, measure."""
+"""The stages of a job in one process and one after another, as `worker.attempt` runs them in jails: calibrate, search, recover or compress, measure."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import importlib
 from pathlib import Path
 
 from app.recipe import parse_recipe
-from worker import pipeline
+from worker import pipeline, result
 from worker.progress import Emit
 
 
@@ -19,9 +19,18 @@ def run(inp: Path, out: Path, spec: dict, emit: Emit) -> None:
         ModelpressError: of the stage that refuses or fails; a failed gate's report is written first.
     """
     recipe, beside = parse_recipe(spec["recipe"]), dict(spec.get("beside") or {})
-    if recipe.needs_gradients and "gradients" not in beside:
+    if (recipe.needs_gradients or (recipe.searches and "calibration" in beside)) and "gradients" not in beside:
         _stage("calibrating", inp, out / "calibrated", spec | {"beside": beside}, emit)
         beside["statistics"] = str(out / "calibrated" / "statistics.safetensors")
+    if recipe.searches:
+        found = out / "search"
+        try:
+            _stage("searching", inp, found, spec | {"beside": beside}, emit)
+        finally:
+            if (report := found / "report.json").exists():
+                report.replace(out / "report.json")
+        spec = spec | result.searched(found / "search.json")
+        recipe = parse_recipe(spec["recipe"])
     given = spec | {"beside": beside}
     _stage("recovering", inp, out, given, emit) if recipe.recovers else pipeline.run(inp, out, given, emit)
     if "calibration" in beside:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from app import gates
+from app import budget, gates
 from app.recipe import parse_recipe
 from app.remarks import remarks
 from worker import lossless, lossy, report
@@ -48,7 +48,11 @@ def run(inp: Path, out: Path, spec: dict, emit: Emit, recovery: Recovery | None 
     asked = {gate: limit for gate, limit in (spec.get("gates") or {}).items() if gate not in later}
     judged = gates.judge(asked, result["tensors"], result["totals"])
     document = {"version": 1, "recipe": spec["recipe"], "output": spec["output"], "gates": judged, "environment": report.environment(device, bool(spec.get("calibration")))} | result
+    if spec.get("search"):
+        document["search"] = spec["search"]
     (out / "report.json").write_text(json.dumps(document, allow_nan=False))
+    if spec.get("search"):
+        budget.enforce(budget.held(budget.bounds(spec["budget"]), result["tensors"], result["totals"], {}))
     gates.enforce(judged)
 
 

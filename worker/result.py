@@ -2,6 +2,7 @@
 
     out/files/...     the result
     out/report.json   a JSON object
+    out/search.json   of a search: the recipe that it has found
 """
 
 from __future__ import annotations
@@ -10,8 +11,9 @@ import os
 import stat
 from pathlib import Path
 
-from app.errors import InputRefused, MalformedJson
+from app.errors import InputRefused, InvalidJobSpec, MalformedJson
 from app.limits import check_path
+from app.recipe import parse_recipe
 from app.strict import parse_json
 
 MAX_FILES = 20_000
@@ -50,6 +52,25 @@ def _harmless(path: str) -> str:
     except InputRefused as e:
         raise Unusable(f"it left a file of a bad name: {e.detail}") from None
     return path
+
+
+def searched(path: Path) -> dict:
+    """What a search has found: `recipe`, by the rules of every recipe, and `search`, for the report.
+
+    Raises:
+        Unusable: there is none, or one that is too large, no recipe, or one that would be searched or trained once more.
+    """
+    try:
+        if path.is_symlink() or path.stat().st_size > MAX_REPORT:
+            raise Unusable(f"what it has found has more than {MAX_REPORT} bytes")
+        document = parse_json(path.read_bytes())
+        recipe = parse_recipe(document["recipe"])
+        told = document["search"]
+    except (OSError, MalformedJson, InvalidJobSpec, KeyError, TypeError) as e:
+        raise Unusable(f"what it has found is not usable: {type(e).__name__}") from None
+    if recipe.searches or recipe.recovers or recipe.kind != "lossy" or not isinstance(told, dict):
+        raise Unusable("what it has found is no recipe")
+    return {"recipe": recipe.model_dump(mode="json"), "search": told}
 
 
 def report(path: Path) -> tuple[bytes, dict]:

@@ -35,11 +35,12 @@ _ENVIRONMENT = {"LANG": "C.UTF-8", "HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1"} |
 """One thread while importing; the child then asks torch for as many as it may use."""
 
 _LIBRARIES = ("torch", "transformers", "compressed_tensors", "torch.export.pt2_archive._package", "torch.export._trace", "torch.export._unlift")
-_MODELS = (*_LIBRARIES, "worker.calibrating", "worker.recovering", "worker.measuring", "worker.proof")
+_MODELS = (*_LIBRARIES, "worker.calibrating", "worker.searching", "worker.recovering", "worker.measuring", "worker.proof")
 PRELOAD = {
     "worker.__main__:run": ("torch", "worker.__main__"),
     "worker.gpu_probe:tell": ("torch", "worker.gpu_probe"),
     "worker.calibrating:child": _MODELS,
+    "worker.searching:child": _MODELS,
     "worker.recovering:child": _MODELS,
     "worker.measuring:child": _MODELS,
     "worker.proof:prove": _MODELS,

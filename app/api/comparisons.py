@@ -21,6 +21,7 @@ from app.api.paging import Cursor, Limit, page
 from app.api.requests import read_json
 from app.api.schemas import body_schema
 from app.auth import Owner
+from app.budget import Budget
 from app.comparing import MAX_RECIPES, insert, prepared
 from app.config import settings
 from app.db import reading
@@ -44,6 +45,7 @@ class OneRecipe(Strict):
     name: Tag | None = None
     preset: Preset | None = None
     recipe: Recipe | None = None
+    budget: Budget | None = None
     output: Output | None = None
     gates: Gates | None = None
 
@@ -52,6 +54,7 @@ class ComparisonRequest(JobSpec):
     """The body of `POST /v1/comparisons`: that of a job with `recipes` in the place of `recipe`; everything else counts for all of them."""
 
     recipe: SkipJsonSchema[None] = None
+    budget: SkipJsonSchema[None] = None
     recipes: Annotated[list[Preset | Recipe | OneRecipe], Field(min_length=1, max_length=MAX_RECIPES)]
     output: Output | None = None
     sanitize: Literal["report", "strip"] | None = None

@@ -6,6 +6,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from app.budget import bounds
 from app.job_spec import COMPANIONS
 from app.models import QUEUED, RUNNING, SIGNING, SUCCEEDED, TERMINAL, Artifact, Job, Upload
 from app.times import rfc3339
@@ -71,6 +72,7 @@ class JobView(BaseModel):
     calibration: str | None
     labels: str | None
     recipe: dict[str, Any]
+    budget: dict[str, Any] | None
     output: str | None
     output_format: str
     gates: dict[str, Any]
@@ -124,6 +126,7 @@ def job_view(job: Job) -> JobView:
     return JobView(
         **{k: spec[k] for k in ("input", "recipe", "sanitize", "seed", "device", "tags")},
         **{role: spec.get(role) for role in COMPANIONS},
+        budget=bounds(spec.get("budget")) or None,
         device_used=job.device,
         priority=spec.get("priority", "normal"),  # jobs of before know none
         id=job.id,

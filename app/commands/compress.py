@@ -8,10 +8,11 @@ from typing import Annotated, Any
 
 import typer
 
+from app import budget as budgets
 from app.bars import bars, byte_bar, job_bar
 from app.client import Client
 from app.commands.options import Into, Json, Url, check_empty, err, out, print_json, size_of
-from app.errors import GateFailed, InvalidJobSpec
+from app.errors import BudgetNotMet, GateFailed, InvalidJobSpec
 from app.gates import figures
 from app.job_spec import FORMATS, PRESETS
 from app.recipe import parse_recipe
@@ -30,6 +31,7 @@ def compress(
     calibration: Annotated[Path | None, typer.Option(exists=True, dir_okay=False, help="Data to run the model on: .txt, .jsonl, .json, .npz or .npy.")] = None,
     labels: Annotated[Path | None, typer.Option(exists=True, dir_okay=False, help="Labels of that data.")] = None,
     seed: Annotated[int, typer.Option(help="For methods that draw random numbers.")] = 0,
+    budget: Annotated[list[str] | None, typer.Option(help="With --preset auto, what the result must keep to, e.g. ratio=4 or min_cosine=0.98; may be repeated.")] = None,
     gate: Annotated[list[str] | None, typer.Option(help="A bound that the result must keep, e.g. max_relative_error=0.1; may be repeated.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda. Default: auto.")] = None,
     priority: Annotated[str | None, typer.Option(help="low, normal or high, among your own jobs. Default: normal.")] = None,
@@ -43,7 +45,7 @@ def compress(
         raise typer.BadParameter("give either --preset or --recipe")
     check_empty(output)
     spec: dict[str, Any] = {"preset": preset} if preset else {"recipe": given_recipe(recipe)}
-    given = {"output": {"format": format} if format else None, "sanitize": sanitize, "gates": given_gates(gate or []), "seed": seed}
+    given = {"output": {"format": format} if format else None, "sanitize": sanitize, "gates": given_gates(gate or []), "budget": budgets.given(budget or []), "seed": seed}
     given |= {"device": device, "priority": priority, "tags": given_tags(tag or []), "webhook": {"url": webhook} if webhook else None}
     spec |= {k: v for k, v in given.items() if v}
     with Client(url) as client, bars(err) as shown:
@@ -55,7 +57,7 @@ def compress(
         job = client.submit(artifact["id"], **spec)
         try:
             job = client.wait(job["id"], job_bar(shown))
-        except GateFailed:
+        except (GateFailed, BudgetNotMet):
             err.print(f"the whole report: GET /v1/jobs/{job['id']}/report")
             raise
         result = client.artifact(job["output"])

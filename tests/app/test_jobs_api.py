@@ -100,6 +100,10 @@ def test_an_input_in_use_is_kept(alice, model, problem):
         ({"preset": "lossless", "tags": {"run": "a\0b"}}, "invalid-job-spec", "/tags/run"),
         ({"preset": "lossless", "tags": {"a\nb": "7"}}, "invalid-job-spec", "/tags/a\nb/[key]"),
         ({"preset": "lossless", "device": "cuda"}, "invalid-job-spec", "/device"),
+        ({"preset": "auto"}, "invalid-job-spec", "/budget"),
+        ({"preset": "auto", "budget": {"min_cosine": 0.9}}, "invalid-job-spec", "/calibration"),
+        ({"preset": "lossless", "budget": {"ratio": 4}}, "invalid-job-spec", "/budget"),
+        ({"recipe": {"steps": [{"method": "auto", "targets": ["nope.*"]}]}, "budget": {"ratio": 4}}, "no-tensor-matched", "/recipe/steps/0/targets"),
         ({"recipe": {"steps": [{"method": "prune", "targets": ["nope.*"]}]}}, "no-tensor-matched", "/recipe/steps/0/targets"),
         ({"recipe": {"steps": [{"method": "prune", "targets": ["re:("]}]}}, "invalid-pattern", "/recipe/steps/0/targets/0"),
     ],
@@ -144,7 +148,7 @@ def test_hostile_specs(alice, artifact, model, problem):
 def test_the_catalogue(alice):
     assert [p["name"] for p in alice.get("/v1/presets").json()["items"]] == list(PRESETS)
     methods = {m["name"]: m["schema"] for m in alice.get("/v1/methods").json()["items"]}
-    assert methods.keys() == {"prune", "quantize", "lossless", "restore"} and "num_bits" in methods["quantize"]["properties"]
+    assert methods.keys() == {"prune", "quantize", "lossless", "auto", "restore"} and "num_bits" in methods["quantize"]["properties"]
     assert {"packed", "safetensors", "compressed-tensors"} <= {f["name"] for f in alice.get("/v1/formats").json()["items"]}
 
 

@@ -27,7 +27,7 @@ def steps(*steps, **rest):
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_preset_is_a_valid_recipe(name):
-    with_data = {"input": ID, "calibration": ID, "preset": name} if name == "deep-compression" else {"input": ID, "preset": name}
+    with_data = {"input": ID, "calibration": ID, "preset": name} if name == "deep-compression" else {"input": ID, "preset": name} | ({"budget": {"ratio": 4.0}} if name == "auto" else {})
     spec = parse_job(with_data)
     assert spec == parse_job(spec.model_dump(mode="json") | {"input": ID})
 

@@ -71,12 +71,12 @@ def test_unknown_events_and_keys_are_passed_over(follow):
 
 
 def test_a_problem_is_ours_to_word(follow):
-    problem = FAILED["problem"] | {"detail": "a\x00b" * 2000} | {"pointer": "/recipe", "instance": "evil", "stack": "evil", "gates": {"max_bytes": 1}}
+    problem = FAILED["problem"] | {"detail": "a\x00b" * 2000} | {"pointer": "/recipe", "instance": "evil", "stack": "evil", "gates": {"max_bytes": 1}, "nearest": {"ratio": 3.5, "max_kl": "evil", "evil": 1}}
     ended, _ = follow("raw", line=json.dumps({"event": "failed", "problem": problem}) + "\n")
     assert ended.how == "failed"
     assert (ended.problem["status"], ended.problem["title"], ended.problem["pointer"]) == (422, "Not a valid safetensors file", "/recipe")
     assert len(ended.problem["detail"]) == 2000 and "\x00" not in ended.problem["detail"]
-    assert set(ended.problem) == {"type", "title", "status", "detail", "pointer", "gates"}
+    assert set(ended.problem) == {"type", "title", "status", "detail", "pointer", "gates", "nearest"} and ended.problem["nearest"] == {"ratio": 3.5}
 
 
 @pytest.mark.parametrize("problem", [None, {}, {"type": "made-up"}, {"type": ["x"]}, {"type": None}, "text"])

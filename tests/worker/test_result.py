@@ -73,3 +73,28 @@ def test_a_report_that_is_missing_large_or_a_link_is_unusable(tmp_path, monkeypa
     for name in ("missing", "link", "large"):
         with pytest.raises(Unusable):
             result.report(tmp_path / name)
+
+
+FOUND = {"recipe": {"steps": [{"method": "quantize", "num_bits": 4, "targets": ["a"]}]}, "search": {"met": True}}
+
+
+def test_what_a_search_has_found(tmp_path):
+    (tmp_path / "search.json").write_text(json.dumps(FOUND))
+    found = result.searched(tmp_path / "search.json")
+    assert found["search"] == {"met": True} and found["recipe"]["steps"][0]["strategy"] == "channel"
+
+
+@pytest.mark.parametrize("steps", [[{"method": "auto"}], [{"method": "restore"}], [{"method": "lossless"}], [{"method": "prune", "recover": {"steps": 9}}], [{"method": "x"}], []])
+def test_no_other_recipe_comes_out_of_a_search(tmp_path, steps):
+    (tmp_path / "search.json").write_text(json.dumps(FOUND | {"recipe": {"steps": steps}}))
+    with pytest.raises(Unusable):
+        result.searched(tmp_path / "search.json")
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", "null", '{"recipe": 1, "search": {}}', json.dumps(FOUND | {"search": 1})])
+def test_a_search_that_left_something_else(tmp_path, text):
+    (tmp_path / "search.json").write_text(text)
+    with pytest.raises(Unusable):
+        result.searched(tmp_path / "search.json")
+    with pytest.raises(Unusable):
+        result.searched(tmp_path / "nothing.json")

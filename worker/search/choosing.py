@@ -1,0 +1,128 @@
+"""Which choices are worth being held against the model, and which of them keeps to the budget: the search proper, on a table that is filled already.
+
+Losses of matrices are taken to add up, which they nearly do; what is chosen by them is verified as a whole. Three ways to weigh are tried where outputs
+were measured: by them, by gradients, and by the geometric mean of both, for each of the first two may mislead. Beside them stands the best recipe that has
+one and the same option for all, so that a search is never worse than those.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from worker.kernels.front import best_within, path
+from worker.search.table import Row
+
+Choice = tuple[int, ...]
+"""The option of each group, by its place among the group's own."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """A choice that was verified. `bytes`: of the whole result, as predicted; `lost`: one number, 0 at best; `figures`: on held-out samples."""
+
+    how: str
+    choice: Choice
+    bytes: float
+    lost: float
+    figures: dict
+
+
+class Choosing:
+    """Args:
+    rows: of the table.
+    fixed: bytes of the result beside the groups.
+    verify: what a choice loses on held-out samples: (lost, figures); None where the model is not run.
+    """
+
+    def __init__(self, rows: list[Row], fixed: float, verify: Callable[[Choice], tuple[float, dict]] | None):
+        self.rows, self.fixed, self._verify = rows, fixed, verify
+        self.sizes = [[math.ceil(t.bytes) for t in r.told] for r in rows]
+        self.points: dict[Choice, Point] = {}
+        by_samples = [[t.loss for t in r.told] for r in rows]
+        if verify is None:
+            self.ways = {"weights" if not any(r.measured for r in rows) else "outputs": by_samples}
+        else:
+            by_outputs = [r.losses() for r in rows]
+            self.ways = {"outputs": by_outputs, "gradients": by_samples, "both": _means(by_outputs, by_samples)}
+
+    def bytes(self, choice: Choice) -> float:
+        return self.fixed + sum(s[o] for s, o in zip(self.sizes, choice, strict=True))
+
+    def smallest(self) -> Choice:
+        return tuple(min(range(len(s)), key=lambda i: (s[i], i)) for s in self.sizes)
+
+    def best(self) -> Choice:
+        """Of least loss, whatever it takes."""
+        losses = next(iter(self.ways.values()))
+        return tuple(min(range(len(x)), key=lambda i: (x[i], s[i])) for x, s in zip(losses, self.sizes, strict=True))
+
+    def finalists(self, room: float) -> Iterator[tuple[str, Choice]]:
+        """What may be best of all whose groups come to `room` bytes at most."""
+        for how, losses in self.ways.items():
+            found = best_within(self.sizes, losses, math.floor(room))
+            if found is not None:
+                yield f"chosen by {how}", tuple(found)
+        if (found := self._alike(room)) is not None:
+            yield "one option for all", found
+
+    def _alike(self, room: float) -> Choice | None:
+        """The best choice that has one option for all groups that have it."""
+        losses, best = next(iter(self.ways.values())), None
+        for option in self.rows[0].options if self.rows else ():
+            try:
+                choice = tuple(r.options.index(option) for r in self.rows)
+            except ValueError:
+                continue
+            lost = sum(x[o] for x, o in zip(losses, choice, strict=True))
+            if self.bytes(choice) - self.fixed <= room and (best is None or lost < best[0]):
+                best = lost, choice
+        return best and best[1]
+
+    def verified(self, how: str, choice: Choice) -> Point:
+        """What a choice comes to: on the model, or by what was added up where that is not run."""
+        if choice not in self.points:
+            if self._verify:
+                lost, figures = self._verify(choice)
+            else:
+                lost, figures = sum(x[o] for x, o in zip(next(iter(self.ways.values())), choice, strict=True)), {}
+            self.points[choice] = Point(how, choice, self.bytes(choice), lost, figures)
+        return self.points[choice]
+
+    def within(self, room: float) -> Point | None:
+        """The best that was found within so many bytes."""
+        points = [self.verified(how, choice) for how, choice in self.finalists(room)]
+        return min(points, key=lambda p: (p.lost, p.bytes), default=None)
+
+    def smallest_with(self, good: Callable[[Point], bool], room: float = math.inf) -> Point | None:
+        """The smallest that is good enough: by halving along each way's path, of which only what is smaller than the best so far is looked at."""
+        best: Point | None = None
+        for how, losses in self.ways.items():
+            ladder = [tuple(c) for c in path(self.sizes, losses)]
+            ladder = [c for c in ladder if self.bytes(c) - self.fixed <= room and (best is None or self.bytes(c) < best.bytes)]
+            low, high = 0, len(ladder) - 1
+            if not ladder or not good(self.verified(f"chosen by {how}", ladder[high])):
+                continue
+            while low < high:
+                middle = (low + high) // 2
+                if good(self.verified(f"chosen by {how}", ladder[middle])):
+                    high = middle
+                else:
+                    low = middle + 1
+            best = self.points[ladder[high]]
+        return best
+
+
+def _means(a: list[list[float]], b: list[list[float]]) -> list[list[float]]:
+    """Geometric means of two tables of losses."""
+    return [[math.sqrt(max(x, 0.0) * max(y, 0.0)) for x, y in zip(p, q, strict=True)] for p, q in zip(a, b, strict=True)]
+
+
+def front(points: list[Point]) -> list[Point]:
+    """Those that none beats in both, by bytes."""
+    out: list[Point] = []
+    for p in sorted(points, key=lambda p: (p.bytes, p.lost)):
+        if not out or p.lost < out[-1].lost:
+            out.append(p)
+    return out

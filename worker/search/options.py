@@ -1,0 +1,66 @@
+"""What may become of a matrix: a few steps of a recipe, without targets. The candidates are a list; another method is another line."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from app.recipe import Prune, Quantize
+from app.strict import validate
+from worker.search.labels import label
+
+_ROW = {"strategy": "channel"}
+_GROUPINGS = ({"group_size": 32}, {"group_size": 64}, {"group_size": 128}, _ROW)
+UNIFORM = {2: _GROUPINGS, 3: _GROUPINGS, 4: _GROUPINGS, 5: _GROUPINGS, 6: _GROUPINGS[2:], 7: (_ROW,), 8: (_ROW,)}
+"""Bits -> what shares a scale: the more bits, the less is gained by many scales."""
+
+
+@dataclass(frozen=True)
+class Option:
+    """Args:
+    steps: in their order, with targets still to be named.
+    price: of codebooks under a price: what one bit is worth, in the unit of the losses that gradients tell; then `steps` has no width yet.
+    """
+
+    steps: tuple[Prune | Quantize, ...]
+    price: float | None = None
+
+    @property
+    def label(self) -> str:
+        return label(self.steps) if self.price is None else f"codebook at {self.price:.3g} a bit"
+
+    @property
+    def uniform(self) -> bool:
+        """Whether it is scale factors alone."""
+        return len(self.steps) == 1 and isinstance(self.steps[0], Quantize) and self.steps[0].mapping == "uniform"
+
+
+PRICED = Quantize(method="quantize", mapping="gradient", avg_bits=8.0, strategy="tensor")
+"""The step of an option that has a price; its bits are told once it is encoded."""
+
+
+def options(output: str, gradients: bool) -> list[Option]:
+    """All that are tried, codebooks under a price aside.
+
+    Args:
+        output: packed or compressed-tensors, which carries scale factors alone.
+        gradients: whether it is known how the loss feels each weight.
+    """
+    return list(_listed(output == "packed", gradients))
+
+
+def _listed(packed: bool, gradients: bool) -> Iterator[Option]:
+    for bits, groupings in UNIFORM.items():
+        for grouping in groupings:
+            yield _option({"method": "quantize", "num_bits": bits, "scale_search": "mse"} | grouping)
+    if packed and gradients:
+        for bits in (2, 3, 4, 5):
+            yield _option({"method": "quantize", "mapping": "gradient", "num_bits": bits})
+        for pruned in ({"sparsity": 0.5}, {"mask_structure": "2:4"}):
+            for bits in (3, 4, 6):
+                prune = {"method": "prune", "saliency": "fisher"} | pruned
+                yield _option(prune, {"method": "quantize", "num_bits": bits, "scale_search": "mse", "group_size": 128})
+
+
+def _option(*steps: dict) -> Option:
+    return Option(tuple(validate(Prune if step["method"] == "prune" else Quantize, step) for step in steps))

@@ -1,0 +1,99 @@
+"""A recipe carried out, as the stage that compresses does it: its bytes are those of the result, its quality that of the values in it."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from app.recipe import Recipe, parse_recipe
+from worker import report
+from worker.checkpoint import Checkpoint
+from worker.methods import apply, plan, prepare
+from worker.output import open_writer
+from worker.search.effect import Effect
+from worker.search.groups import Group
+from worker.statistics import Statistics
+
+_ENTRY = 60  # bytes of a tensor's place in a packed file
+
+
+@dataclass(frozen=True)
+class Trial:
+    """Args:
+    rows, totals: of the report that the recipe would have.
+    quality: figures on held-out samples; empty where the model is not run.
+    """
+
+    recipe: dict
+    rows: list[dict]
+    totals: dict
+    quality: dict[str, float | None]
+
+    def bytes_of(self, groups: list[Group]) -> int:
+        names = {n for g in groups for n in g.names}
+        return sum(r["bytes_after"] for r in self.rows if r["name"] in names)
+
+
+class Carrying:
+    """What is needed to carry recipes out, one after another, in `scratch`."""
+
+    def __init__(self, checkpoint: Checkpoint, output: str, scratch: Path, device: torch.device, statistics: Statistics | None, effect: Effect | None):
+        self.checkpoint, self.output, self.scratch, self.device = checkpoint, output, scratch, device
+        self.statistics, self.effect = statistics, effect
+        self.before = sum(p.stat().st_size for p in checkpoint.files.values())
+
+    def fixed(self, recipe: Recipe, names: Collection[str]) -> int:
+        """Bytes of a result beside the tensors `names`, nearly: how they are described depends on what becomes of them.
+
+        Args:
+            recipe: one that changes them all, for formats whose layout has to be known beforehand.
+        """
+        if self.output == "packed":
+            return self._written(recipe, lambda name, encoded: None, left_out=frozenset(names))[1] + _ENTRY * len(names)
+        rows, total = self._written(recipe, lambda name, encoded: None)
+        return total - sum(r["bytes_after"] for r in rows if r["name"] in names)
+
+    def out(self, recipe: dict, names: Collection[str]) -> Trial:
+        """Args: names: tensors that the recipe changes. Raises: what preparing and writing raise."""
+        parsed, totals = parse_recipe(recipe), {}
+
+        def look(values: dict[str, torch.Tensor]) -> list[dict]:
+            rows, total = self._written(parsed, lambda name, encoded: values.__setitem__(name, encoded.dense) if name in names else None)
+            totals.update(report.totals(rows, {"": total}, self.before))
+            return rows
+
+        if self.effect is None:
+            return Trial(recipe, look(_Nothing()), totals, {})
+        with self.effect.changed() as values:
+            return Trial(recipe, look(values), totals, self.effect.held_out())
+
+    def _written(self, recipe: Recipe, saw: Callable, left_out: Collection[str] = ()) -> tuple[list[dict], int]:
+        """Rows of the report, and the bytes of all files."""
+        files = self.scratch / "trial"
+        files.mkdir()
+        try:
+            plans = plan(self.checkpoint, recipe, self.output)
+            if not left_out:
+                prepare(self.checkpoint, recipe, plans, self.device, statistics=self.statistics)
+            writer, rows = open_writer(self.output, files, self.checkpoint, plans), []
+            for name, tensor_plan in plans.items():
+                if name in left_out:
+                    continue
+                original = self.checkpoint.read(name)
+                encoded = apply(tensor_plan, original, self.device)
+                rows.append(report.encoded_row(original, encoded, writer.write(encoded)))
+                saw(name, encoded)
+            writer.finish()
+            return rows, sum(p.stat().st_size for p in files.rglob("*") if p.is_file())
+        finally:
+            shutil.rmtree(files, ignore_errors=True)
+
+
+class _Nothing(dict):
+    """Where values go when there is no model to be run with them."""
+
+    def __setitem__(self, name: str, value: torch.Tensor) -> None: ...

@@ -48,7 +48,7 @@ class Tokens:
         self.divergence, self.perplexity = Divergence(), Perplexity()
 
     def add(self, before: torch.Tensor, after: torch.Tensor, batch: Batch) -> None:
-        mask, ids = _mask(batch, before), batch.inputs.get("input_ids")
+        mask, ids = batch.counted(before), batch.inputs.get("input_ids")
         for i, keep in enumerate(mask):  # a sample at a time: selecting copies
             x, y = before[i], after[i]
             self.divergence.add(x[keep], y[keep])
@@ -58,13 +58,6 @@ class Tokens:
 
     def figures(self) -> dict:
         return self.divergence.figures() | self.perplexity.figures() | {"positions": self.divergence.positions}
-
-
-def _mask(batch: Batch, logits: torch.Tensor) -> torch.Tensor:
-    """bool [N, T]: the positions that count; all of them where the data say nothing of this many."""
-    mask = batch.inputs.get("decoder_attention_mask", batch.mask)
-    fits = mask is not None and mask.shape == logits.shape[:2]
-    return mask.bool() if fits else torch.ones(logits.shape[:2], dtype=torch.bool, device=logits.device)
 
 
 class Vectors:

@@ -30,7 +30,7 @@ def losses(task: str, output: torch.Tensor, batch: Batch, seed: int) -> torch.Te
         return labelled(task, output, batch.labels)
     drawn = [torch.Generator().manual_seed((seed * 1_000_003 + i) % (1 << 63)) for i in batch.positions]
     if task in ("causal-lm", "seq2seq"):
-        return torch.stack([_drawn_text(_predictions(task, logits, mask), g) for logits, mask, g in zip(output, _mask(batch, output), drawn, strict=True)])
+        return torch.stack([_drawn_text(_predictions(task, logits, mask), g) for logits, mask, g in zip(output, batch.counted(output), drawn, strict=True)])
     return torch.stack([_projected(task, one, None if batch.mask is None else batch.mask[i], drawn[i]) for i, one in enumerate(output)])
 
 
@@ -39,10 +39,6 @@ def labelled(task: str, output: torch.Tensor, labels: torch.Tensor) -> torch.Ten
     if task == "regressor":
         return (output.flatten(1) - labels.flatten(1)).square().sum(1)
     return cross_entropy(output, labels, reduction="none")
-
-
-def _mask(batch: Batch, output: torch.Tensor) -> torch.Tensor:
-    return torch.ones(output.shape[:2], dtype=torch.bool, device=output.device) if batch.mask is None else batch.mask
 
 
 def _predictions(task: str, logits: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

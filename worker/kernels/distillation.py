@@ -21,7 +21,7 @@ def divergence(output: torch.Tensor, teacher: torch.Tensor, task: str, mask: tor
     if task in LOGITS:
         p, q = (t.reshape(-1, t.shape[-1]) / temperature for t in (teacher, output))
         each = F.kl_div(q.log_softmax(-1), p.log_softmax(-1), reduction="none", log_target=True).sum(-1) * temperature**2
-        return _mean(each, mask if mask is not None and mask.numel() == each.numel() else None)
+        return _mean(each, mask)
     if task == "encoder":
         return (1 - F.cosine_similarity(output, teacher, dim=-1)).mean()
     return (output - teacher).square().mean() / teacher.var(correction=0).clamp_min(torch.finfo(torch.float32).tiny)

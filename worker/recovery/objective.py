@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from worker.kernels.distillation import against_labels, divergence, strayed
+from worker.recovery.portions import portions
 from worker.recovery.teacher import Teacher
 from worker.runnable.runnable import Features, Runnable
 from worker.samples.data import Batch, Data
@@ -38,11 +39,12 @@ class Objective:
 
     def _of_output(self, output: torch.Tensor, teacher: torch.Tensor | None, batch: Batch) -> torch.Tensor:
         task, losses = self.runnable.task, []
+        mask = batch.counted(output) if task in ("causal-lm", "seq2seq") else None
         if "distill" in self.terms:
-            losses.append(divergence(output, teacher, task, batch.mask, TEMPERATURE))
+            losses.append(divergence(output, teacher, task, mask, TEMPERATURE))
         if "labels" in self.terms:
             labels = batch.inputs["input_ids"] if task == "causal-lm" else batch.labels
-            losses.append(against_labels(output, labels, task, batch.mask))
+            losses.append(against_labels(output, labels, task, mask))
         return torch.stack(losses).mean()
 
     @torch.no_grad()
@@ -50,9 +52,11 @@ class Objective:
         """What the loss says of the output alone, for that is what counts in the end: mean over samples."""
         total = 0.0
         for start in range(0, len(positions), size):
-            batch = data.batch(positions[start : start + size]).to(device)
-            teacher = self.teacher.says(batch, hidden=False).output if "distill" in self.terms else None
-            total += float(self._of_output(self.runnable.forward(batch), teacher, batch)) * len(batch)
+            batch = data.batch(positions[start : start + size])
+            for share, part in portions(self.runnable, batch):
+                part = part.to(device)
+                teacher = self.teacher.says(part, hidden=False).output if "distill" in self.terms else None
+                total += float(self._of_output(self.runnable.forward(part), teacher, part)) * share * len(batch)
         return total / max(1, len(positions))
 
 

@@ -8,6 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from app.memory import FOLLOWED
+from worker.recovery.portions import portions
 from worker.runnable.runnable import Features, Runnable
 from worker.samples.data import Batch, Data
 
@@ -31,13 +32,14 @@ class Teacher:
             advance: told how many samples were done.
         """
         for start in range(0, len(positions), self.batch):
-            batch = self.data.batch(positions[start : start + self.batch]).to(self.runnable.device)
-            said = _tensors(self.runnable.features(batch))
-            if not self.kept and sum(self._bytes(t, batch, positions) for t in said) > FOLLOWED:
-                return False
-            for row, p in enumerate(batch.positions):
-                self.kept[p] = tuple(t[row, : self.data.length(p) if _by_token(t, batch) else None].clone() for t in said)
-            advance(len(batch))
+            whole = self.data.batch(positions[start : start + self.batch]).to(self.runnable.device)
+            for _, batch in portions(self.runnable, whole):
+                said = _tensors(self.runnable.features(batch))
+                if not self.kept and sum(self._bytes(t, batch, positions) for t in said) > FOLLOWED:
+                    return False
+                for row, p in enumerate(batch.positions):
+                    self.kept[p] = tuple(t[row, : self.data.length(p) if _by_token(t, batch) else None].clone() for t in said)
+                advance(len(batch))
         return True
 
     @torch.no_grad()
@@ -45,8 +47,14 @@ class Teacher:
         """Of a batch that is on the device; padding, of what is kept, says 0. Without `hidden`, its output alone."""
         if not all(p in self.kept for p in batch.positions):
             return self.runnable.features(batch) if hidden else Features(self.runnable.forward(batch))
-        output, *states = map(_batched, zip(*(self.kept[p][: None if hidden else 1] for p in batch.positions), strict=True))
+        each = zip(*(self.kept[p][: None if hidden else 1] for p in batch.positions), strict=True)
+        output, *states = (_batched(rows, self._tokens(rows, batch)) for rows in each)
         return Features(output, tuple(states))
+
+    def _tokens(self, rows: Sequence[torch.Tensor], batch: Batch) -> int:
+        """To how many rows what is kept is to be padded: the batch's tokens, where it has a row for each token; else none."""
+        told = batch.mask is not None and all(row.ndim > 1 and len(row) == self.data.length(p) for row, p in zip(rows, batch.positions, strict=True))
+        return batch.mask.shape[1] if told else 0
 
     def _bytes(self, said: torch.Tensor, batch: Batch, positions: Sequence[int]) -> int:
         """Of what is kept of one tensor, for all positions."""
@@ -62,7 +70,7 @@ def _by_token(said: torch.Tensor, batch: Batch) -> bool:
     return batch.mask is not None and said.ndim > 2 and said.shape[:2] == batch.mask.shape
 
 
-def _batched(rows: Sequence[torch.Tensor]) -> torch.Tensor:
-    """[N, ...]; rows with fewer tokens than others end in zeros."""
-    longest = max(row.shape[0] if row.ndim else 0 for row in rows)
+def _batched(rows: Sequence[torch.Tensor], tokens: int) -> torch.Tensor:
+    """[N, ...]; rows with fewer tokens than others, or than `tokens`, end in zeros."""
+    longest = max(tokens, *(row.shape[0] if row.ndim else 0 for row in rows))
     return torch.stack([row if not row.ndim or row.shape[0] == longest else F.pad(row, (0, 0) * (row.ndim - 1) + (0, longest - row.shape[0])) for row in rows])

@@ -15,6 +15,7 @@ from worker.kernels.schedule import cosine, warmed
 from worker.recovery import snapshot
 from worker.recovery.objective import Objective
 from worker.recovery.phases import Phase
+from worker.recovery.portions import portions
 from worker.recovery.weights import Weight
 from worker.samples import Batch, Data, Vocabulary, perturbed, split
 
@@ -163,8 +164,9 @@ class Training:
         return perturbed(batch, self.vocabulary, list(range(t % 2, len(batch), 2)), generator)
 
     def _step(self, phase: Phase, objective: Objective, batch: Batch, t: int) -> None:
-        loss = objective(batch)
-        loss.backward()
+        for share, part in portions(objective.runnable, batch):
+            loss = objective(part)
+            (loss if share == 1 else loss * share).backward()
         rate = phase.recover.learning_rate * warmed(t, phase.recover.steps) * cosine(t / phase.recover.steps)
         for weight in self.weights.values():
             if (gradient := weight.parameter.grad) is not None:

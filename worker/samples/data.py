@@ -30,6 +30,19 @@ class Batch:
     def __len__(self) -> int:
         return len(self.positions)
 
+    def rows(self, start: int, stop: int) -> Batch:
+        """Some of the samples, padded as they are here."""
+        mask, labels = (None if t is None else t[start:stop] for t in (self.mask, self.labels))
+        return Batch({k: v[start:stop] for k, v in self.inputs.items()}, mask, labels, self.positions[start:stop])
+
+    def counted(self, logits: torch.Tensor) -> torch.Tensor:
+        """bool [n, T]: which positions of logits [n, T, V] count. They are those of the text that a model continues: a decoder's own, where it is given one
+        (all of it, unless the data say what is padding), else the samples'; all of them where the data say nothing of this many."""
+        own = "decoder_input_ids" in self.inputs or "decoder_attention_mask" in self.inputs
+        mask = self.inputs.get("decoder_attention_mask") if own else self.mask
+        fits = mask is not None and mask.shape == logits.shape[:2]
+        return mask.bool() if fits else torch.ones(logits.shape[:2], dtype=torch.bool, device=logits.device)
+
     def to(self, device: torch.device) -> Batch:
         mask, labels = (None if t is None else t.to(device) for t in (self.mask, self.labels))
         return replace(self, inputs={k: v.to(device) for k, v in self.inputs.items()}, mask=mask, labels=labels)

@@ -22,7 +22,7 @@ from worker.recovery.teacher import Teacher
 from worker.recovery.training import Told, Training
 from worker.recovery.weights import Weight
 from worker.runnable import Runnable
-from worker.samples import Data
+from worker.samples import Data, Images
 
 
 class Network(torch.nn.Module):
@@ -82,6 +82,7 @@ def recover(
     advance: Callable[[], None] = lambda: None,
     samples: Data | None = None,
     fitted: bool = False,
+    others: Images | None = None,
 ) -> Recovered:
     """Train by the steps, with snapshots to `file` and from `resume`; `fitted` by least squares first."""
     checkpoint = open_checkpoint(folder, folder.parent)
@@ -94,6 +95,6 @@ def recover(
     teacher = Teacher(runnable(checkpoint), samples, 32)
     teacher.keep(range(len(samples)))
     refit = Refit(teacher.runnable, samples, seed) if fitted else None
-    training = Training(samples, weights, torch.device("cpu"), seed, file, resume, advance, refit=refit)
+    training = Training(samples, weights, torch.device("cpu"), seed, file, resume, advance, others, refit)
     told = training.run([(phase, Objective(student, teacher, terms(phase.recover.loss, True))) for phase in phases])
     return Recovered(checkpoint, recipe, plans, weights, told, student.forward)

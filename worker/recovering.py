@@ -33,7 +33,7 @@ from worker.recovery.teacher import Teacher
 from worker.recovery.training import Told, Training, perturbs
 from worker.recovery.weights import Masked, Weight
 from worker.runnable import Runnable, open_runnable
-from worker.samples import Data, Vocabulary, fit, read, split
+from worker.samples import Data, Images, Vocabulary, fit, perturbing, read, split
 
 SNAPSHOT = "resume.safetensors"
 
@@ -76,14 +76,14 @@ class Recovery:
         phases = course(recipe, plans, self.weights, len(chosen(data)))
         steps = sum(phase.recover.steps for phase in phases)
         progress = Progress(self.emit, "recover", sum(s.nbytes for s in checkpoint.tensors.values()), steps)
-        vocabulary = Vocabulary.of(student, data)
+        others = perturbing(student, data)
         seed, places = self.spec.get("seed", 0), {name: s.places for name, s in checkpoint.shrunk.items() if s.cut.side.inner}
-        refit = Refit(teacher, data, seed, vocabulary if any(phase.recover.perturb == "auto" for phase in phases) else None, places)
-        training = Training(data, self.weights, device, seed, self.out / SNAPSHOT, beside.get("resume"), lambda: progress.add(0, 1), vocabulary, refit)
+        refit = Refit(teacher, data, seed, others if any(phase.recover.perturb == "auto" for phase in phases) else None, places)
+        training = Training(data, self.weights, device, seed, self.out / SNAPSHOT, beside.get("resume"), lambda: progress.add(0, 1), others, refit)
         said = Teacher(teacher, data, max(phase.recover.batch_size for phase in phases))
         pairs = [(phase, Objective(student, said, terms(phase.recover.loss, data.labels is not None))) for phase in phases]
-        said.keep(asked(pairs, data, vocabulary))
-        self.told = [_report(told) for told in training.run(pairs)]
+        said.keep(asked(pairs, data, others))
+        self.told = [_report(told, others.says if perturbs(*pair, others) else None) for told, pair in zip(training.run(pairs), pairs, strict=True)]
         self.done = {phase.step.method for phase in phases} | ({"prune"} if recipe.step(Prune) else set())
         (self.out / SNAPSHOT).unlink(missing_ok=True)
 
@@ -93,10 +93,10 @@ class Recovery:
         return None if weight is None else encode(plan, weight, self.done, original)
 
 
-def _report(told: Told) -> dict:
+def _report(told: Told, perturbed: str | None) -> dict:
     before, after = told.before if math.isfinite(told.before) else None, told.after
     losses = {"held_out_loss_before": before, "held_out_loss_fitted": told.fitted, "held_out_loss": after, "best_step": told.best_step}
-    return {"method": told.method, "loss": told.loss, "steps": told.steps, "steps_run": told.done} | losses | {"stopped": told.stopped, "seconds": round(told.seconds, 3)}
+    return {"method": told.method, "loss": told.loss, "steps": told.steps, "steps_run": told.done, "perturbed": perturbed} | losses | {"stopped": told.stopped, "seconds": round(told.seconds, 3)}
 
 
 def trained(student: Runnable, plans: dict[str, TensorPlan], others: Collection[str] = ()) -> dict[str, Weight]:
@@ -140,9 +140,9 @@ def _is(own, step) -> bool:
     return type(own) is type(step) and own.targets == step.targets and own.ignore == step.ignore
 
 
-def asked(pairs: list[tuple[Phase, Objective]], data: Data, vocabulary: Vocabulary | None) -> list[int]:
+def asked(pairs: list[tuple[Phase, Objective]], data: Data, others: Vocabulary | Images | None) -> list[int]:
     """The samples of which the original is asked again and again: those that are held out, and all that are trained on as they are, where training draws more
     than there are."""
-    drawn = max((p.recover.steps * p.recover.batch_size for p, o in pairs if "distill" in o.terms and not (vocabulary and perturbs(p, o))), default=0)
+    drawn = max((p.recover.steps * p.recover.batch_size for p, o in pairs if "distill" in o.terms and not perturbs(p, o, others)), default=0)
     fitting, held_out = split(len(data), "fit"), split(len(data), "stop")
     return sorted({*held_out, *(fitting if drawn >= len(fitting) else ())}) if any("distill" in o.terms for _, o in pairs) else []

@@ -18,12 +18,12 @@ from worker.kernels import least_squares
 from worker.layer_gradients import is_matrix, is_turned
 from worker.recovery.weights import Masked, Weight
 from worker.runnable.runnable import Runnable
-from worker.samples import Batch, Data, Vocabulary, perturbed
+from worker.samples import Batch, Data, Images, Vocabulary
 from worker.watching import Watch
 
 ROWS = 1 << 14
 """Tokens (or samples, or places of images) that are enough."""
-COPIES = 2  # perturbed ones of each text
+COPIES = 2  # perturbed ones of each sample
 _BATCH = 16
 
 
@@ -31,14 +31,14 @@ _BATCH = 16
 class Refit:
     """Args:
     original: the model as it was.
-    vocabulary: of texts that are perturbed; None for samples as they are.
+    others: makes other samples of the data's; None for samples as they are.
     places: of layers that have lost inputs, which they have left: int64, ascending, by weight.
     """
 
     original: Runnable
     data: Data
     seed: int
-    vocabulary: Vocabulary | None = None
+    others: Vocabulary | Images | None = None
     places: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
     @torch.no_grad()
@@ -95,8 +95,8 @@ class Refit:
         for start in range(0, len(order), _BATCH):
             batch = self.data.batch(order[start : start + _BATCH]).to(self.original.device)
             yield batch
-            for _ in range(COPIES if self.vocabulary else 0):
-                yield perturbed(batch, self.vocabulary, list(range(len(batch))), generator)
+            for _ in range(COPIES if self.others else 0):
+                yield self.others(batch, list(range(len(batch))), generator)
 
 
 def _groups(layers: Mapping[str, nn.Module]) -> Iterator[list[str]]:

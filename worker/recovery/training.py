@@ -17,7 +17,7 @@ from worker.recovery.objective import Objective
 from worker.recovery.phases import Phase
 from worker.recovery.portions import portions
 from worker.recovery.weights import Weight
-from worker.samples import Batch, Data, Vocabulary, perturbed, split
+from worker.samples import Batch, Data, Images, Vocabulary, split
 
 EVALUATIONS, PATIENCE = 20, 8
 """Held-out losses taken once masks or codes are settled, and how many of them may pass without a better one."""
@@ -53,7 +53,7 @@ class Training:
     resume: a snapshot of an earlier attempt.
     advance: called after each step.
     refit: sets by least squares what pruning at once has left, before the first phase.
-    vocabulary: of texts, for phases that perturb them; None leaves them as they are.
+    others: makes other samples of the data's, for phases that perturb them; None leaves them as they are.
     """
 
     data: Data
@@ -63,7 +63,7 @@ class Training:
     file: Path | None = None
     resume: Path | None = None
     advance: Callable[[], None] = lambda: None
-    vocabulary: Vocabulary | None = None
+    others: Vocabulary | Images | None = None
     refit: Callable[[dict[str, Weight]], None] | None = None
     told: list[Told] = field(default_factory=list)
 
@@ -158,10 +158,10 @@ class Training:
     def _batch(self, i: int, phase: Phase, objective: Objective, positions: list[int], t: int) -> Batch:
         """On the device; every other sample perturbed, where the phase is of those that do that."""
         batch = self.data.batch(positions).to(self.device)
-        if not (self.vocabulary and perturbs(phase, objective)):
+        if not perturbs(phase, objective, self.others):
             return batch
         generator = torch.Generator().manual_seed(((self.seed * 1_000_003 + i) * 1_000_003 + t) % (1 << 63))
-        return perturbed(batch, self.vocabulary, list(range(t % 2, len(batch), 2)), generator)
+        return self.others(batch, list(range(t % 2, len(batch), 2)), generator)
 
     def _step(self, phase: Phase, objective: Objective, batch: Batch, t: int) -> None:
         for share, part in portions(objective.runnable, batch):
@@ -189,6 +189,6 @@ class Training:
         self._due = ended + max(self._wait, SHARE * (ended - began))
 
 
-def perturbs(phase: Phase, objective: Objective) -> bool:
-    """Whether a phase asks of texts that are none of the samples': labels say nothing of those."""
-    return phase.recover.perturb == "auto" and objective.terms == ("distill",)
+def perturbs(phase: Phase, objective: Objective, others: Vocabulary | Images | None) -> bool:
+    """Whether a phase asks of what is none of the samples: not where labels are heard that say nothing of it."""
+    return others is not None and phase.recover.perturb == "auto" and (others.keeps_labels or objective.terms == ("distill",))

@@ -27,6 +27,11 @@ class Vocabulary:
 
     drawn: torch.Tensor
     kept: torch.Tensor
+    keeps_labels = False  # nobody has said what other texts are
+    says = "every other text has other tokens in the place of some"
+
+    def __call__(self, batch: Batch, rows: list[int], generator: torch.Generator) -> Batch:
+        return perturbed(batch, self, rows, generator)
 
     @classmethod
     def of(cls, runnable: Runnable, data: Data) -> Vocabulary | None:

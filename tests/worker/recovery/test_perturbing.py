@@ -64,7 +64,8 @@ def recover(folder, recover: dict, file=None, resume=None, advance=lambda: None,
 def test_labels_say_nothing_of_other_texts():
     for terms, perturb, does in ((("distill",), "auto", True), (("distill",), "none", False), (("distill", "labels"), "auto", False), (("labels",), "auto", False)):
         phase, objective = SimpleNamespace(recover=Recover(steps=1, perturb=perturb)), SimpleNamespace(terms=terms)
-        assert perturbs(phase, objective) == does
+        assert perturbs(phase, objective, SimpleNamespace(keeps_labels=False)) == does
+        assert perturbs(phase, objective, SimpleNamespace(keeps_labels=True)) == (perturb == "auto") and not perturbs(phase, objective, None)
 
 
 def test_other_words_are_learnt_of_too(folder):

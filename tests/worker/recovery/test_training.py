@@ -15,7 +15,7 @@ from worker.recovery import training
 from worker.recovery.coded import Coded
 from worker.recovery.outcome import encode
 from worker.recovery.weights import Masked
-from worker.samples import Data
+from worker.samples import Data, Images
 
 RECOVER = {"steps": 60, "learning_rate": 0.1, "batch_size": 32}
 CUBIC = {"method": "prune", "saliency": "fisher", "scope": "global", "sparsity": 0.8, "schedule": {"kind": "cubic", "steps": 10}, "recover": RECOVER}
@@ -125,8 +125,11 @@ class Killed(Exception):
     pass
 
 
-@pytest.mark.parametrize("at", [3, 45, 60, 75, 110])
-def test_it_goes_on_where_it_was_and_comes_to_the_same(folder, tmp_path, monkeypatch, at):
+IMAGES = Images({"x": (3, 4)}, True)
+
+
+@pytest.mark.parametrize("at, others", [(3, None), (45, None), (60, None), (75, IMAGES), (110, None)])
+def test_it_goes_on_where_it_was_and_comes_to_the_same(folder, tmp_path, monkeypatch, at, others):
     for name in ("FIRST", "LONGEST", "SHARE"):
         monkeypatch.setattr(training, name, 0)
     file, done = tmp_path / "snapshot.safetensors", 0
@@ -138,15 +141,15 @@ def test_it_goes_on_where_it_was_and_comes_to_the_same(folder, tmp_path, monkeyp
             raise Killed
 
     with pytest.raises(Killed):
-        recover(folder, BOTH, file=file, advance=advance)
+        recover(folder, BOTH, file=file, advance=advance, others=others)
     steps = 0
 
     def count():
         nonlocal steps
         steps += 1
 
-    resumed = recover(folder, BOTH, resume=file, advance=count)
-    whole = recover(folder, BOTH)
+    resumed = recover(folder, BOTH, resume=file, advance=count, others=others)
+    whole = recover(folder, BOTH, others=others)
     assert all(torch.equal(v, values(whole)[name]) for name, v in values(resumed).items())
     assert [(t.done, t.best_step, t.after) for t in resumed.told] == [(t.done, t.best_step, t.after) for t in whole.told]
 

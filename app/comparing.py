@@ -75,7 +75,7 @@ def label(recipe: Any) -> str:
     words = []
     for step in steps if isinstance(steps, list) else ():
         if isinstance(step, dict):
-            told = (step.get(k) for k in ("method", "saliency", "mask_structure", "sparsity", "mapping", "type", "num_bits", "avg_bits", "group_size"))
+            told = (step.get(k) for k in ("method", "saliency", "mask_structure", "sparsity", "mapping", "type", "num_bits", "avg_bits", "group_size", "scale_bits"))
             words.append(" ".join(str(v) for v in told if isinstance(v, (str, int, float)) and str(v).isprintable()))
             if isinstance(step.get("recover"), dict):
                 words[-1] += f" recover {step['recover'].get('steps')}"

@@ -2,15 +2,18 @@
 that it stores for each, scales, zero points and masks counted.
 
     torch.nn.utils.prune    part of torch
-    hqq, optimum-quanto     by `pip install -e .[bench]`; what is not installed is not run, and the table says so
+    hqq, optimum-quanto, ggml (in xllamacpp)     by `pip install -e .[bench]`; what is not installed is not run, and the table says so
 """
 
 from __future__ import annotations
 
+import ctypes
 import importlib.util
+import time
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch.nn.utils import prune
 
@@ -73,6 +76,30 @@ def quanto(source: str, out: str, names: list[str], num_bits: int) -> dict:
         scales += scale.numel() + shift.numel()
     _write(out, made)
     return {"bits": num_bits + 16 * scales / count}
+
+
+def ggml(source: str, kind: str) -> dict:
+    """K-quants by ggml's own quantizer on this machine's processor, without an importance matrix, of every matrix of a layer. `kind`: Q2_K to Q6_K.
+
+    Returns: `bits` a weight, the mean `relative_error`, `cpu` seconds in the quantizer.
+    """
+    number, nbytes = {"Q2_K": (10, 84), "Q3_K": (11, 110), "Q4_K": (12, 144), "Q5_K": (13, 176), "Q6_K": (14, 210)}[kind]
+    library = ctypes.CDLL(str(next(Path(importlib.util.find_spec("xllamacpp").origin).parent.glob("*.so"))))
+    quantize, restore = library.ggml_quantize_chunk, getattr(library, f"dequantize_row_{kind.lower().replace('_k', '_K')}")
+    quantize.restype, quantize.argtypes = ctypes.c_size_t, [ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, *[ctypes.c_int64] * 3, ctypes.c_void_p]
+    restore.restype, restore.argtypes = None, [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64]
+    total = count = cpu = 0
+    with safe_open(source, "pt") as file:
+        for name in (n for n in file.keys() if ".layers." in n and file.get_slice(n).get_shape()[1:]):
+            w = file.get_tensor(name).float().contiguous()
+            packed, decoded = torch.empty(w.numel() // 256 * nbytes, dtype=torch.uint8), torch.empty_like(w)
+            start = time.process_time()
+            quantize(number, w.data_ptr(), packed.data_ptr(), 0, *w.shape, None)
+            cpu += time.process_time() - start
+            restore(packed.data_ptr(), decoded.data_ptr(), w.numel())
+            total += w.numel() * float((w - decoded).norm() / w.norm())
+            count += w.numel()
+    return {"bits": nbytes * 8 / 256, "relative_error": total / count, "cpu": cpu}
 
 
 def _linear(w: torch.Tensor) -> torch.nn.Linear:

@@ -27,6 +27,16 @@ from worker.reloaded import Weights, reloaded
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 LOSSLESS = {"method": "lossless"}
+GRIDS = {
+    "nf, group 64": {"type": "nf", "group_size": 64},
+    "nf, group 64, mse": {"type": "nf", "group_size": 64, "scale_search": "mse"},
+    "nf, two-level 32, mse": {"type": "nf", "group_size": 32, "scale_bits": 6, "scale_search": "mse"},
+    "two-level 32, mse": {"group_size": 32, "scale_bits": 6, "scale_search": "mse"},
+    "two-level 64, offsets, mse": {"group_size": 64, "scale_bits": 6, "symmetric": False, "scale_search": "mse"},
+    "two-level 32, offsets, mse": {"group_size": 32, "scale_bits": 6, "symmetric": False, "scale_search": "mse"},
+    "float offsets, group 64, mse": {"group_size": 64, "symmetric": False, "zero_point": "float", "scale_search": "mse"},
+    "hqq, group 64": {"group_size": 64, "symmetric": False, "scale_search": "hqq"},
+}
 
 
 def recipes(recover: int) -> Iterator[tuple[str, list[dict]]]:
@@ -38,6 +48,9 @@ def recipes(recover: int) -> Iterator[tuple[str, list[dict]]]:
     for bits in (4, 3, 2):
         for group in (128, 64):
             yield f"uniform {bits} bits, group {group}, mse", [{"method": "quantize", "num_bits": bits, "group_size": group, "scale_search": "mse"}]
+    for bits in (4, 3, 2):
+        for name, fields in GRIDS.items():
+            yield f"uniform {bits} bits, {name}", [{"method": "quantize", "num_bits": bits} | fields]
     for bits in (4, 3, 2):
         yield f"gradient {bits} bits, row", [{"method": "quantize", "mapping": "gradient", "num_bits": bits}]
         yield f"gradient {bits} bits, row, coded", [{"method": "quantize", "mapping": "gradient", "num_bits": bits}, LOSSLESS]

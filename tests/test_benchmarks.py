@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from app.recipe import parse_recipe
-from benchmarks import deep_compression, peers, quality
+from benchmarks import deep_compression, outliers, peers, quality
 from benchmarks.row import Broke, measured
 
 
@@ -24,6 +24,24 @@ def test_every_recipe_is_one():
     rows = dict(quality.recipes(recover=10))
     assert all(parse_recipe({"steps": steps}) for steps in rows.values())
     assert sum(parse_recipe({"steps": steps}).recovers for steps in rows.values()) == 3 and not any("recovered" in name for name in dict(quality.recipes(0)))
+
+
+@pytest.mark.parametrize("num_bits", outliers.RECIPES)
+def test_two_level_rows_store_what_their_k_quants_store(num_bits):
+    for name, step in outliers.rows(num_bits):
+        (q,) = parse_recipe({"steps": [step]}).steps
+        if q.scale_bits:
+            bits = q.num_bits + (q.scale_bits / q.group_size + 16 / 256) * (1 if q.symmetric else 2)
+            assert bits == {2: 2.625, 3: 3.4375, 4: 4.5, 5: 5.5, 6: 6.5625}[num_bits], name
+
+
+def test_ggmls_own_quantizer(tmp_path):
+    if peers.missing("xllamacpp"):
+        pytest.skip("not installed (the extra `bench`)")
+    w = torch.randn(8, 512, generator=torch.Generator().manual_seed(0))
+    save_file({"model.layers.0.a.weight": w, "model.layers.0.norm.weight": w[0].clone(), "lm_head.weight": w.clone()}, tmp_path / "w.safetensors")
+    four, six = (peers.ggml(str(tmp_path / "w.safetensors"), kind) for kind in ("Q4_K", "Q6_K"))
+    assert four["bits"] == 4.5 and 0.06 < four["relative_error"] < 0.09 and six["bits"] == 6.5625 and 0.01 < six["relative_error"] < 0.03
 
 
 @pytest.fixture

@@ -38,8 +38,7 @@ class Unsigned:
 
 def quotient(x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     """x / scale, 0 where the scale is 0."""
-    none = scale == 0
-    return torch.where(none, torch.zeros_like(x), divide(x, torch.where(none, torch.ones_like(scale), scale)))
+    return divide(x, scale.masked_fill(scale == 0, torch.inf))
 
 
 def zero_code(scale: torch.Tensor, offset: torch.Tensor, levels: Unsigned) -> torch.Tensor:
@@ -93,16 +92,17 @@ def fit(
     codes: torch.Tensor, x: torch.Tensor, scale: torch.Tensor, offset: torch.Tensor, weight: torch.Tensor | None, anywhere: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The scale and offset of least squared error for codes [..., g] of x; those given where all codes are one and the same."""
-    w = torch.ones_like(x) if weight is None else weight.expand(x.shape)
-    count = _sum(w).clamp_(min=1)
-    c, m = _sum(w * codes) / count, _sum(w * x) / count
-    away = w * (codes - c)
-    spread = _sum(away * (codes - c))
-    found = _sum(away * (x - m)) / torch.where(spread == 0, torch.ones_like(spread), spread)
+    c, m = mean(codes, weight), mean(x, weight)
+    away = codes - c
+    weighed = away if weight is None else away * weight
+    spread = mean(weighed * away)
+    together = mean(weighed * (x - m))
+    found = together / torch.where(spread == 0, torch.ones_like(spread), spread)
     below = found * c - m
     if not anywhere:  # no offset below 0: the line goes through it
-        energy = _sum(w * codes * codes)
-        through = _sum(w * codes * x) / torch.where(energy == 0, torch.ones_like(energy), energy)
+        share = 1.0 if weight is None else mean(weight.expand(x.shape))
+        energy = spread + share * c * c
+        through = (together + share * c * m) / torch.where(energy == 0, torch.ones_like(energy), energy)
         found, below = torch.where(below < 0, through, found), below.clamp(min=0)
     usable = (spread > 0) & (found > 0)
     return torch.where(usable, found, scale), torch.where(usable, below, offset)
@@ -110,11 +110,15 @@ def fit(
 
 def fit_offset(codes: torch.Tensor, x: torch.Tensor, scale: torch.Tensor, weight: torch.Tensor | None) -> torch.Tensor:
     """The offset of least squared error for codes of x under a scale that is given."""
-    away = codes * scale - x
+    return mean(codes * scale - x, weight)
+
+
+def mean(x: torch.Tensor, weight: torch.Tensor | None = None) -> torch.Tensor:
+    """[..., 1], of those that count; 0 of none."""
     if weight is None:
-        return over(_sum(away), float(max(1, x.shape[-1])))
+        return over(_sum(x), float(max(1, x.shape[-1])))
     w = weight.expand(x.shape)
-    return _sum(w * away) / _sum(w).clamp_(min=1)
+    return _sum(w * x) / _sum(w).clamp_(min=1)
 
 
 def _sum(x: torch.Tensor) -> torch.Tensor:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import islice
 
-from app import compressed, packed_size, speeds
+from app import advice, compressed, packed_size, speeds
 from app.bundled import BUNDLE, Bundle
 from app.changed import shared_threshold
 from app.errors import InvalidJobSpec, NotEstimable
@@ -96,6 +96,7 @@ def estimate(model: Outline, spec: JobSpec, read: Read | None, rate: float | Non
         "scratch_bytes": before + math.ceil(total.total + total.margin),
         "seconds": round(seconds, 1),
         "seconds_basis": "measured" if rate else "default",
+        "next": advice.beside(recipe, output, advice.given(spec.model_dump()), round(total.total), spec.gates.max_bytes),
         "loaders": list(next(f.loaders for f in FORMATS if f.name == output)),
         "notes": list(islice(_notes(treatments, made), _NOTES)),
     }

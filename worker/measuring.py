@@ -16,8 +16,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from app import gates
+from app import advice, gates
 from app.errors import InputRefused
+from app.recipe import parse_recipe
 from worker.checkpoint import Checkpoint
 from worker.lockstep import compare
 from worker.devices import device_of
@@ -46,6 +47,8 @@ def run(inp: Path, out: Path, spec: dict, emit: Emit) -> None:
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     report["gates"] = gates.judge(spec.get("gates") or {}, report["tensors"], report["totals"], report["quality"])
+    if "search" not in report and (following := advice.after(report["gates"], parse_recipe(spec["recipe"]), spec["output"]["format"], True)):
+        report["next"] = following
     (out / "report.json").write_text(json.dumps(report, allow_nan=False))
     gates.enforce(report["gates"])
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from app import budget, gates
+from app import advice, budget, gates
 from app.recipe import parse_recipe
 from app.remarks import remarks
 from worker import lossless, lossy, report
@@ -50,6 +50,8 @@ def run(inp: Path, out: Path, spec: dict, emit: Emit, recovery: Recovery | None 
     document = {"version": 1, "recipe": spec["recipe"], "output": spec["output"], "gates": judged, "environment": report.environment(device, bool(spec.get("calibration")))} | result
     if spec.get("search"):
         document["search"] = spec["search"]
+    elif following := advice.after(judged, parse_recipe(spec["recipe"]), spec["output"]["format"], advice.given(spec)):
+        document["next"] = following
     (out / "report.json").write_text(json.dumps(document, allow_nan=False))
     if spec.get("search"):
         budget.enforce(budget.held(budget.bounds(spec["budget"]), result["tensors"], result["totals"], {}))

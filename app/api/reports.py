@@ -45,7 +45,7 @@ def _table(head: tuple[str, ...] | list[str], rows: list[list]) -> str:
 def _page(report: dict) -> str:
     tensors = report.get("tensors") or []
     parts = [f'<!doctype html><html lang="en"><meta charset="utf-8"><title>Report</title><style>{STYLE}</style><h1>Report</h1>']
-    for name in ("totals", "gates", "quality", "recipe", "output", "load_proof", "environment"):
+    for name in ("totals", "gates", "next", "quality", "search", "recipe", "output", "load_proof", "environment"):
         if isinstance(report.get(name), dict) and report[name]:
             parts.append(f"<h2>{name}</h2>" + _table(["", "value"], [[k, v] for k, v in report[name].items()]))
     parts.append(f"<h2>tensors ({len(tensors)})</h2>" + _table(COLUMNS, [[t.get(c) for c in COLUMNS] for t in tensors[:ROWS]]))

@@ -117,12 +117,18 @@ def test_raw_payloads_are_as_the_kernel_writes_them(kind, width, count):
     assert raw_payload(kind, width, count) == 16 + 8 * (math.ceil(count / step) + 1) + sum(12 + layout.raw_bytes(n) for n in parts)
 
 
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("preset", [p for p in PRESETS if p != "auto"])
 def test_every_preset_has_an_estimate(folder, preset):
     model, read = open_local(folder)
     said = estimate(model, parse_job({"input": ID, "preset": preset}, complete=False), read)
     assert 0 < said["bytes_least"] <= said["bytes_after"] <= said["bytes_most"] < said["bytes_before"]
     assert said["peak_memory"] > 100 << 20 and said["scratch_bytes"] > said["bytes_before"] and said["seconds"] > 0 and said["loaders"]
+
+
+def test_what_a_search_will_find_is_not_foretold(folder):
+    model, read = open_local(folder)
+    with pytest.raises(NotEstimable, match="keeps to the budget"):
+        estimate(model, parse_job({"input": ID, "preset": "auto", "budget": {"ratio": 4}}), read)
 
 
 def drawn_model(shapes: list[tuple[int, int]]) -> Outline:

@@ -41,7 +41,7 @@ class Recover(Strict):
     `distill` follows the original model's outputs, and what its layers hand on where they tell, and needs no labels; `labels` is the loss of the job's labels;
     `both` is their mean, and `auto` is `both` where the job brings labels, else `distill`. What is held out is judged by outputs alone. `learning_rate` is a
     step of Adam in units of each tensor's root mean square; it rises at first, and goes down along a cosine. Under `distill`, `perturb: auto` asks of every
-    other text with other tokens in the place of some, since the original answers to any; every other sample whose numbers are those of an image is moved by a
+    other text (not of a language model) with other tokens in the place of some, since the original answers to any; every other sample whose numbers are those of an image is moved by a
     pixel or two, under the labels of a classifier too.
     `penalty` draws weights to 0 while the schedule runs (a third of the steps without one): each step takes `lambda` times the learning rate off, of the
     weight itself (l2) or of the unit (l1). `bit_price` (for codebooks) is the loss, in nats, that one bit of the result is worth: above 0 a weight takes a

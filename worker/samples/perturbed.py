@@ -36,10 +36,11 @@ class Vocabulary:
     @classmethod
     def of(cls, runnable: Runnable, data: Data) -> Vocabulary | None:
         """Kept are the ids that the tokenizer calls special, that of padding, and one with which all samples begin, or all end. None where the model takes no
-        tokens, or where it is not known how many there are."""
+        tokens, where it is not known how many there are, and for language models: every token of their texts is something to learn from, so that other texts
+        cost them more of their own than they bring (stories260k at 50 %: KL .37 without, .39 with)."""
         taken = runnable.inputs.get("input_ids")
         ids = list(data.tokens) or (list(data.arrays["input_ids"]) if "input_ids" in data.arrays and data.arrays["input_ids"].ndim == 2 else [])
-        if taken is None or taken.dtype.is_floating_point or taken.below is None or not ids:
+        if runnable.task in ("causal-lm", "seq2seq") or taken is None or taken.dtype.is_floating_point or taken.below is None or not ids:
             return None
         kept = {*runnable.special, runnable.pad}
         for at in (0, -1):

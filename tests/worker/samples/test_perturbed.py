@@ -18,7 +18,7 @@ from worker.samples import Data, Samples, Vocabulary, perturbed
 
 
 def model(below: int | None = 50, special=frozenset({3}), pad: int = 0):
-    return SimpleNamespace(inputs={"input_ids": Input(torch.int64, (None,), below)}, special=special, pad=pad)
+    return SimpleNamespace(task="encoder", inputs={"input_ids": Input(torch.int64, (None,), below)}, special=special, pad=pad)
 
 
 def texts(count: int = 12, first: int = 1) -> Data:
@@ -64,7 +64,7 @@ def test_about_half_of_the_tokens_change_some_texts_much_and_some_little():
 
 
 def test_what_is_no_text_is_left_alone():
-    images = SimpleNamespace(inputs={"pixel_values": Input(torch.float32)}, special=frozenset(), pad=0)
+    images = SimpleNamespace(task="classifier", inputs={"pixel_values": Input(torch.float32)}, special=frozenset(), pad=0)
     assert Vocabulary.of(images, Data(arrays={"pixel_values": np.zeros((9, 3), "f4")})) is None
     assert Vocabulary.of(model(below=None), texts()) is None
     assert Vocabulary.of(model(below=5), texts()) is None  # one id would be left to draw
@@ -78,7 +78,7 @@ def test_arrays_of_ids_are_texts_too():
     assert changed[:, :6].any() and not changed[:, 6:].any()
 
 
-@pytest.mark.parametrize("name", ["bert", "gpt2", "t5"])
+@pytest.mark.parametrize("name", ["bert", "classifier"])
 def test_a_models_own_tokenizer_says_what_is_special(tmp_path, name):
     tiny_models.build(name, tmp_path / "m")
     runnable = open_runnable(tmp_path / "m", open_checkpoint(tmp_path / "m", tmp_path))
@@ -87,3 +87,10 @@ def test_a_models_own_tokenizer_says_what_is_special(tmp_path, name):
     assert runnable.special.issubset(vocabulary.kept.tolist())
     batch = perturbed(data.batch([0, 1, 2]), vocabulary, [0, 1, 2], generator())
     assert bool(torch.isfinite(runnable.forward(batch)).all())
+
+
+@pytest.mark.parametrize("name", ["gpt2", "t5"])
+def test_language_models_read_their_own_texts_alone(tmp_path, name):
+    tiny_models.build(name, tmp_path / "m")
+    runnable = open_runnable(tmp_path / "m", open_checkpoint(tmp_path / "m", tmp_path))
+    assert Vocabulary.of(runnable, samples.fit(Samples(tiny_models.texts(12), [], {}), runnable)) is None

@@ -90,7 +90,8 @@ def raster(array: np.ndarray) -> tuple[int, int] | None:
         return None
     width = max(lags, key=lags.get)
     aside = max(_alike(x[:, :-w], x[:, w:]) for w in (width - width // 4, width + width // 4))
-    return (x.shape[1] // width, width) if lags[width] >= max(_ALIKE, aside + _PEAK) else None
+    parts = max(_alike(x[:, :-w], x[:, w:]) for w in (width // 2, width // 3))  # of several rows: the true width is none of those that are tried
+    return (x.shape[1] // width, width) if lags[width] >= max(_ALIKE, aside + _PEAK, parts) else None
 
 
 def _widths(count: int) -> list[int]:

@@ -33,6 +33,7 @@ def test_what_is_none_is_left_alone(channels):
     x = smooth(200, 16, 16, channels)
     mixed = x.reshape(200, -1)[:, rng.permutation(256 * channels)]
     assert raster(mixed) is None and raster(mixed.reshape(x.shape)) is None
+    assert channels == 1 or raster(x.reshape(200, -1)) is None  # three images in one row: 16 values are a row, and 32 are two
     noise = rng.normal(size=(200, 256)).astype(np.float32)
     for other in (noise, np.cumsum(noise, 1), np.sin(np.arange(256) / 9 + noise[:, :1]), np.zeros((200, 256), np.float32), noise[:, :7], x.astype(np.int64), x[:, :, :4]):
         assert raster(other) is None, other.shape

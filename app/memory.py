@@ -17,7 +17,7 @@ _LOSSLESS = 190 * _MB  # Python, torch, and 1 MiB chunks in work on up to 8 thre
 _CHANGING = 250 * _MB  # and the parts of a tensor that are worked on together
 _A_TENSOR = 4 << 10  # its plan, its row of the report, its entry in the index
 _PROOF, _PROOF_WEIGHTS, PROOF_LIMIT = 320 * _MB, 1.25, 4 << 30  # transformers holds all weights at once; above the limit it is not asked
-_SEARCH = 16  # bytes of an element: a scale search over a whole tensor has its trials in float32
+_SEARCH, _GRID_SEARCH = 16, 28  # bytes of an element: a scale search over a whole tensor has its trials in float32, of offsets and tables more of them
 _GRADIENTS, _CODEBOOKS = 8, 12  # bytes of an element: what is known of its gradient, and what that makes it worth while levels are placed
 _UNKNOWN = 4
 _RUNNING = 800 * _MB  # torch and transformers, and what a batch leaves behind on its way through a network of common width
@@ -78,4 +78,4 @@ def _working_set(t: Treatment) -> int:
     whole = q is not None and q.strategy == "tensor" and q.scale_search != "absmax"
     gradients = any(getattr(s, "needs_gradients", False) for s in t.steps)
     codebooks = q is not None and q.mapping == "gradient"
-    return shrinking + 2 * t.spec.nbytes + elements * (4 + _SEARCH * whole + _GRADIENTS * gradients + _CODEBOOKS * codebooks)
+    return shrinking + 2 * t.spec.nbytes + elements * (4 + (_SEARCH if q and q.plain_scales else _GRID_SEARCH) * whole + _GRADIENTS * gradients + _CODEBOOKS * codebooks)

@@ -25,6 +25,18 @@ def test_the_nearest_level_is_found(num_bits, values):
 
 
 @pytest.mark.parametrize("num_bits", range(2, 9))
+def test_middles_and_their_neighbours_go_to_the_right_side(num_bits):
+    levels = np.array(normal_levels(num_bits), np.float32)
+    middles = (levels[1:] + levels[:-1]) * np.float32(0.5)
+    below, above = np.nextafter(middles, np.float32(-2)), np.nextafter(middles, np.float32(2))
+    table = Table(normal_levels(num_bits))
+    ends = torch.tensor([-3e38, -1.0, 1.0, 3e38])
+    for x, expected in ((below, range(len(middles))), (middles, range(len(middles))), (above, range(1, len(levels)))):
+        assert table.codes(torch.from_numpy(x)).tolist() == list(expected)
+    assert table.codes(ends).tolist() == [0, 0, len(levels) - 1, len(levels) - 1]
+
+
+@pytest.mark.parametrize("num_bits", range(2, 9))
 def test_normal_levels_have_both_ends_and_a_zero(num_bits):
     levels = normal_levels(num_bits)
     assert len(levels) == 1 << num_bits and list(levels) == sorted(set(levels))

@@ -12,6 +12,7 @@ import torch
 from programs import exported
 
 from app.errors import InputRefused
+from app.job_spec import PRESETS
 from worker import offline, samples
 from worker.formats import open_checkpoint
 from worker.runnable import open_runnable, replace
@@ -145,3 +146,18 @@ def test_labels_make_a_classifier_where_they_are_classes(tmp_path, made):
         _, runnable = opened(folders, tmp_path)
         samples.fit(samples.read(folders["calibration"], folders.get("labels") if labels is not None else None), runnable)
         assert runnable.task == task
+
+
+@pytest.mark.slow
+def test_convolutions_are_pruned_coded_and_trained_on_images_that_are_moved(tmp_path, made):
+    rng = np.random.default_rng(3)
+    images = torch.nn.functional.avg_pool2d(torch.from_numpy(rng.normal(size=(60, 1, 12, 12))).float(), 5, 1).numpy()
+    folders = made(exported("convolution"), {"x": images}, rng.integers(0, 10, 60))
+    prune, quantize, lossless = PRESETS["deep-compression"]["steps"]
+    few = {"steps": 4, "batch_size": 12}
+    steps = [prune | {"sparsity": 0.5, "schedule": {"kind": "cubic", "steps": 2}, "recover": few}, quantize | {"recover": few}, lossless]
+    report = run(folders, tmp_path / "out", steps, "packed")
+    assert [told["perturbed"] for told in report["recovery"]] == ["every other sample is moved: x holds images of 8 x 8"] * 2
+    assert report["recovery"][0]["loss"] == ["distill", "labels"]
+    coded = {t["name"]: t["sparsity"] for t in report["tensors"] if t["action"] == "quantized"}
+    assert coded.keys() == {"c.weight", "l.weight"} and sum(coded.values()) > 0.4

@@ -22,7 +22,7 @@ STEPS = [
 @pytest.mark.parametrize("zeros", [False, True])
 def test_columns_one_after_another_give_what_rows_give(fields, zeros):
     step = validate(Quantize, {"method": "quantize"} | fields)
-    w = torch.randn(5, 600, generator=torch.Generator().manual_seed(2))
+    w = torch.randn(3, 300, generator=torch.Generator().manual_seed(2))
     w = torch.where(w.abs() < 0.3, 0, w) if zeros else w
     scheme = scheme_of(step, w)
     x, codes, values, found = single(w, scheme), [], [], []

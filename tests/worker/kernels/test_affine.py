@@ -35,7 +35,7 @@ def error(x: np.ndarray, scale: float, offset: float, high: int, zero: bool) -> 
     return float(((nearest(x, scale, offset, high, zero) - x) ** 2).sum())
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(groups, st.integers(2, 6), st.booleans(), st.booleans())
 def test_the_nearest_levels_are_found(x, num_bits, zero, search):
     levels = Unsigned(num_bits)
@@ -75,7 +75,7 @@ def test_least_squares_against_numpy(n, seed, num_bits, weighted, anywhere):
     assert abs(alone.item() - float((w * (0.1 * codes - x)).sum() / max(1, w.sum()))) < 1e-4 * 2**num_bits
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(groups, st.integers(2, 5), st.booleans())
 def test_the_search_loses_no_more_than_the_range(x, num_bits, anywhere):
     levels, size = Unsigned(num_bits), float(affine.size_of(x))

@@ -39,6 +39,7 @@ bench: install
 	-DISABLE_CUDA=1 $(BIN)/python -m pip install -q -e .[bench]
 	$(BIN)/python -m benchmarks.quality
 	$(BIN)/python -m benchmarks.outliers
+	-$(BIN)/python -m benchmarks.auto
 	$(BIN)/python -m benchmarks.deep_compression
 	$(BIN)/python -m benchmarks.estimates
 	$(BIN)/python -m benchmarks.child_memory

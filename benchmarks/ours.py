@@ -32,6 +32,15 @@ def compress(inp: str, out: str, recipe: dict, beside: dict) -> dict:
     return {"bits": 8 * sum(r["bytes_after"] for r in rows) / weights} | figures
 
 
+def search(inp: str, out: str, recipe: dict, budget: dict, beside: dict) -> None:
+    """The search of `auto`, and what it has found carried out."""
+    from worker import result, searching
+
+    spec = {"recipe": recipe, "output": {"format": "packed"}, "sanitize": "report", "seed": 0, "gates": {}, "budget": budget, "beside": beside}
+    searching.run(Path(inp), Path(out) / "searched", spec, lambda event: None)
+    pipeline.run(Path(inp), Path(out), spec | result.searched(Path(out) / "searched" / searching.NAME), lambda event: None)
+
+
 def _count(shape: list[int]) -> int:
     n = 1
     for size in shape:

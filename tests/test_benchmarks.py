@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from app.recipe import parse_recipe
-from benchmarks import deep_compression, outliers, peers, quality
+from benchmarks import auto, deep_compression, outliers, peers, quality
 from benchmarks.row import Broke, measured
 
 
@@ -33,6 +33,10 @@ def test_two_level_rows_store_what_their_k_quants_store(num_bits):
         if q.scale_bits:
             bits = q.num_bits + (q.scale_bits / q.group_size + 16 / 256) * (1 if q.symmetric else 2)
             assert bits == {2: 2.625, 3: 3.4375, 4: 4.5, 5: 5.5, 6: 6.5625}[num_bits], name
+
+
+def test_auto_is_held_against_recipes_of_the_service():
+    assert len(auto.FIXED) >= 15 and all(parse_recipe({"steps": steps}) for steps in auto.FIXED.values()) and len(auto.BUDGETS) == 10
 
 
 def test_ggmls_own_quantizer(tmp_path):

@@ -24,7 +24,7 @@ FLOOR = 0.1  # of the mean F, added to each: a weight that no sample moved is no
 _LARGEST = torch.finfo(torch.float32).max
 _PART = 1 << 18  # elements worked on together
 _SAMPLE = 1 << 20  # elements that the one codebook of a tensor is fitted to
-_PRICED = 1 << 17  # the same under a price, at every trial
+_PRICED = 1 << 15  # the same under a price, at every trial
 _NEARLY, _AIM = 0.99, 0.997  # of the bits that a tensor may take: enough, and what is aimed at
 _USUAL, _TRIALS = 5, 12  # trials, and how many more there may be until one fits
 _LEVELS_HEAD = 64  # bytes of a payload of levels beside them
@@ -71,9 +71,9 @@ def map_matrix(
 
 def _within(matrix: torch.Tensor, f: torch.Tensor, kept: torch.Tensor | None, allotment: Allotment) -> tuple[torch.Tensor, torch.Tensor]:
     """Codes and levels of one codebook for the whole matrix, under the price at which they take nearly all the bits that they may, and no more: each
-    trial is coded, and the price moved by what a bit more or less costs at high resolution."""
+    trial is coded, and the price moved by what a bit more or less costs at high resolution, then by what it has been seen to cost."""
     seen = sample(matrix, f, kept, _PRICED)
-    slope, best, most = allotment.slope, None, -1
+    slope, best, most, last = allotment.slope, None, -1, None
     for trial in range(_TRIALS):
         codes, found = _at_price(matrix, f, kept, seen, slope, allotment.num_bits)
         bits = 8 * coded(codes, found, allotment.num_bits)
@@ -81,8 +81,22 @@ def _within(matrix: torch.Tensor, f: torch.Tensor, kept: torch.Tensor | None, al
             best, most = (codes, found), bits
         if allotment.bits * _NEARLY <= bits <= allotment.bits or (trial >= _USUAL and most <= allotment.bits):
             break
-        slope *= 2 ** (2 * (bits - allotment.bits * _AIM) / matrix.numel() * (1 if trial < _USUAL else 4))
+        octaves = _octaves(bits, allotment.bits * _AIM, matrix.numel(), last if trial < _USUAL else None) * (1 if trial < _USUAL else 4)
+        slope, last = slope * 2**octaves, (bits, octaves)
     return best
+
+
+def _octaves(bits: int, aim: float, count: int, last: tuple[int, float] | None) -> float:
+    """By how much the price has to rise for `aim` bits instead of `bits`.
+
+    Args:
+        last: the bits before, and by how much the price has risen since.
+    """
+    usual = 2 * (bits - aim) / count
+    if last is None or (last[0] - bits) * last[1] <= 0:
+        return usual
+    found = last[1] * (bits - aim) / (last[0] - bits)
+    return min(max(found, -3 * abs(usual)), 3 * abs(usual))
 
 
 def coded(codes: torch.Tensor, found: torch.Tensor, num_bits: int) -> int:
@@ -92,7 +106,7 @@ def coded(codes: torch.Tensor, found: torch.Tensor, num_bits: int) -> int:
 
 def at_price(matrix: torch.Tensor, f: torch.Tensor, step: Quantize, slope: float, num_bits: int, transposed: bool = False) -> Codebook:
     """A matrix [O, I] under a price of `slope` for each bit (in the unit of f), whatever it then takes: one codebook for all of it."""
-    codes, found = _at_price(matrix, f, None, sample(matrix, f, None, _PRICED), slope, num_bits)
+    codes, found = _at_price(matrix, f, None, sample(matrix, f, None, _PRICED // 2), slope, num_bits)
     return Codebook(codes, found, max(1, matrix.shape[1]), num_bits, step, transposed)
 
 

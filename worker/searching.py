@@ -35,7 +35,7 @@ from worker.statistics import beside
 
 NAME = "search.json"
 _TRIALS = 4
-_FULL, _LESS = 0.985, 0.998  # of what there is room for: enough, and how much of it is taken after it was too much
+_FULL, _LESS = 0.98, 0.998  # of what there is room for: enough, and how much of it is taken after it was too much
 _SPARE = 0.02  # of what may be lost, left after a quality was missed
 _SHARES = {"open": 0.02, "base": 0.05, "look": 0.2, "measure": 0.45, "verify": 0.18, "trial": 0.1}
 WEIGHTS_ONLY = "there is no calibration data: what was chosen loses least by the error of its weights, which does not predict what the model then says"

@@ -11,7 +11,7 @@ from app.compressed import entries
 from app.recipe import Lossless
 from worker import gradient_mapping
 from worker.devices import CPU
-from worker.encoded import Codebook, Encoded
+from worker.encoded import Codebook, Encoded, Grid, Quantized
 from worker.formats.packed_parts import parts_of
 from worker.kernels.chunks import encode_chunk
 from worker.kernels.coded_size import coded_bytes
@@ -61,10 +61,14 @@ def stored(encoded: Encoded, output: str, rows: int | None = None) -> float:
     factors = [1.0] * len(parts)
     if rows is not None:
         times = rows / q.codes.shape[0]
-        beside = q.levels if isinstance(q, Codebook) else q.scale
-        factors = [times] + [times if len(beside) > 1 else 1.0] * (len(parts) - 1)
+        factors = [times, *([1.0] * (len(parts) - 1) if _shared(q) else [times] * (len(parts) - 1))]
     small = sum(len(p.values) * f for p, f in zip(parts, factors, strict=True)) <= _SMALL
     return sum(_part(p, f, small) for p, f in zip(parts, factors, strict=True))
+
+
+def _shared(q: Quantized | Codebook | Grid) -> bool:
+    """Whether what stands beside the codes is there once for all rows."""
+    return not isinstance(q, Grid) and len(q.levels if isinstance(q, Codebook) else q.scale) == 1
 
 
 def _part(part, factor: float, small: bool) -> float:

@@ -53,6 +53,9 @@ def _listed(packed: bool, gradients: bool) -> Iterator[Option]:
     for bits, groupings in UNIFORM.items():
         for grouping in groupings:
             yield _option({"method": "quantize", "num_bits": bits, "scale_search": "mse"} | grouping)
+    if packed:
+        for bits in (2, 3, 4, 5):
+            yield _option({"method": "quantize", "num_bits": bits, "scale_search": "mse", "scale_bits": 6, "group_size": 32, "symmetric": False})
     if packed and gradients:
         for bits in (2, 3, 4, 5):
             yield _option({"method": "quantize", "mapping": "gradient", "num_bits": bits})

@@ -285,7 +285,8 @@ def _default_rate(treatments: dict[str, Treatment]) -> float:
 def _running(spec: JobSpec, nbytes: int) -> float:
     """Seconds in which the model itself runs: for its gradients, in training, and to be measured."""
     samples = sum(step.recover.steps * step.recover.batch_size for step in spec.recipe.steps if getattr(step, "recover", None))
-    stages = {"calibrate": spec.recipe.needs_gradients and not spec.gradients, "measure": spec.calibration is not None}
+    recipe = spec.recipe
+    stages = {"calibrate": recipe.needs_gradients and not spec.gradients, "reconstruct": recipe.reconstructs, "measure": spec.calibration is not None}
     return nbytes * (speeds.TRAIN * samples + sum(speeds.STAGES[stage] for stage, wanted in stages.items() if wanted))
 
 

@@ -23,8 +23,8 @@ WINDOW, MARKS = 60.0, 8  # seconds that a pace is taken over, and the marks that
 LEAST = 1e-6  # of a stage that counts as going on: a child may tell any fraction
 SEEN = 0.1  # of a stage; after it the guess counts no more
 RECENT = 20  # jobs that are looked at
-_STAGES = ("fetch", "calibrate", "search", "compress", "recover", "verify", "measure", "prove", "store", "sign")
-"""Recovery begins once compression has made its plans; what is written after it counts as its own."""
+_STAGES = ("fetch", "calibrate", "search", "compress", "recover", "reconstruct", "verify", "measure", "prove", "store", "sign")
+"""Recovery and reconstruction begin once compression has made its plans; what is written after them counts as theirs."""
 
 
 def stages(spec: dict) -> list[str]:
@@ -36,6 +36,7 @@ def stages(spec: dict) -> list[str]:
         "calibrate": (recipe.needs_gradients or (recipe.searches and spec.get("calibration") is not None)) and not spec.get("gradients"),
         "search": recipe.searches,
         "recover": recipe.recovers,
+        "reconstruct": recipe.reconstructs,
         "measure": spec.get("calibration") is not None,
         "prove": spec["output"]["format"] in ("safetensors", "compressed-tensors", "pt2"),
     }

@@ -113,6 +113,8 @@ def check_companions(spec: JobSpec) -> None:
         missing("calibration", "a step goes by gradients: they are computed from calibration data, or taken from gradients of your own (kind gradients)")
     if spec.recipe.recovers and not spec.calibration:
         missing("calibration", "recover trains on calibration data")
+    if spec.recipe.reconstructs and not spec.calibration:
+        missing("calibration", "gptq, wanda and sparsegpt look at what goes into each layer when the model runs on calibration data")
     if spec.labels and not spec.calibration:
         missing("calibration", "labels belong to calibration data")
     if spec.gates.max_kl is not None and not spec.calibration:

@@ -50,12 +50,13 @@ def peak_memory(treatments: Iterable[Treatment], *, proof: bool, runs: int = 0) 
 
 
 def run_bytes(spec: JobSpec) -> int:
-    """Of an element, while the model is run on data: to train it, to learn what its output feels, to compare; 0 where it is not run."""
+    """Of an element, while the model is run on data: to train it, to learn what its output feels or what goes into its layers, to compare; 0 where it is not run."""
     if spec.calibration is None:
         return 0
     if spec.recipe.searches:
         return _SEARCHED
-    return _TRAINED if spec.recipe.recovers else _FELT if spec.recipe.needs_gradients and spec.gradients is None else _RUNS
+    felt = spec.recipe.needs_gradients and spec.gradients is None
+    return _TRAINED if spec.recipe.recovers else _FELT if felt or spec.recipe.reconstructs else _RUNS
 
 
 def unknown_peak(nbytes: int) -> int:

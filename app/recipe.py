@@ -52,6 +52,11 @@ class Recipe(Strict):
         return Recipe(steps=found)
 
     @property
+    def reconstructs(self) -> bool:
+        """Whether a step goes through the model block by block, by what goes into each layer, which takes data."""
+        return any(getattr(s, "reconstructs", False) for s in self.steps)
+
+    @property
     def kind(self) -> str:
         """`restore`, `lossless` (no step changes a value) or `lossy`."""
         kinds = {type(s) for s in self.steps}
@@ -66,6 +71,9 @@ def narrows(step: Step) -> bool:
 def parse_recipe(data: Any, prefix: str = "/recipe") -> Recipe:
     """A recipe, with the rules that hold between its steps."""
     recipe = validate(Recipe, data, prefix, METHODS)
+    if recipe.recovers and recipe.reconstructs:
+        at = next(i for i, s in enumerate(recipe.steps) if getattr(s, "reconstructs", False))
+        raise ConflictingSteps("gptq, wanda and sparsegpt go layer by layer, and recover trains all layers at once: use one of them", pointer=f"{prefix}/steps/{at}")
     order = [list(METHODS.values()).index(type(s)) for s in recipe.steps]
     named: dict[tuple, set[str]] = {}
     for i, step in enumerate(recipe.steps):

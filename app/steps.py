@@ -11,6 +11,9 @@ from pydantic_core import PydanticCustomError
 from app.patterns import Targeted
 from app.strict import Strict
 
+DAMPING = 0.05
+"""Of the mean second moment of a layer's inputs: some hundred samples say little of the directions that they hardly take."""
+
 
 SUPER = 256
 """Inputs whose scales of `scale_bits` bits stand under one float16."""
@@ -19,6 +22,17 @@ SUPER = 256
 def refuse(field: str, text: str, **values):
     """Raises: PydanticCustomError, whose pointer ends in `field`, or in what is within a field (`recover/penalty`)."""
     raise PydanticCustomError(field.replace("/", "_"), text, values | {"field": field})
+
+
+Damping = Annotated[float, Field(gt=0, le=1)]
+
+
+def _filled(data: dict, sequential: bool, damping: bool) -> dict:
+    """Args: sequential, damping: whether the field has a default here."""
+    defaults = {"sequential": True} if sequential else {}
+    if damping:
+        defaults["damping"] = DAMPING
+    return data | {field: value for field, value in defaults.items() if data.get(field) is None}
 
 
 class Schedule(Strict):
@@ -73,16 +87,40 @@ class Prune(Targeted):
     the members of a block, an N:M candidate or a channel. For unstructured magnitude pruning L1 and L2 give one and the same mask, and `taylor` with
     `l2` is `fisher` with `l1`. With `mask_structure: "N:M"`, N of M consecutive inputs are kept and the sparsity follows from it. `ffn-width` takes whole
     hidden units out of feed-forward layers, so that tensors and config shrink.
+
+    `wanda` (|w| times the norm of its input) and `sparsegpt` (what the layer's output loses; the weights that stay make up for it) look at what goes into
+    each layer of the model as pruned so far, or, with `sequential: false`, of the original. `damping` is as in `Quantize`.
     """
 
     method: Literal["prune"]
-    saliency: Literal["magnitude", "gradient", "taylor", "fisher"] = "magnitude"
+    saliency: Literal["magnitude", "gradient", "taylor", "fisher", "wanda", "sparsegpt"] = "magnitude"
     norm: Literal["l1", "l2"] = "l2"
     sparsity: Annotated[float, Field(ge=0, lt=1)] = 0.5
     mask_structure: Annotated[str, StringConstraints(max_length=40)] = "unstructured"
     scope: Literal["row", "tensor", "global"] = "row"
     schedule: Schedule | None = None
     recover: Recover | None = None
+    damping: Damping | None = None
+    sequential: bool | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _resolved(cls, data: Any):
+        return _filled(data, data.get("saliency") in ("wanda", "sparsegpt"), data.get("saliency") == "sparsegpt") if isinstance(data, dict) else data
+
+    @model_validator(mode="after")
+    def _reconstruction(self):
+        if not self.reconstructs and self.sequential is not None:
+            refuse("sequential", "this goes with saliency wanda or sparsegpt, which look at the inputs of layers")
+        if self.damping is not None and self.saliency != "sparsegpt":
+            refuse("damping", "this goes with saliency sparsegpt")
+        if self.reconstructs and self.structure[0] not in ("unstructured", "n:m"):
+            refuse("mask_structure", "{s} ranks single weights: choose unstructured or N:M", s=self.saliency)
+        if self.reconstructs and self.scope == "global":
+            refuse("scope", "{s} goes layer by layer: choose row or tensor", s=self.saliency)
+        if self.reconstructs and (self.recover or self.schedule):
+            refuse("recover" if self.recover else "schedule", "{s} goes layer by layer, and training over all of them: choose another saliency, or leave this out", s=self.saliency)
+        return self
 
     @model_validator(mode="after")
     def _schedule(self):
@@ -103,7 +141,12 @@ class Prune(Targeted):
 
     @property
     def needs_gradients(self) -> bool:
-        return self.saliency != "magnitude" and not self.gradual
+        return self.saliency in ("gradient", "taylor", "fisher") and not self.gradual
+
+    @property
+    def reconstructs(self) -> bool:
+        """Whether it looks at the inputs of each layer, one block of layers after another."""
+        return self.saliency in ("wanda", "sparsegpt")
 
     @model_validator(mode="after")
     def _structure(self):
@@ -155,6 +198,10 @@ class Quantize(Targeted):
     value = scale * code - offset; `scale_search: hqq` finds it by half-quadratic splitting. `activations: dynamic` declares that a loader shall quantize activations per token at run time (W8A8);
     it changes no weight. `mapping: gradient` puts the levels of codebooks where the loss feels them (k-means weighted by squared gradients), and with
     `avg_bits` in the place of `num_bits` gives each tensor the width that it needs.
+
+    `algorithm: gptq` rounds one input after another and lets those after it make up for the error in the layer's output (`rtn` rounds each to the nearest);
+    `scale_search: mse` then weighs errors by the size of the inputs. `damping` is added to the second moments of the inputs, as a share of their mean;
+    `activation_order` begins with the largest inputs, scales being found before; `sequential` takes them from the model as quantized so far.
     """
 
     method: Literal["quantize"]
@@ -169,6 +216,10 @@ class Quantize(Targeted):
     zero_point: Literal["integer", "float"] = "integer"
     scale_search: Literal["absmax", "mse", "hqq"] = "absmax"
     activations: Literal["none", "dynamic"] = "none"
+    algorithm: Literal["rtn", "gptq"] = "rtn"
+    damping: Damping | None = None
+    activation_order: bool | None = None
+    sequential: bool | None = None
     recover: Recover | None = None
     strict: bool = False
 
@@ -180,6 +231,11 @@ class Quantize(Targeted):
     def plain_scales(self) -> bool:
         """Whether floating scales and integer zero points are all that its codes need."""
         return self.mapping == "uniform" and self.type != "nf" and self.scale_bits is None and self.zero_point == "integer"
+
+    @property
+    def reconstructs(self) -> bool:
+        """As of `Prune`."""
+        return self.algorithm == "gptq"
 
     @model_validator(mode="before")
     @classmethod
@@ -197,6 +253,10 @@ class Quantize(Targeted):
                 data = data | {"group_size": 128}
             if data.get("avg_bits") is not None and "strategy" not in data:
                 data = data | {"strategy": "tensor"}
+            gptq = data.get("algorithm") == "gptq"
+            data = _filled(data, gptq, gptq)
+            if gptq and data.get("activation_order") is None:
+                data = data | {"activation_order": False}
         return data
 
     @model_validator(mode="after")
@@ -209,6 +269,9 @@ class Quantize(Targeted):
             refuse("num_bits", "how many bits (2 to 8) a code has is needed")
         elif self.avg_bits is not None or self.recover is not None:
             refuse("avg_bits" if self.avg_bits is not None else "recover", "this goes with mapping gradient only")
+        for field in ("damping", "activation_order", "sequential") if not self.reconstructs else ():
+            if getattr(self, field) is not None:
+                refuse(field, "this goes with algorithm gptq")
         if self.type == "float" and self.num_bits != 8:
             refuse("num_bits", "type float has 8 bits (e4m3) here; for other widths choose type int")
         if self.type != "int" and not self.symmetric:
@@ -238,7 +301,7 @@ class Quantize(Targeted):
             refuse("num_bits", "mapping gradient takes either num_bits (2 to 8) or avg_bits")
         if self.avg_bits is not None and self.recover is not None:
             refuse("recover", "training keeps to no number of stored bits, so recover goes with num_bits; leave it out, or avg_bits")
-        for field in ("type", "symmetric", "scale_bits", "zero_point", "scale_search", "activations"):
+        for field in ("type", "symmetric", "scale_bits", "zero_point", "scale_search", "activations", "algorithm"):
             if getattr(self, field) != type(self).model_fields[field].default:
                 refuse(field, "this goes with mapping uniform; codebooks of mapping gradient have no scale factors")
 

@@ -19,12 +19,14 @@ def compress(inp: str, out: str, recipe: dict, beside: dict) -> dict:
     mean `relative_error`; `cpu` seconds."""
     start = time.process_time()
     spec = {"recipe": recipe, "output": {"format": "packed"}, "sanitize": "report", "seed": 0, "gates": {}, "beside": beside}
-    if parse_recipe(recipe).recovers:
-        from worker import recovering
-
-        recovering.run(Path(inp), Path(out), spec, lambda event: None)
+    parsed = parse_recipe(recipe)
+    if parsed.recovers:
+        from worker import recovering as work
+    elif parsed.reconstructs:
+        from worker import reconstructing as work
     else:
-        pipeline.run(Path(inp), Path(out), spec, lambda event: None)
+        work = pipeline
+    work.run(Path(inp), Path(out), spec, lambda event: None)
     report = json.loads(Path(out, "report.json").read_text())
     rows = [r for r in report["tensors"] if r["action"] in ("quantized", "pruned")]
     weights = sum(_count(r["shape"]) for r in rows)

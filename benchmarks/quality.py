@@ -37,6 +37,7 @@ GRIDS = {
     "float offsets, group 64, mse": {"group_size": 64, "symmetric": False, "zero_point": "float", "scale_search": "mse"},
     "hqq, group 64": {"group_size": 64, "symmetric": False, "scale_search": "hqq"},
 }
+GROUP = 128
 
 
 def recipes(recover: int) -> Iterator[tuple[str, list[dict]]]:
@@ -56,6 +57,13 @@ def recipes(recover: int) -> Iterator[tuple[str, list[dict]]]:
         yield f"gradient {bits} bits, row, coded", [{"method": "quantize", "mapping": "gradient", "num_bits": bits}, LOSSLESS]
     for average in (4.25, 3.1, 2.1):
         yield f"gradient {average} bits allocated, coded", [{"method": "quantize", "mapping": "gradient", "avg_bits": average}, LOSSLESS]
+    for bits in (8, 4, 3, 2):
+        for options in ({}, {"activation_order": True}, {"sequential": False}):
+            gptq = {"method": "quantize", "algorithm": "gptq", "num_bits": bits, "group_size": GROUP, "scale_search": "mse"} | options
+            yield f"gptq {bits} bits, group {GROUP}, mse" + "".join(f", {k}" if v else f", not {k}" for k, v in options.items()), [gptq]
+    for saliency in ("wanda", "sparsegpt"):
+        for share in ({"sparsity": 0.5}, {"sparsity": 0.7}, {"mask_structure": "2:4"}):
+            yield f"prune {saliency} {'2:4' if 'mask_structure' in share else format(share['sparsity'], '.0%')}", [{"method": "prune", "saliency": saliency} | share]
     if recover:
         for sparsity, saliency in ((0.7, "magnitude"), (0.7, "fisher"), (0.9, "fisher")):
             trained = {"steps": recover, "batch_size": 16}

@@ -3,7 +3,7 @@
     scratch/<job>-<fence>/in/     the input, hashed as it was copied; the children read it
     scratch/<job>-<fence>/with/   the same of what the job brings beside it, by role
     scratch/<job>-<fence>/out/    the child that compresses writes here and nowhere else; others have folders of their own
-    tmp/<job>/recovery            in storage: a training's snapshot, for the next attempt
+    tmp/<job>/recovery/           in storage: what the next attempt goes on from
     tmp/<job>/<fence>/            in storage: what is handed to the sign process
 
 Everything that the worker writes carries the fence, so that an attempt which lost its claim (a lease run out, a cancel) changes nothing.
@@ -34,12 +34,12 @@ from app.memory import proof_wanted
 from app.models import QUEUED, RUNNING, Artifact, Companion, Job
 from app.queue import flush_outbox
 from app.queues import GPU
-from app.recipe import parse_recipe
+from app.recipe import Recipe, parse_recipe
 from app.settled import settled
 from app.storage import Storage
 from worker import child, kept_statistics, result
 from worker.claim import Claim, Lost
-from worker.snapshots import NAME, Snapshots
+from worker.snapshots import FOLDER, Snapshots
 from worker.stages import Stages
 from worker.zygote import Limits, Zygote, serving
 
@@ -54,6 +54,15 @@ class Crashed(Exception):
     """The child ended without a result."""
 
 
+def _work(recipe: Recipe) -> tuple[str, str]:
+    """The stage that makes the result, and the entry of its child."""
+    if recipe.recovers:
+        return "recover", "worker.recovering:child"
+    if recipe.reconstructs:
+        return "reconstruct", "worker.reconstructing:child"
+    return "restore" if recipe.kind == "restore" else "compress", "worker.__main__:run"
+
+
 class Attempt:
     """Args: zygotes: see `worker.zygote.serving`; kept between jobs. draining: whether the worker has been asked to stop."""
 
@@ -64,7 +73,7 @@ class Attempt:
         self.spec: dict = job.spec  # with the recipe that a search has found
         self.stages = Stages()
         self.report: dict = {}  # the last one that was read
-        self.snapshots: Snapshots | None = None  # of a training
+        self.snapshots: Snapshots | None = None  # of what takes long
         self.beside: dict[str, Path] = {}  # what the children may read beside their input, by role
         self.digests: dict[str, str] = {}  # of the artifacts among it
         self.started = time.time()
@@ -136,12 +145,11 @@ class Attempt:
             if problem := self._search(inp, claim):
                 return self._fail(problem, self._kept_report(self.scratch / "search"))
             recipe = parse_recipe(self.spec["recipe"])
-        if recipe.recovers:
+        if recipe.recovers or recipe.reconstructs:
             self.snapshots = Snapshots(self.storage, self.job.id, out)
-            if found := self.snapshots.fetch(self.scratch / "with" / "resume" / NAME):
-                self.beside["resume"] = found
-        stage, entry = ("recover", "worker.recovering:child") if recipe.recovers else ("restore" if recipe.kind == "restore" else "compress", "worker.__main__:run")
-        if problem := self._stage(stage, entry, inp, out, claim):
+            if found := self.snapshots.fetch(self.scratch / "with" / FOLDER):
+                self.beside[FOLDER] = found
+        if problem := self._stage(*_work(recipe), inp, out, claim):
             return self._fail(problem, self._kept_report(out))
         output = self.job.spec["output"]["format"]
         paths = result.files(out / "files")

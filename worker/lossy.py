@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
@@ -20,11 +20,16 @@ from worker.progress import Emit, Progress
 from worker.statistics import Statistics, check
 
 
-class Recovery(Protocol):
-    """What `worker.recovering` has: `encode` is None for a tensor that was not trained."""
+class ModelWide(Protocol):
+    """What works on the model as a whole before tensors are written (`worker.recovering`, `worker.reconstructing`)."""
 
-    def train(self, checkpoint: Checkpoint, recipe: Recipe, plans: dict[str, TensorPlan], device: torch.device) -> None: ...
-    def encode(self, plan: TensorPlan, original: torch.Tensor) -> Encoded | None: ...
+    section: str
+    """Of the report, where `told` goes."""
+    told: Any
+
+    def work(self, checkpoint: Checkpoint, recipe: Recipe, plans: dict[str, TensorPlan], device: torch.device) -> None: ...
+    def encode(self, plan: TensorPlan, original: torch.Tensor) -> Encoded | None:
+        """None for a tensor that goes through its own steps alone."""
 
 
 def compress(
@@ -35,13 +40,13 @@ def compress(
     emit: Emit,
     device: torch.device,
     statistics: Statistics | None = None,
-    recovery: Recovery | None = None,
+    ahead: ModelWide | None = None,
 ) -> tuple[list[dict], dict]:
     """The input is mapped and the output written as it is made, so that memory holds one tensor, not the model.
 
     Args:
         statistics: of the gradients, for the steps that ask for them; held against the model here.
-        recovery: trains the model first; what it has trained is written in the place of what the steps alone would make of it.
+        ahead: works on the model first; what it has of a tensor is written in the place of what the tensor's steps alone would make of it.
 
     Returns:
         the rows of the report, and its load proof.
@@ -55,13 +60,13 @@ def compress(
     costs = {name: (tensor_plan.check_cost, tensor_plan.cost) for name, tensor_plan in plans.items()}
     progress = Progress(emit, "compress", sum(s.nbytes for s in checkpoint.tensors.values()), sum(map(sum, costs.values())))
     prepare(checkpoint, recipe, plans, device, lambda checked: progress.add(0, costs[checked.spec.name][0]), statistics)
-    if recovery:
-        recovery.train(checkpoint, recipe, plans, device)
+    if ahead:
+        ahead.work(checkpoint, recipe, plans, device)
     writer = open_writer(output, files, checkpoint, plans)
     rows, sums = [], {}
     for name, tensor_plan in plans.items():
         original = checkpoint.read(name)
-        encoded = recovery.encode(tensor_plan, original) if recovery else None
+        encoded = ahead.encode(tensor_plan, original) if ahead else None
         encoded = encoded or apply(tensor_plan, original, device)
         told = report.encoded_row(original, encoded, writer.write(encoded))
         rows.append(checkpoint.shrunk[name].row(told, encoded) if name in checkpoint.shrunk else told)

@@ -1,4 +1,5 @@
-"""The stages of a job in one process and one after another, as `worker.attempt` runs them in jails: calibrate, search, recover or compress, measure."""
+"""The stages of a job in one process and one after another, as `worker.attempt` runs them in jails: calibrate, search, recover or reconstruct or compress,
+measure."""
 
 from __future__ import annotations
 
@@ -32,7 +33,10 @@ def run(inp: Path, out: Path, spec: dict, emit: Emit) -> None:
         spec = spec | result.searched(found / "search.json")
         recipe = parse_recipe(spec["recipe"])
     given = spec | {"beside": beside}
-    _stage("recovering", inp, out, given, emit) if recipe.recovers else pipeline.run(inp, out, given, emit)
+    if recipe.recovers or recipe.reconstructs:
+        _stage("recovering" if recipe.recovers else "reconstructing", inp, out, given, emit)
+    else:
+        pipeline.run(inp, out, given, emit)
     if "calibration" in beside:
         measured = out / "measured"
         try:

@@ -21,7 +21,7 @@ from worker import lossless, lossy, report
 from worker.devices import CPU, device_of
 from worker.formats import open_checkpoint
 from worker.formats.sensitive import findings
-from worker.lossy import Recovery
+from worker.lossy import ModelWide
 from worker.narrowing import narrow
 from worker.progress import Emit, Progress
 from worker.restore import restore
@@ -29,11 +29,11 @@ from worker.sanitize import sanitized
 from worker.statistics import beside
 
 
-def run(inp: Path, out: Path, spec: dict, emit: Emit, recovery: Recovery | None = None) -> None:
+def run(inp: Path, out: Path, spec: dict, emit: Emit, ahead: ModelWide | None = None) -> None:
     """Carry out `spec` (`recipe`, `output`, `gates`, `sanitize`, `device`) on the files in `inp`.
 
     Args:
-        recovery: of `worker.recovering`, which trains before anything is written.
+        ahead: works on the model as a whole before anything is written.
 
     Raises:
         ModelpressError: a refusal, a failed gate (its report is written first), a mismatch in the accounting.
@@ -43,7 +43,7 @@ def run(inp: Path, out: Path, spec: dict, emit: Emit, recovery: Recovery | None 
     scratch.mkdir(exist_ok=True)
     kind = parse_recipe(spec["recipe"]).kind
     device = device_of(spec) if kind == "lossy" else CPU
-    result = _restored(inp, scratch, files, emit) if kind == "restore" else _compressed(inp, scratch, files, spec, emit, device, recovery)
+    result = _restored(inp, scratch, files, emit) if kind == "restore" else _compressed(inp, scratch, files, spec, emit, device, ahead)
     later = gates.ON_OUTPUTS if spec.get("calibration") else ()  # `worker.measuring` judges them, once the result has been run
     asked = {gate: limit for gate, limit in (spec.get("gates") or {}).items() if gate not in later}
     judged = gates.judge(asked, result["tensors"], result["totals"])
@@ -58,7 +58,7 @@ def run(inp: Path, out: Path, spec: dict, emit: Emit, recovery: Recovery | None 
     gates.enforce(judged)
 
 
-def _compressed(inp: Path, scratch: Path, files: Path, spec: dict, emit: Emit, device: torch.device, recovery: Recovery | None) -> dict:
+def _compressed(inp: Path, scratch: Path, files: Path, spec: dict, emit: Emit, device: torch.device, ahead: ModelWide | None) -> dict:
     recipe = parse_recipe(spec["recipe"])
     whole = recipe.kind == "lossless"
     opened = open_checkpoint(inp, scratch)
@@ -66,7 +66,7 @@ def _compressed(inp: Path, scratch: Path, files: Path, spec: dict, emit: Emit, d
     checkpoint = sanitized(opened, scratch, strip=spec["sanitize"] == "strip", whole_files=whole)
     try:
         left, statistics, width = narrow(checkpoint, recipe, scratch, None if whole else beside(spec), device)
-        compress = lossless.compress if whole else partial(lossy.compress, device=device, statistics=statistics, recovery=recovery)
+        compress = lossless.compress if whole else partial(lossy.compress, device=device, statistics=statistics, ahead=ahead)
         rows, proof = compress(left, recipe, spec["output"]["format"], files, emit)
         report.account(checkpoint, rows)
         before = sum(p.stat().st_size for p in checkpoint.files.values())
@@ -77,7 +77,7 @@ def _compressed(inp: Path, scratch: Path, files: Path, spec: dict, emit: Emit, d
             "sanitized": {"mode": spec["sanitize"], "findings": found},
             "container": checkpoint.container,
             "notes": [*left.notes, *remarks(recipe)],
-        } | ({"width": width} if width else {}) | ({"recovery": recovery.told} if recovery else {})
+        } | ({"width": width} if width else {}) | ({ahead.section: ahead.told} if ahead else {})
     finally:
         checkpoint.close()
 

@@ -3,8 +3,8 @@
     spec["beside"]   calibration   folder: the samples
                      labels        folder, or none
                      statistics    of the gradients, or none
-                     resume        a snapshot of an earlier attempt, or none
-    out/resume.safetensors         a snapshot, every now and then
+                     resume        folder with a snapshot of an earlier attempt, or none
+    out/resume/training.safetensors   a snapshot, every now and then
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from worker.recovery.weights import Masked, Weight
 from worker.runnable import Runnable, open_runnable
 from worker.samples import Data, Images, Vocabulary, fit, perturbing, read, split
 
-SNAPSHOT = "resume.safetensors"
+SNAPSHOT = Path("resume", "training.safetensors")
 
 
 def child(inp: Path, out: Path, spec: dict, emit: Emit) -> None:
@@ -44,17 +44,19 @@ def child(inp: Path, out: Path, spec: dict, emit: Emit) -> None:
 
 
 def run(inp: Path, out: Path, spec: dict, emit: Emit) -> None:
-    """Raises: what `worker.pipeline.run` and `Recovery.train` raise."""
+    """Raises: what `worker.pipeline.run` and `Recovery.work` raise."""
     pipeline.run(inp, out, spec, emit, Recovery(inp, out, spec, emit))
 
 
 class Recovery:
-    """Trains when called, and encodes tensor by tensor what came of it.
+    """Trains, and encodes tensor by tensor what came of it. See `worker.lossy.ModelWide`.
 
     Attributes:
         weights: of what was trained, by name.
         told: of each phase, for the report.
     """
+
+    section = "recovery"
 
     def __init__(self, inp: Path, out: Path, spec: dict, emit: Emit):
         self.inp, self.out, self.spec, self.emit = inp, out, spec, emit
@@ -62,7 +64,7 @@ class Recovery:
         self.done: set[str] = set()
         self.told: list[dict] = []
 
-    def train(self, checkpoint: Checkpoint, recipe: Recipe, plans: dict[str, TensorPlan], device: torch.device) -> None:
+    def work(self, checkpoint: Checkpoint, recipe: Recipe, plans: dict[str, TensorPlan], device: torch.device) -> None:
         """Raises:
         InputRefused: not-runnable; what the samples are refused for. InvalidJobSpec: see `check_loss`. Diverged.
         """
@@ -78,8 +80,10 @@ class Recovery:
         progress = Progress(self.emit, "recover", sum(s.nbytes for s in checkpoint.tensors.values()), steps)
         others = perturbing(student, data)
         seed, places = self.spec.get("seed", 0), {name: s.places for name, s in checkpoint.shrunk.items() if s.cut.side.inner}
+        resume = beside["resume"] / SNAPSHOT.name if "resume" in beside else None
+        (self.out / SNAPSHOT).parent.mkdir(exist_ok=True)
         refit = Refit(teacher, data, seed, others if any(phase.recover.perturb == "auto" for phase in phases) else None, places)
-        training = Training(data, self.weights, device, seed, self.out / SNAPSHOT, beside.get("resume"), lambda: progress.add(0, 1), others, refit)
+        training = Training(data, self.weights, device, seed, self.out / SNAPSHOT, resume, lambda: progress.add(0, 1), others, refit)
         said = Teacher(teacher, data, max(phase.recover.batch_size for phase in phases))
         pairs = [(phase, Objective(student, said, terms(phase.recover.loss, data.labels is not None))) for phase in phases]
         said.keep(asked(pairs, data, others))

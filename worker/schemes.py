@@ -87,22 +87,28 @@ class Scheme:
     def span(self) -> int:
         return SUPER if self.scale_bits else self.group_size
 
-    def parameters(self, x: torch.Tensor) -> Parameters:
-        """Of x [R, c], float32, as many spans as it has; the last one may be short."""
+    def parameters(self, x: torch.Tensor, importance: torch.Tensor | None = None) -> Parameters:
+        """Of x [R, c], float32, as many spans as it has; the last one may be short.
+
+        Args:
+            importance: [c] of mean 1 or so, >= 0: what a squared error in each column counts in a search; None: all alike.
+        """
         rows, columns = x.shape
         whole, parts = columns // self.span, []
         if whole:
-            found = self._fit(x[:, : whole * self.span].reshape(-1, self.span // self.group_size, self.group_size), None)
+            groups = (self.span // self.group_size, self.group_size)
+            counted = None if importance is None else importance[: whole * self.span].repeat(rows).reshape(-1, *groups)
+            found = self._fit(x[:, : whole * self.span].reshape(-1, *groups), counted, importance is not None)
             parts.append(found.map(lambda t: t.reshape(rows, -1)))
         if columns > whole * self.span or not parts:
             rest = x[:, whole * self.span :]
             size = self.group_size if self.scale_bits else rest.shape[1]
             short = -rest.shape[1] % size if size else 0
-            counted = rest.new_ones(rest.shape[1] + short) if short else None
+            counted = None if importance is None else importance[whole * self.span :]
             if short:
-                counted[rest.shape[1] :] = 0
-                counted = counted.reshape(-1, size)
-            found = self._fit(torch.nn.functional.pad(rest, (0, short)).reshape(rows, -1, size) if size else rest[:, None], counted)
+                counted = torch.nn.functional.pad(rest.new_ones(rest.shape[1]) if counted is None else counted, (0, short))
+            counted = counted.reshape(-1, size) if counted is not None and size else None
+            found = self._fit(torch.nn.functional.pad(rest, (0, short)).reshape(rows, -1, size) if size else rest[:, None], counted, importance is not None)
             parts.append(found.map(lambda t: t.reshape(rows, -1)))
         return joined(parts, 1)
 
@@ -139,13 +145,19 @@ class Scheme:
     def _round(self, x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
         return self.levels.round(affine.quotient(x, scale) if self.scale_bits else uniform.divide(x, scale))
 
-    def _fit(self, x: torch.Tensor, counted: torch.Tensor | None) -> Parameters:
-        """Of x [N, K, g]. Args: counted: [K, g], 0 where x is only there to fill a short group; None where all of it counts."""
+    def _fit(self, x: torch.Tensor, counted: torch.Tensor | None, unlike: bool) -> Parameters:
+        """Of x [N, K, g].
+
+        Args:
+            counted: [K, g] or [N, K, g], what errors count, 0 where x is only there to fill a short group; None where all of it counts.
+            unlike: whether what is in x counts unlike.
+        """
         mse = self.search == "mse"
+        each = counted.expand(x.shape).flatten(0, 1) if unlike and counted is not None else None
         if self.offset == "integer":
-            find = uniform.search_asymmetric if mse else uniform.asymmetric
-            return Parameters(*find(x.flatten(0, 1), self.levels, self.dtype))
-        weight = (x != 0).float() if self.zero else counted  # a 0 costs nothing, wherever the levels are
+            flat = x.flatten(0, 1)
+            return Parameters(*(uniform.search_asymmetric(flat, self.levels, self.dtype, each) if mse else uniform.asymmetric(flat, self.levels, self.dtype)))
+        weight = (x != 0).float() * (counted if unlike else 1) if self.zero else counted  # a 0 costs nothing, wherever the levels are
         if self.offset == "float":
             anywhere = not self.scale_bits
             scale, offset = affine.search(x, self.levels, weight, self.zero, anywhere) if mse else affine.span(x, self.levels, weight, anywhere)
@@ -154,7 +166,7 @@ class Scheme:
                 offset = half_quadratic.offset(x, scale, offset, self.levels, weight, self.zero, anywhere)
         else:
             flat, dtype = x.flatten(0, 1), torch.float32 if self.scale_bits else self.dtype
-            scale = uniform.search(flat, self.levels, dtype) if mse else uniform.stored(uniform.absmax_scale(flat, self.levels), dtype)
+            scale = uniform.search(flat, self.levels, dtype, each) if mse else uniform.stored(uniform.absmax_scale(flat, self.levels), dtype)
             scale, offset = scale.reshape(*x.shape[:2], 1), None
         return self._two_level(x, scale, offset, weight) if self.scale_bits else self._floats(x, scale, offset, weight)
 

@@ -1,13 +1,14 @@
-"""Snapshots of a training, between the child that makes them and the attempt that goes on from them.
+"""What a child has done so far, between it and the attempt that goes on from there: a training's state, or the finished part of a reconstruction.
 
-    out/resume.safetensors    the child replaces it every now and then
-    tmp/<job>/recovery        in storage: what the next attempt finds; removed at the job's end
+    out/resume/NAME             the child writes a file and renames it; it may replace one, or add others
+    tmp/<job>/recovery/NAME     in storage: what the next attempt finds; removed at the job's end
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import re
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,47 +17,59 @@ from app.errors import StorageFull, Unavailable
 from app.storage import Storage
 
 log = logging.getLogger(__name__)
-NAME = "resume.safetensors"
+FOLDER = "resume"
+_NAME = re.compile(r"[a-z0-9]{1,40}\.safetensors")
+_MOST = 10_000  # files
 _PART = 4 << 20
 
 
 class Snapshots:
-    """Args: out: the folder that the child writes to."""
+    """Args: out: the folder that the child writes to. It may put there what it likes: links are not followed, and odd names are passed over."""
 
     def __init__(self, storage: Storage, job_id: str, out: Path):
-        self.storage, self.key, self.path = storage, f"tmp/{job_id}/recovery", out / NAME
-        self._seen: tuple | None = None
+        self.storage, self.prefix, self.folder = storage, f"tmp/{job_id}/recovery", out / FOLDER
+        self._seen: dict[str, tuple] = {}
 
-    def fetch(self, path: Path) -> Path | None:
-        """Copy what an earlier attempt has left to `path`; None where there is nothing."""
-        if not self.storage.exists(self.key):
-            return None
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("wb") as file:
-            file.writelines(self.storage.stream(self.key))
-        return path
+    def fetch(self, folder: Path) -> Path | None:
+        """Copy what an earlier attempt has left into `folder`; None where there is nothing."""
+        left = [found.key for found in self.storage.list(self.prefix)]
+        for key in left:
+            folder.mkdir(parents=True, exist_ok=True)
+            with (folder / key.rsplit("/", 1)[-1]).open("wb") as file:
+                file.writelines(self.storage.stream(key))
+        return folder if left else None
 
     def keep(self) -> None:
-        """Store the child's snapshot if there is a new one. That it cannot be stored is logged, and costs time only if this attempt fails."""
+        """Store what is new. That it cannot be stored is logged, and costs time only if this attempt fails."""
         try:
-            fd = os.open(self.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)  # the child may put there what it likes
+            folder = os.open(self.folder, os.O_RDONLY | os.O_NOFOLLOW | os.O_DIRECTORY)
+        except OSError:
+            return
+        try:
+            for name in sorted(filter(_NAME.fullmatch, os.listdir(folder)))[:_MOST]:
+                self._keep(folder, name)
+        except (OSError, StorageFull, Unavailable) as e:
+            log.warning("a snapshot is not stored: %s", e)
+        finally:
+            os.close(folder)
+
+    def _keep(self, folder: int, name: str) -> None:
+        try:
+            fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=folder)
         except OSError:
             return
         try:
             found = os.fstat(fd)
             seen = (found.st_ino, found.st_mtime_ns, found.st_size)
-            if stat.S_ISREG(found.st_mode) and seen != self._seen:
-                self.storage.put(self.key, _parts(fd, found.st_size), found.st_size)
-                self._seen = seen
-        except (OSError, StorageFull, Unavailable) as e:
-            log.warning("a snapshot is not stored: %s", e)
+            if stat.S_ISREG(found.st_mode) and seen != self._seen.get(name):
+                self.storage.put(f"{self.prefix}/{name}", _parts(fd, found.st_size), found.st_size)
+                self._seen[name] = seen
         finally:
             os.close(fd)
 
     def drop(self) -> None:
         """The job has ended."""
-        if self.storage.exists(self.key):
-            self.storage.delete(self.key)
+        self.storage.delete_all(self.prefix)
 
 
 def _parts(fd: int, size: int) -> Iterator[bytes]:

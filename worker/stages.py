@@ -1,4 +1,5 @@
-"""How long each stage of an attempt took, and on how many bytes: fetch, calibrate, search, recover, compress (or restore), verify, measure, prove, store."""
+"""How long each stage of an attempt took, and on how many bytes: fetch, calibrate, search, recover or reconstruct, compress (or restore), verify, measure,
+prove, store."""
 
 from __future__ import annotations
 
@@ -9,9 +10,9 @@ from sqlalchemy.orm import Session
 from app import jobs, meters
 from app.models import Job
 
-OF_THE_CHILD = frozenset({"calibrate", "search", "recover", "compress", "verify", "restore", "measure", "prove"})
+OF_THE_CHILD = frozenset({"calibrate", "search", "recover", "reconstruct", "compress", "verify", "restore", "measure", "prove"})
 """What a child may say that it does; before its first word it is at the stage that it was started for."""
-RUNNING = frozenset({"calibrate", "search", "recover", "measure", "prove"})
+RUNNING = frozenset({"calibrate", "search", "recover", "reconstruct", "measure", "prove"})
 """What goes by samples and steps, or is mostly an import, and not by bytes: no rate of a method has it in it."""
 
 

@@ -84,7 +84,7 @@ def test_a_killed_child_leaves_what_the_next_goes_on_from(zygote, calibration, t
     ended, told, out = in_jail(zygote, tmp_path / "m", tmp_path / "first", steps, {"calibration": calibration}, stop=lambda out: (out / recovering.SNAPSHOT).exists())
     assert ended.how == "stopped" and told[-1]["stage"] == "recover"
     left = out / recovering.SNAPSHOT
-    again = in_jail(zygote, tmp_path / "m", tmp_path / "second", steps, {"calibration": calibration, "resume": left}, stop=lambda out: (out / recovering.SNAPSHOT).exists())
+    again = in_jail(zygote, tmp_path / "m", tmp_path / "second", steps, {"calibration": calibration, "resume": left.parent}, stop=lambda out: (out / recovering.SNAPSHOT).exists())
     reached = [t["fraction"] for t in again[1] if t["stage"] == "recover"]
     assert reached[1] > 0.5 * told[-1]["fraction"] > 0
 

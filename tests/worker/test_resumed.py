@@ -49,7 +49,7 @@ def test_the_next_worker_goes_on_from_the_last_snapshot(storage, zygotes, tmp_pa
         beside = [Companion(role="calibration", artifact_id=data.id, digest="c" * 64)]
         jobs.submit(s, owner="o", input_id=model.id, spec=spec, queue="compress.cpu", cache_key="k", companions=beside)
     job, found = claimed(), []
-    key = f"tmp/{job.id}/recovery"
+    key = f"tmp/{job.id}/recovery/training.safetensors"
     Attempt(job, storage, zygotes, lambda: storage.exists(key)).run()
     with session() as s:
         assert s.get_one(Job, job.id).state == QUEUED and storage.exists(key)

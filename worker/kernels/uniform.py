@@ -96,12 +96,13 @@ def decode(codes: torch.Tensor, scale: torch.Tensor, zero_point: torch.Tensor | 
     return (codes if zero_point is None else codes - zero_point) * scale
 
 
-def squared_error(x: torch.Tensor, decoded: torch.Tensor) -> torch.Tensor:
-    """[N, 1], summed in the fixed order."""
-    return ordered_sum((decoded - x).square_())[:, None]
+def squared_error(x: torch.Tensor, decoded: torch.Tensor, weight: torch.Tensor | None = None) -> torch.Tensor:
+    """[N, 1], summed in the fixed order; each square counts its weight (shaped as `x`, or so that it spreads to it)."""
+    squares = (decoded - x).square_()
+    return ordered_sum(squares if weight is None else squares * weight)[:, None]
 
 
-def search(x: torch.Tensor, levels: Levels, dtype: torch.dtype) -> torch.Tensor:
+def search(x: torch.Tensor, levels: Levels, dtype: torch.dtype, weight: torch.Tensor | None = None) -> torch.Tensor:
     """The scale of least squared error among 24 sizes times 2 signs, each refined by least squares against its own codes.
 
     The signed scale matters because the code range is not symmetric: its spare level goes to the side that needs it. `x` is normalised by its absmax
@@ -109,6 +110,7 @@ def search(x: torch.Tensor, levels: Levels, dtype: torch.dtype) -> torch.Tensor:
 
     Args:
         x: float32 [N, g].
+        weight: float32, spreading to [N, g]: what each squared error counts; None: all alike.
 
     Returns:
         float32 [N, 1], as `dtype` stores it.
@@ -120,12 +122,13 @@ def search(x: torch.Tensor, levels: Levels, dtype: torch.dtype) -> torch.Tensor:
     for sign in (1.0, -1.0) if not levels.floating else (1.0,):
         for c in candidates(0.4, 1.15):
             codes = levels.round(over(unit, sign * c / levels.half_range))
-            energy = ordered_sum(codes.square())[:, None]
-            fit = ordered_sum(codes.mul_(unit))[:, None] / torch.where(energy == 0, torch.ones_like(energy), energy)
+            heavy = codes if weight is None else codes * weight
+            energy = ordered_sum(heavy * codes)[:, None]
+            fit = ordered_sum(heavy * unit)[:, None] / torch.where(energy == 0, torch.ones_like(energy), energy)
             scale = stored(fit * safe, dtype)
             near = scale / safe
             near = torch.where(near == 0, torch.full_like(near, torch.finfo(torch.float32).tiny), near)
-            error = squared_error(unit, levels.round(divide(unit, near)) * near)
+            error = squared_error(unit, levels.round(divide(unit, near)) * near, weight)
             if best is None:
                 best_error, best = error, scale
             else:
@@ -134,14 +137,14 @@ def search(x: torch.Tensor, levels: Levels, dtype: torch.dtype) -> torch.Tensor:
     return torch.where(top == 0, stored(torch.zeros_like(top), dtype), best)
 
 
-def search_asymmetric(x: torch.Tensor, levels: Levels, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-    """The range, shrunk from both ends, of least squared error. Shapes as `asymmetric`."""
+def search_asymmetric(x: torch.Tensor, levels: Levels, dtype: torch.dtype, weight: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    """The range, shrunk from both ends, of least squared error, which counts as in `search`. Shapes as `asymmetric`."""
     best_error = best_scale = best_zero = None
     size = x.abs().amax(-1, keepdim=True) if x.shape[-1] else x.new_zeros(x.shape[0], 1)
     safe = torch.where(size == 0, torch.ones_like(size), size)
     for c in candidates(1.0, 0.4):
         scale, zero = asymmetric(x, levels, dtype, c)
-        error = squared_error(x / safe, decode(encode(x, scale, zero, levels), scale, zero) / safe)
+        error = squared_error(x / safe, decode(encode(x, scale, zero, levels), scale, zero) / safe, weight)
         if best_error is None:
             best_error, best_scale, best_zero = error, scale, zero
         else:

@@ -66,7 +66,7 @@ def keep_mask(matrix: torch.Tensor, step: Prune, threshold: Threshold | None = N
     """
     kind, a, b = step.structure
     if kind == "n:m":
-        return torch.cat([_keep_n_of_m(s, a, b) for s in _weights(matrix, g, step)])
+        return torch.cat([keep_n_of_m(s, a, b) for s in _weights(matrix, g, step)])
     if step.scope == "row":
         dropped = torch.cat([select.lowest_per_row(s, math.floor(step.sparsity * s.shape[1])) for s in units(matrix, step, g)])
     else:
@@ -115,7 +115,8 @@ def _unit_count(shape: torch.Size, step: Prune) -> int:
     return shape[0] if kind == "channel" else shape[0] * shape[1]
 
 
-def _keep_n_of_m(scores: torch.Tensor, n: int, m: int) -> torch.Tensor:
+def keep_n_of_m(scores: torch.Tensor, n: int, m: int) -> torch.Tensor:
+    """bool like scores [R, I]: the n highest of m consecutive inputs, and a remainder."""
     whole = scores.shape[1] - scores.shape[1] % m
     kept = ~select.lowest_per_row(scores[:, :whole].reshape(-1, m), m - n)
     return torch.cat([kept.reshape(scores.shape[0], whole), kept.new_ones(scores.shape[0], scores.shape[1] - whole)], dim=1)

@@ -29,10 +29,15 @@ def quantize(plan: TensorPlan, step: Quantize, encoded: Encoded) -> Encoded:
         return gradient_mapping.quantize(plan, step, encoded)
     matrix = plan.matrix(encoded.dense)
     quantized = quantize_matrix(matrix, step, plan.scale_dtype, plan.transposed)
-    dense = torch.empty(matrix.shape, dtype=matrix.dtype, device=matrix.device)
-    for rows, values in _decoded(quantized):
-        dense[rows] = values.clamp_(*_bounds(matrix.dtype)).to(matrix.dtype)
-    return replace(encoded, action="quantized", reason=None, dense=plan.shaped(dense), quantized=quantized)
+    return replace(encoded, action="quantized", reason=None, dense=plan.shaped(decoded(quantized, matrix.dtype)), quantized=quantized)
+
+
+def decoded(q: Quantized | Grid, dtype: torch.dtype) -> torch.Tensor:
+    """The values [O, I] in the dtype of the tensor."""
+    dense = torch.empty(q.codes.shape, dtype=dtype, device=q.codes.device)
+    for rows, values in _decoded(q):
+        dense[rows] = values.clamp_(*_bounds(dtype)).to(dtype)
+    return dense
 
 
 def _bounds(dtype: torch.dtype) -> tuple[float, float]:

@@ -1,0 +1,87 @@
+"""Through the stages of a course: what goes into the layers of one, its solution, and on to the next with the new values in place.
+
+A block is run twice on all samples, once to see what goes into its layers and once, as it is now, for what the next one is given. In memory are the model, the
+activations between two blocks, and the second moments of one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from worker.reconstruction.course import Call, Stage, arguments, hidden
+from worker.reconstruction.layers import Moments
+from worker.samples.data import Batch
+
+Values = Mapping[nn.Parameter, torch.Tensor]
+"""New values by weight, of its shape."""
+
+
+@dataclass
+class Walk:
+    """Args:
+    forward: of the whole network.
+    batches: on its device.
+    stages: see `worker.reconstruction.course.stages`.
+    sequential: whether a stage is given what the model makes of the samples as changed so far; else what the original makes of them.
+    advance: told of samples that went through a stage.
+    """
+
+    forward: Callable[[Batch], torch.Tensor]
+    batches: list[Batch]
+    stages: list[Stage]
+    sequential: bool
+    advance: Callable[[Stage, int], None] = lambda stage, samples: None
+
+    def __post_init__(self):
+        self._mask: torch.Tensor | None = None
+        self._calls: list[Call] = []
+
+    @torch.no_grad()
+    def run(self, solve: Callable[[int, Stage, Moments], Values], finished: Callable[[int, Stage], Values | None]) -> None:
+        """Args:
+        solve: new values of a stage's weights, once their moments are known.
+        finished: those that are known already.
+        """
+        for number, stage in enumerate(self.stages):
+            after = self.stages[number + 1] if number + 1 < len(self.stages) else None
+            followed = after is not None and after.follows
+            values, outputs = finished(number, stage), None
+            if values is None or followed:
+                self._enter(stage)
+            if values is None:
+                with Moments(stage.layers, lambda: self._mask) as moments:
+                    outputs = self._through(stage)
+                values = solve(number, stage, moments)
+            if self.sequential:
+                originals = {weight: weight.data for weight in values}
+                for weight, new in values.items():
+                    weight.data = new.to(device=weight.device, dtype=weight.dtype).contiguous()
+                if followed:
+                    outputs = self._through(stage)
+                if all(later.follows for later in self.stages[number + 1 :]):  # nothing runs the stages so far again: their memory is given back
+                    for weight, data in originals.items():
+                        weight.data = data
+            elif followed and outputs is None:
+                outputs = self._through(stage)
+            self._calls = [((output, *args[1:]), kwargs) for output, (args, kwargs) in zip(outputs, self._calls, strict=True)] if followed else []
+
+    def _enter(self, stage: Stage) -> None:
+        if stage.block is not None and not stage.follows:
+            self._calls = [arguments(stage.block, self.forward, batch) for batch in self.batches]
+
+    def _through(self, stage: Stage) -> list:
+        """What comes out of the block, batch by batch; of a stage outside of blocks, nothing."""
+        outputs = []
+        for i, batch in enumerate(self.batches):
+            self._mask = batch.mask
+            if stage.block is None:
+                self.forward(batch)
+            else:
+                args, kwargs = self._calls[i]
+                outputs.append(hidden(stage.block(*args, **kwargs)))
+            self.advance(stage, len(batch))
+        return outputs

@@ -42,6 +42,7 @@ PRELOAD = {
     "worker.calibrating:child": _MODELS,
     "worker.searching:child": _MODELS,
     "worker.recovering:child": _MODELS,
+    "worker.reconstructing:child": _MODELS,
     "worker.measuring:child": _MODELS,
     "worker.proof:prove": _MODELS,
 }

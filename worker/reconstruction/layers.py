@@ -10,6 +10,7 @@ Tokens of padding do not count. Layers that are given one and the same tensor (q
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -25,23 +26,27 @@ def has_moments(module: nn.Module) -> bool:
     return is_matrix(module)
 
 
+@dataclass(frozen=True)
+class Sum:
+    """gram: X^T X, float32 [I, I]; tokens: rows of X."""
+
+    gram: torch.Tensor
+    tokens: int
+
+
 class Moments:
     """Active as a context: sums over whatever runs meanwhile.
 
     Args:
         layers: of which `has_moments` holds.
         mask: bool [n, T] of the batch at hand, or None.
-
-    Attributes:
-        tokens: rows of X that each weight has seen.
     """
 
     def __init__(self, layers: Iterable[nn.Module], mask: Callable[[], torch.Tensor | None]):
         self.layers, self.mask = list(layers), mask
-        self.sums: dict[nn.Parameter, torch.Tensor] = {}
-        self.tokens: dict[nn.Parameter, int] = {}
-        self._leader: dict[nn.Parameter, nn.Parameter] = {}
-        self._last: tuple[torch.Tensor, nn.Parameter] | None = None  # held, so that no other tensor takes its place in memory
+        self._sums: dict[nn.Parameter, Sum] = {}
+        self._last: torch.Tensor | None = None  # the input seen last, and what became of sums that it was added to
+        self._added: dict[int, tuple[Sum | None, Sum]] = {}
 
     def __enter__(self) -> Moments:
         self._handles = [m.register_forward_pre_hook(self._hook) for m in self.layers]
@@ -50,31 +55,31 @@ class Moments:
     def __exit__(self, *_) -> None:
         for handle in self._handles:
             handle.remove()
-        self._last = None
+        self._last, self._added = None, {}
 
-    def of(self, weight: nn.Parameter) -> torch.Tensor | None:
-        """[I, I]; None where the layer did not run."""
-        return self.sums.get(self._leader.get(weight))
+    def of(self, weight: nn.Parameter) -> Sum | None:
+        """None where the layer did not run. Weights that were given the same inputs throughout have one and the same."""
+        return self._sums.get(weight)
 
     @torch.no_grad()
     def _hook(self, module: nn.Module, args: tuple) -> None:
         if not args:
             return
-        x, weight = args[0], module.weight
-        if self._last is not None and self._last[0] is x:
-            leader = self._last[1]
-            if self._leader.setdefault(weight, leader) is leader:
-                self.tokens[weight] = self.tokens[leader]
-                return
-        elif self._leader.setdefault(weight, weight) is not weight:  # it shared a sum so far, and now is given an input of its own
-            self.sums[weight], self._leader[weight] = self.sums[self._leader[weight]].clone(), weight
-        own = self._leader[weight]
-        self._last = (x, own)
-        for part in rows(module, x, self.mask()):
-            part = part.float()
-            product = part.T @ part
-            self.sums[own] = self.sums[own].add_(product) if own in self.sums else product
-            self.tokens[weight] = self.tokens.get(weight, 0) + len(part)
+        x, before = args[0], self._sums.get(module.weight)
+        if self._last is not x:
+            self._last, self._added = x, {}
+        if id(before) not in self._added:
+            self._added[id(before)] = before, _plus(before, rows(module, x, self.mask()))
+        self._sums[module.weight] = self._added[id(before)][1]
+
+
+def _plus(before: Sum | None, pieces: Iterable[torch.Tensor]) -> Sum:
+    gram, tokens = None if before is None else before.gram, 0 if before is None else before.tokens
+    for part in pieces:
+        part = part.float()
+        product = part.T @ part
+        gram, tokens = product if gram is None else product.add_(gram), tokens + len(part)
+    return Sum(gram, tokens)
 
 
 def rows(module: nn.Module, x: torch.Tensor, mask: torch.Tensor | None) -> Iterable[torch.Tensor]:

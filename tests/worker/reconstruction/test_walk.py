@@ -1,0 +1,129 @@
+"""The walk block by block, against the whole network run anew for every stage."""
+
+from __future__ import annotations
+
+import pytest
+import tiny_models
+import torch
+
+from worker.formats import open_checkpoint
+from worker.reconstruction.course import stages
+from worker.reconstruction.layers import Moments
+from worker.reconstruction.walk import Walk
+from worker.runnable import open_runnable
+from worker.runnable.runnable import Runnable
+from worker.samples import Data
+
+
+@pytest.fixture
+def opened(request, tmp_path):
+    folder = tmp_path / "m"
+    tiny_models.build(request.param, folder)
+    checkpoint = open_checkpoint(folder, tmp_path)
+    yield open_runnable(folder, checkpoint)
+    checkpoint.close()
+
+
+def batches_of(runnable: Runnable) -> list:
+    generator = torch.Generator().manual_seed(3)
+    if "pixel_values" in runnable.inputs:
+        data = Data(arrays={"pixel_values": torch.randn(6, 3, 8, 8, generator=generator).numpy()})
+    else:
+        data = Data(tokens=[torch.randint(4, 60, (n,), generator=generator).numpy() for n in (9, 8, 8, 5, 4, 3)])
+    return [data.batch([0, 1]), data.batch([2, 3]), data.batch([4, 5])]
+
+
+def matrices(runnable: Runnable) -> set:
+    return {m.weight for m in runnable.module.modules() if isinstance(m, torch.nn.Linear) or type(m).__name__ == "Conv1D"}
+
+
+def coarse(stage, moments) -> dict:
+    """New values that differ from the old ones, and depend on the moments."""
+    found = {}
+    for layer in stage.layers:
+        gram = moments.of(layer.weight)
+        size = 0.3 if gram is None else 0.3 + 0.01 * float(gram.gram.diagonal().mean().tanh())
+        found[layer.weight] = (layer.weight / size).round() * size
+    return found
+
+
+def walked(runnable, batches, sequential) -> tuple[list, dict]:
+    """Moments of each stage, and the new values."""
+    seen, values = [], {}
+
+    def solve(number, stage, moments):
+        seen.append({layer.weight: moments.of(layer.weight).gram.clone() for layer in stage.layers if moments.of(layer.weight) is not None})
+        values.update(coarse(stage, moments))
+        return {w: values[w] for w in (layer.weight for layer in stage.layers)}
+
+    Walk(runnable.forward, batches, stages(runnable.module, runnable.forward, batches[0], matrices(runnable)), sequential).run(solve, lambda *_: None)
+    return seen, values
+
+
+NAMES = ["bert", "classifier", "llama", "gpt2", "t5", "vit", "albert", "mixtral"]
+
+
+@pytest.mark.parametrize("sequential", [True, False])
+@pytest.mark.parametrize("opened", NAMES, indirect=True)
+def test_every_stage_sees_what_the_whole_network_would_show_it(opened, sequential):
+    batches, originals = batches_of(opened), {w: w.data.clone() for w in matrices(opened)}
+    seen, values = walked(opened, batches, sequential)
+    for weight, data in originals.items():
+        weight.data = data.clone()
+    course = stages(opened.module, opened.forward, batches[0], matrices(opened))
+    assert len(course) == len(seen) > 1
+    mask = [None]
+    for stage, found in zip(course, seen, strict=True):
+        with torch.no_grad(), Moments(stage.layers, lambda: mask[0]) as moments:
+            for batch in batches:
+                mask[0] = batch.mask
+                opened.forward(batch)
+        for weight, gram in found.items():
+            assert torch.allclose(gram, moments.of(weight).gram, rtol=1e-4, atol=1e-4), stage.block
+        if sequential:
+            for layer in stage.layers:
+                layer.weight.data = values[layer.weight]
+
+
+@pytest.mark.parametrize("opened", NAMES, indirect=True)
+def test_every_matrix_that_runs_is_in_one_stage(opened):
+    course = stages(opened.module, opened.forward, batches_of(opened)[0], matrices(opened))
+    found = [layer.weight for stage in course for layer in stage.layers]
+    assert len(set(map(id, found))) == len(found)
+    unused = {n for n, p in opened.parameters.items() if p in matrices(opened)} - {n for n, p in opened.parameters.items() if any(p is w for w in found)}
+    assert all("pooler" in n for n in unused), unused  # an encoder's output does not depend on it
+
+
+@pytest.mark.parametrize("opened, follow", [("bert", 1), ("llama", 1), ("gpt2", 1), ("vit", 1), ("mixtral", 1)], indirect=["opened"])
+def test_blocks_that_follow_one_another_are_run_without_the_rest(opened, follow):
+    course = stages(opened.module, opened.forward, batches_of(opened)[0], matrices(opened))
+    assert sum(stage.follows for stage in course) == follow
+
+
+@pytest.mark.parametrize("opened", ["llama"], indirect=True)
+def test_memory_of_values_is_given_back_once_nothing_runs_them_again(opened):
+    head = next(m for n, m in opened.module.named_modules() if n.endswith("lm_head")).weight
+    inner = matrices(opened) - {head}
+    originals, batches = {w: w.data for w in inner}, batches_of(opened)
+    course = stages(opened.module, opened.forward, batches[0], inner)
+    Walk(opened.forward, batches, course, True).run(lambda n, stage, m: coarse(stage, m), lambda *_: None)
+    assert all(w.data.data_ptr() == data.data_ptr() for w, data in originals.items())
+
+
+@pytest.mark.parametrize("opened", ["bert", "t5"], indirect=True)
+def test_what_is_finished_is_not_worked_on_again_and_leads_to_the_same(opened):
+    batches, originals = batches_of(opened), {w: w.data.clone() for w in matrices(opened)}
+    seen, values = walked(opened, batches, True)
+    for weight, data in originals.items():
+        weight.data = data
+    course, again = stages(opened.module, opened.forward, batches[0], matrices(opened)), []
+    walk = Walk(opened.forward, batches, course, True)
+
+    def solve(number, stage, moments):
+        again.append((number, {layer.weight: moments.of(layer.weight).gram for layer in stage.layers}))
+        return coarse(stage, moments)
+
+    walk.run(solve, lambda number, stage: {layer.weight: values[layer.weight] for layer in stage.layers} if number < 1 else None)
+    assert [number for number, _ in again] == list(range(1, len(course)))
+    for number, grams in again:
+        assert all(torch.equal(gram, grams[weight]) for weight, gram in seen[number].items())

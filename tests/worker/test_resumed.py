@@ -1,4 +1,4 @@
-"""A job that trains, given back in the middle by one worker and brought to its end by another."""
+"""A job that takes long, given back in the middle by one worker and brought to its end by another."""
 
 from __future__ import annotations
 
@@ -40,16 +40,20 @@ def claimed() -> Job:
         return jobs.claim(s, "compress.cpu")
 
 
-def test_the_next_worker_goes_on_from_the_last_snapshot(storage, zygotes, tmp_path, monkeypatch):
-    tiny_models.build("bert", tmp_path / "m")
+GPTQ = {"method": "quantize", "algorithm": "gptq", "num_bits": 3}
+
+
+@pytest.mark.parametrize("step, left, layers", [(STEP, "training", 2), (GPTQ, "00001", 16)], ids=["recover", "gptq"])
+def test_the_next_worker_goes_on_from_where_the_last_one_was(storage, zygotes, tmp_path, monkeypatch, step, left, layers):
+    tiny_models.build("bert", tmp_path / "m", num_hidden_layers=layers)
     model = artifact(storage, "model", {p.name: p.read_bytes() for p in (tmp_path / "m").iterdir()}, "m")
     data = artifact(storage, "calibration", {"text.txt": "\n".join(tiny_models.texts(40)).encode()}, "c")
-    spec = {"recipe": {"steps": [STEP]}, "output": {"format": "packed"}, "gates": {}, "sanitize": "report", "seed": 0}
+    spec = {"recipe": {"steps": [step]}, "output": {"format": "packed"}, "gates": {}, "sanitize": "report", "seed": 0}
     with session() as s, s.begin():
         beside = [Companion(role="calibration", artifact_id=data.id, digest="c" * 64)]
         jobs.submit(s, owner="o", input_id=model.id, spec=spec, queue="compress.cpu", cache_key="k", companions=beside)
     job, found = claimed(), []
-    key = f"tmp/{job.id}/recovery/training.safetensors"
+    key = f"tmp/{job.id}/recovery/{left}.safetensors"
     Attempt(job, storage, zygotes, lambda: storage.exists(key)).run()
     with session() as s:
         assert s.get_one(Job, job.id).state == QUEUED and storage.exists(key)
@@ -57,12 +61,16 @@ def test_the_next_worker_goes_on_from_the_last_snapshot(storage, zygotes, tmp_pa
 
     def spy(self, path: Path):
         found.append(fetch(self, path))
-        return found[-1]
+        found.extend(p.stem for p in found[-1].iterdir())
+        return found[0]
 
     monkeypatch.setattr(Snapshots, "fetch", spy)
     Attempt(claimed(), storage, zygotes, lambda: False).run()
     with session() as s:
         row = s.get_one(Job, job.id)
-    assert row.state == SIGNING and found[0] is not None and not storage.exists(key)
-    (told,) = json.loads(storage.read(f"{row.handoff['prefix']}/report.json"))["recovery"]
-    assert told["method"] == "prune" and told["steps_run"] > 300
+    assert row.state == SIGNING and left in found and not storage.exists(key)
+    report = json.loads(storage.read(f"{row.handoff['prefix']}/report.json"))
+    if step is STEP:
+        assert report["recovery"][0]["method"] == "prune" and report["recovery"][0]["steps_run"] > 300
+    else:
+        assert report["reconstruction"]["stages"] == 17 and "reconstruct" in row.timings

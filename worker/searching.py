@@ -36,6 +36,7 @@ from worker.statistics import beside
 NAME = "search.json"
 _TRIALS = 4
 _FULL, _LESS = 0.98, 0.998  # of what there is room for: enough, and how much of it is taken after it was too much
+_SMALLER = 0.93  # of the bytes that have a quality, within which rounding by gptq is tried
 _SPARE = 0.02  # of what may be lost, left after a quality was missed
 _SHARES = {"open": 0.02, "base": 0.05, "look": 0.2, "measure": 0.45, "verify": 0.18, "trial": 0.1}
 WEIGHTS_ONLY = "there is no calibration data: what was chosen loses least by the error of its weights, which does not predict what the model then says"
@@ -84,7 +85,7 @@ class Search:
             self.notes.append(WEIGHTS_ONLY if self.statistics is None else BY_GRADIENTS)
         if self.effect is not None and set(self.effect.samples.values()) and len(self.effect.data) < 20:
             self.notes.append("there are so few samples that what is chosen by is also what is verified by")
-        self.carrying = Carrying(checkpoint, self.output, scratch, self.device, self.statistics, self.effect)
+        self.carrying = Carrying(inp, checkpoint, scratch, spec, self.device, self.statistics, self.effect)
         self.cache = Cache(checkpoint, self.output, self.device)
         self.table = Table(checkpoint, self.output, self.device)
         self.choosing: Choosing | None = None
@@ -125,7 +126,8 @@ class Search:
             wanted = not any(name in self.budget for name in budgets.ON_OUTPUTS)
             self._timed("measure", lambda: self.table.measure(self.effect, room if wanted and math.isfinite(room) else None, self.cache, self._share("measure", self.weights)))
         self.choosing = Choosing(self.table.rows, fixed, self._verify if self.effect else None)
-        return self._settled(room)
+        trial = self._settled(room)
+        return self._compensated(trial) if self.effect else trial
 
     def _base(self) -> dict:
         """Eight bits for all, which changes what is searched and nothing else."""
@@ -192,6 +194,27 @@ class Search:
             budgets.enforce(self._held(trial))
         return min(good, key=lambda g: g[:2])[2]
 
+    def _compensated(self, trial: Trial) -> Trial:
+        """The trial, or one of scale factors alone whose rounding makes up for its own errors: where that keeps to the budget too and loses less or,
+        where a quality is asked for, takes less. Its bytes are known once it is carried out, so it may have a second try."""
+        quality = any(name in self.budget for name in budgets.QUALITY)
+        took = trial.bytes_of(self.groups)
+        there = took * _SMALLER if quality else max(took, self._room(trial.totals["bytes_after"] - took, self.carrying.before))
+        room, best = there, trial
+        for _ in range(2):
+            choice = self.choosing.by_scales(room)
+            if choice is None:
+                break
+            other = self._carried(self._recipe(choice, {"algorithm": "gptq"}), "scales, rounded by gptq")
+            size, kept = other.bytes_of(self.groups), all(j["passed"] for j in self._held(other).values())
+            better = size < best.bytes_of(self.groups) if quality else self.effect.lost(other.quality) < self.effect.lost(best.quality)
+            if kept and better:
+                best = other
+            if kept and (size > _FULL * there or quality) or not size:
+                break
+            room *= there / size * (_LESS if size > there else 1)
+        return best
+
     def _chosen(self, room: float, on_outputs: list[str], slack: float) -> Point:
         """Raises: BudgetNotMet."""
         choosing = self.choosing
@@ -242,10 +265,10 @@ class Search:
             row.options, row.told = [row.options[i] for i in good], [row.told[i] for i in good]
         self.choosing = Choosing(self.table.rows, self.choosing.fixed, self._verify if self.effect else None)
 
-    def _recipe(self, choice: Choice) -> dict:
-        """The recipe of a choice."""
+    def _recipe(self, choice: Choice, changes: dict | None = None) -> dict:
+        """The recipe of a choice. Args: changes: see `resolved`."""
         chosen = [(r.group, r.options[o]) for r, o in zip(self.table.rows, choice, strict=True)]
-        return resolved([(g, o, sum(map(asked_bits, self.cache.all(g, o))) if o.price is not None else 0) for g, o in chosen], self.output)
+        return resolved([(g, o, sum(map(asked_bits, self.cache.all(g, o))) if o.price is not None else 0) for g, o in chosen], self.output, changes)
 
     def _carried(self, recipe: dict, how: str) -> Trial:
         trial = self._timed("trial", lambda: self.carrying.out(recipe, self.names))
@@ -269,7 +292,7 @@ class Search:
             "groups": len(self.groups),
             "options": sum(len(r.options) for r in self.table.rows),
             "measured": sum(len(r.measured) for r in self.table.rows if r.group.felt),
-            "carried_out": [_trial(how, t) for how, t in self.trials],
+            "carried_out": [_trial(how, t) | ({"chosen": True} if t is trial else {}) for how, t in self.trials],
             "verified": len(choosing.points) if choosing else 0,
             "front": [{"how": p.how, "bytes": round(p.bytes), figure: p.figures.get(figure, p.lost)} for p in seen],
             "bounds": self._held(trial) if trial else {},

@@ -59,7 +59,7 @@ def test_a_size_is_kept_to_and_what_was_done_is_told(sized):
     assert sized["quality"]["measured"] and sized["quality"]["cosine"] > 0.5
     front = told["front"]
     assert front and [p["bytes"] for p in front] == sorted(p["bytes"] for p in front) and [p["cosine"] for p in front] == sorted(p["cosine"] for p in front)
-    assert told["carried_out"][-1]["bytes"] and told["carried_out"][-1]["quality"]["cosine"] > 0.5
+    assert [t["bytes"] for t in told["carried_out"] if "chosen" in t] == [sized["totals"]["bytes_after"]]
 
 
 def test_the_recipe_of_the_report_is_an_ordinary_one(sized):
@@ -85,9 +85,20 @@ def test_a_quality_is_met_by_the_smallest(given, tmp_path):
     more = ("--calibration", str(given / "ids.jsonl"), "--budget")
     low, high = (search(given, tmp_path / str(limit), "llama", *more, f"max_kl={limit}") for limit in (0.3, 0.03))
     for report, limit in ((low, 0.3), (high, 0.03)):
-        assert report["search"]["bounds"] == {} or report["search"]["bounds"]["max_kl"]["value"] <= limit
-        assert report["search"]["carried_out"][-1]["quality"]["kl"] <= limit
+        (chosen,) = [t for t in report["search"]["carried_out"] if "chosen" in t]
+        assert report["search"]["bounds"]["max_kl"]["value"] == chosen["quality"]["kl"] <= limit and chosen["bytes"] == report["totals"]["bytes_after"]
     assert low["totals"]["bytes_after"] < high["totals"]["bytes_after"]
+
+
+def test_what_rounding_by_gptq_makes_better_is_rounded_so(given, tmp_path, monkeypatch):
+    """Codebooks are left out, so that scale factors are what there is."""
+    monkeypatch.setattr("worker.search.table.Table._priced", lambda self, looks: [])
+    monkeypatch.setattr(options, "_listed", lambda packed, gradients, listed=options._listed: listed(False, gradients))
+    report = search(given, tmp_path / "out", "llama", "--budget", "avg_bits=6", "--calibration", str(given / "ids.jsonl"))
+    tried = {t["how"]: t["quality"]["kl"] for t in report["search"]["carried_out"] if stored(report) <= 6}
+    assert "scales, rounded by gptq" in tried
+    rounded = {s.get("algorithm", "rtn") for s in report["recipe"]["steps"] if s["method"] == "quantize"}
+    assert rounded == {"gptq" if min(tried, key=tried.get) == "scales, rounded by gptq" else "rtn"} and report["quality"]["measured"]
 
 
 def test_without_data_it_works_on_weights_and_says_so(given, tmp_path):

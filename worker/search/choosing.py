@@ -67,6 +67,16 @@ class Choosing:
         if (found := self._alike(room)) is not None:
             yield "one option for all", found
 
+    def by_scales(self, room: float) -> Choice | None:
+        """The best within so many bytes of what has plain scale factors alone, which other ways of rounding can do something for."""
+        plain = [[i for i, o in enumerate(r.options) if o.plain] for r in self.rows]
+        if not all(plain):
+            return None
+        losses = next(iter(self.ways.values()))
+        sizes = [[s[i] for i in own] for s, own in zip(self.sizes, plain, strict=True)]
+        found = best_within(sizes, [[x[i] for i in own] for x, own in zip(losses, plain, strict=True)], math.floor(room))
+        return None if found is None else tuple(own[o] for own, o in zip(plain, found, strict=True))
+
     def _alike(self, room: float) -> Choice | None:
         """The best choice that has one option for all groups that have it."""
         losses, best = next(iter(self.ways.values())), None

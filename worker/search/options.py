@@ -35,6 +35,12 @@ class Option:
         return len(self.steps) == 1 and isinstance(self.steps[0], Quantize) and self.steps[0].mapping == "uniform"
 
 
+    @property
+    def plain(self) -> bool:
+        """Whether these are integers whose rounding can make up for its errors (`algorithm: gptq`)."""
+        return self.uniform and self.steps[0].type == "int" and self.steps[0].plain_scales
+
+
 PRICED = Quantize(method="quantize", mapping="gradient", avg_bits=8.0, strategy="tensor")
 """The step of an option that has a price; its bits are told once it is encoded."""
 

@@ -14,6 +14,8 @@ from worker import report
 from worker.checkpoint import Checkpoint
 from worker.methods import apply, plan, prepare
 from worker.output import open_writer
+from worker.plan import TensorPlan
+from worker.reconstructing import RESUME, Reconstruction
 from worker.search.effect import Effect
 from worker.search.groups import Group
 from worker.statistics import Statistics
@@ -41,8 +43,8 @@ class Trial:
 class Carrying:
     """What is needed to carry recipes out, one after another, in `scratch`."""
 
-    def __init__(self, checkpoint: Checkpoint, output: str, scratch: Path, device: torch.device, statistics: Statistics | None, effect: Effect | None):
-        self.checkpoint, self.output, self.scratch, self.device = checkpoint, output, scratch, device
+    def __init__(self, inp: Path, checkpoint: Checkpoint, scratch: Path, spec: dict, device: torch.device, statistics: Statistics | None, effect: Effect | None):
+        self.inp, self.checkpoint, self.output, self.scratch, self.spec, self.device = inp, checkpoint, spec["output"]["format"], scratch, spec, device
         self.statistics, self.effect = statistics, effect
         self.before = sum(p.stat().st_size for p in checkpoint.files.values())
 
@@ -79,18 +81,28 @@ class Carrying:
             plans = plan(self.checkpoint, recipe, self.output)
             if not left_out:
                 prepare(self.checkpoint, recipe, plans, self.device, statistics=self.statistics)
+            ahead = self._ahead(recipe, plans) if recipe.reconstructs else None
             writer, rows = open_writer(self.output, files, self.checkpoint, plans), []
             for name, tensor_plan in plans.items():
                 if name in left_out:
                     continue
                 original = self.checkpoint.read(name)
-                encoded = apply(tensor_plan, original, self.device)
+                encoded = ahead and ahead.encode(tensor_plan, original) or apply(tensor_plan, original, self.device)
                 rows.append(report.encoded_row(original, encoded, writer.write(encoded)))
                 saw(name, encoded)
             writer.finish()
             return rows, sum(p.stat().st_size for p in files.rglob("*") if p.is_file())
         finally:
             shutil.rmtree(files, ignore_errors=True)
+            shutil.rmtree(self.scratch / "ahead", ignore_errors=True)
+
+    def _ahead(self, recipe: Recipe, plans: dict[str, TensorPlan]) -> Reconstruction:
+        """What goes through a model of its own, block by block."""
+        (folder := self.scratch / "ahead").mkdir()
+        beside = {role: path for role, path in self.spec["beside"].items() if role != RESUME}
+        ahead = Reconstruction(self.inp, folder, self.spec | {"beside": beside}, lambda event: None)
+        ahead.work(self.checkpoint, recipe, plans, self.device)
+        return ahead
 
 
 class _Nothing(dict):

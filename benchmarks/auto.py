@@ -29,6 +29,11 @@ def uniform(bits: int, group: int | None, *more: dict) -> list[dict]:
     return [{"method": "quantize", "num_bits": bits, "scale_search": "mse"} | shared, *more]
 
 
+def gptq(bits: int, *more: dict) -> list[dict]:
+    (step, *_) = uniform(bits, 128)
+    return [step | {"algorithm": "gptq"}, *more]
+
+
 def gradient(*more: dict, **width) -> list[dict]:
     return [{"method": "quantize", "mapping": "gradient"} | width, *more]
 
@@ -40,6 +45,8 @@ FIXED = {
     **{f"uniform {b} bits, row, coded": uniform(b, None, LOSSLESS) for b in (5, 6)},
     **{f"codebook {b} bits, row, coded": gradient(LOSSLESS, num_bits=b) for b in (2, 3, 4)},
     **{f"codebook, {a} bits allocated": gradient(LOSSLESS, avg_bits=a) for a in (2.1, 2.6, 3.1, 4.1)},
+    **{f"gptq {b} bits, group 128": gptq(b) for b in (2, 3, 4)},
+    **{f"gptq {b} bits, group 128, coded": gptq(b, LOSSLESS) for b in (2, 3, 4)},
     "prune 50 % fisher, 4 bits, group 128": [FISHER, *uniform(4, 128)],
     "prune 50 % fisher, codebook 4 bits, row": [FISHER, *gradient(num_bits=4)],
 }

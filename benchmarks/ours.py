@@ -19,14 +19,7 @@ def compress(inp: str, out: str, recipe: dict, beside: dict) -> dict:
     mean `relative_error`; `cpu` seconds."""
     start = time.process_time()
     spec = {"recipe": recipe, "output": {"format": "packed"}, "sanitize": "report", "seed": 0, "gates": {}, "beside": beside}
-    parsed = parse_recipe(recipe)
-    if parsed.recovers:
-        from worker import recovering as work
-    elif parsed.reconstructs:
-        from worker import reconstructing as work
-    else:
-        work = pipeline
-    work.run(Path(inp), Path(out), spec, lambda event: None)
+    _carry_out(Path(inp), Path(out), spec)
     report = json.loads(Path(out, "report.json").read_text())
     rows = [r for r in report["tensors"] if r["action"] in ("quantized", "pruned")]
     weights = sum(_count(r["shape"]) for r in rows)
@@ -40,7 +33,18 @@ def search(inp: str, out: str, recipe: dict, budget: dict, beside: dict) -> None
 
     spec = {"recipe": recipe, "output": {"format": "packed"}, "sanitize": "report", "seed": 0, "gates": {}, "budget": budget, "beside": beside}
     searching.run(Path(inp), Path(out) / "searched", spec, lambda event: None)
-    pipeline.run(Path(inp), Path(out), spec | result.searched(Path(out) / "searched" / searching.NAME), lambda event: None)
+    _carry_out(Path(inp), Path(out), spec | result.searched(Path(out) / "searched" / searching.NAME))
+
+
+def _carry_out(inp: Path, out: Path, spec: dict) -> None:
+    parsed = parse_recipe(spec["recipe"])
+    if parsed.recovers:
+        from worker import recovering as work
+    elif parsed.reconstructs:
+        from worker import reconstructing as work
+    else:
+        work = pipeline
+    work.run(inp, out, spec, lambda event: None)
 
 
 def _count(shape: list[int]) -> int:

@@ -27,6 +27,7 @@ MODELS = {
     "albert": ("AlbertModel", "AlbertConfig", _BERT | {"embedding_size": 8}),
     "t5": ("T5ForConditionalGeneration", "T5Config", _T5),
     "vit": ("ViTForImageClassification", "ViTConfig", _BERT | {"image_size": 8, "patch_size": 4, "num_labels": 3, "vocab_size": None}),
+    "qwen3-moe": ("Qwen3MoeForCausalLM", "Qwen3MoeConfig", _LLAMA | {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 12}),
     "mixtral": ("MixtralForCausalLM", "MixtralConfig", _LLAMA | {"num_local_experts": 3, "num_experts_per_tok": 2}),
 }
 """name -> class, config class, arguments."""

@@ -101,8 +101,8 @@ class Reconstruction:
     def _solve(self, number: int, stage: Stage, moments: Moments) -> Values:
         found: dict[str, Encoded] = {}
         for name, weight in self._weights(stage).items():
-            plan, seen = self._plans[name], moments.of(weight)
-            found[name] = solve(plan, self._checkpoint.read(name).to(self._device), seen and seen.gram).to(CPU)
+            plan = self._plans[name]
+            found[name] = solve(plan, self._checkpoint.read(name).to(self._device), moments.of(weight)).to(CPU)
             self._progress.add(plan.spec.nbytes, 2 * plan.spec.nbytes)
         path = self.out / f"{number:05}.safetensors"
         finished.save(path, found)

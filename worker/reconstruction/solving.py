@@ -15,25 +15,30 @@ from worker.methods.prune import keep_n_of_m
 from worker.methods.quantize import decoded
 from worker.plan import TensorPlan
 from worker.reconstruction.grids import Columns, Ordered
+from worker.reconstruction.layers import Sum
 
+FEWEST = 16
+"""Tokens (samples, patches) that have to reach a layer, such as an expert that few are sent to."""
 _ITERATIONS = 32
 
 
-def solve(plan: TensorPlan, tensor: torch.Tensor, gram: torch.Tensor | None) -> Encoded:
+def solve(plan: TensorPlan, tensor: torch.Tensor, seen: Sum | None) -> Encoded:
     """The tensor after its steps; lossless ones are left for later.
 
     Args:
         tensor: as it was in the input, on the device of the job.
-        gram: X^T X [I, I] of what goes into its layer; None where that never ran, so that its steps go by the weights alone.
+        seen: of what goes into its layer; None where that never ran. Below `FEWEST` tokens its steps go by the weights alone.
     """
+    tokens = 0 if seen is None or not bool(seen.gram.diagonal().any()) else seen.tokens
+    gram = seen.gram if tokens >= FEWEST else None
     encoded = Encoded(plan.spec, "copied", tensor, plan.reason, notes=plan.notes)
     steps = [s for s in plan.steps if isinstance(s, Prune | Quantize)]
     while steps:
         step = steps.pop(0)
         if not getattr(step, "reconstructs", False):
             encoded = METHODS[type(step)](plan, step, encoded)
-        elif gram is None or not bool(gram.diagonal().any()):
-            encoded = _without_data(plan, step, encoded)
+        elif gram is None:
+            encoded = _without_data(plan, step, encoded, tokens)
         elif isinstance(step, Quantize):
             encoded = _solved(plan, None, step, encoded, gram)
         elif step.saliency == "wanda":
@@ -44,8 +49,9 @@ def solve(plan: TensorPlan, tensor: torch.Tensor, gram: torch.Tensor | None) -> 
     return encoded
 
 
-def _without_data(plan: TensorPlan, step: Step, encoded: Encoded) -> Encoded:
-    note = "no sample of the calibration data reaches its layer: " + ("pruned by magnitude" if isinstance(step, Prune) else "rounded to the nearest")
+def _without_data(plan: TensorPlan, step: Step, encoded: Encoded, tokens: int) -> Encoded:
+    reach = f"{tokens} tokens of the calibration data reach its layer, fewer than {FEWEST}" if tokens else "nothing of the calibration data reaches its layer"
+    note = f"{reach}: " + ("pruned by magnitude" if isinstance(step, Prune) else "rounded to the nearest")
     plain = {"saliency": "magnitude", "damping": None, "sequential": None} if isinstance(step, Prune) else {"algorithm": "rtn", "damping": None, "activation_order": None, "sequential": None}
     encoded = METHODS[type(step)](plan, step.model_copy(update=plain), encoded)
     return replace(encoded, notes=(*encoded.notes, note))

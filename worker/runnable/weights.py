@@ -11,6 +11,7 @@ from app.limits import shown
 from app.targets import FLOATING
 from worker.checkpoint import Checkpoint
 from worker.runnable.architecture import PATIENCE, Architecture, broken
+from worker.runnable.experts import unfuse
 from worker.runnable.patience import patience
 from worker.runnable.runnable import not_runnable
 
@@ -31,7 +32,8 @@ def load(checkpoint: Checkpoint, architecture: Architecture) -> tuple[nn.Module,
         architecture.cls.from_pretrained, None, config=architecture.config, state_dict=dict(tensors), dtype=torch.float32, output_loading_info=True
     )
     _complete(module, told["missing_keys"], architecture.task)
-    return module.eval().requires_grad_(False), _by_name(module, tensors)
+    module.eval().requires_grad_(False)
+    return module, _by_name(module, tensors) | unfuse(module, tensors)
 
 
 def _float32(checkpoint: Checkpoint, name: str) -> torch.Tensor:

@@ -72,6 +72,10 @@ def test_every_recipe_becomes_a_job(alice, artifact):
         ([PRUNE], {"preset": "int8"}, "invalid-job-spec", "/preset"),
         ([PRUNE], {"device": "cuda"}, "invalid-job-spec", "/device"),
         ([PRUNE], {"calibration": str(uuid.uuid4())}, "not-found", "/calibration"),
+        ([PRUNE, "auto"], {}, "invalid-job-spec", "/recipes/1"),
+        ([PRUNE, {"preset": "auto", "budget": {"ratio": 1}}], {}, "invalid-job-spec", "/recipes/1/budget/ratio"),
+        ([{"preset": "w4a16", "budget": {"ratio": 4}}], {}, "invalid-job-spec", "/recipes/0/budget"),
+        ([PRUNE], {"budget": {"ratio": 4}}, "invalid-job-spec", "/budget"),
         ([PRUNE], {"input": str(uuid.uuid4())}, "not-found", "/input"),
         ([PRUNE], {"input": 3}, "invalid-job-spec", "/input"),
     ],
@@ -80,6 +84,12 @@ def test_one_wrong_recipe_and_no_job_is_made(api, alice, artifact, problem, reci
     before = count(api)
     problem(submit(alice, artifact, recipes, **more), 404 if kind == "not-found" else 422, kind, pointer)
     assert count(api) == before
+
+
+def test_budgets_are_compared(alice, artifact):
+    made = submit(alice, artifact, [{"name": f"{r} to 1", "preset": "auto", "budget": {"ratio": r}} for r in (4, 5)]).json()
+    budgets = [alice.get(f"/v1/jobs/{row['job']}").json()["budget"] for row in made["rows"]]
+    assert [row["name"] for row in made["rows"]] == ["4 to 1", "5 to 1"] and budgets == [{"ratio": 4}, {"ratio": 5}]
 
 
 def test_bodies_that_are_no_comparisons(alice, problem):

@@ -38,6 +38,7 @@ _TRIALS = 4
 _FULL, _LESS = 0.98, 0.998  # of what there is room for: enough, and how much of it is taken after it was too much
 _SMALLER = 0.93  # of the bytes that have a quality, within which rounding by gptq is tried
 _SPARE = 0.02  # of what may be lost, left after a quality was missed
+_STRICT, _STRETCH = 0.85, 0.5  # of what may be lost: what is less than that has more to give; by how much more than asked for is foreseen then
 _SHARES = {"open": 0.02, "base": 0.05, "look": 0.2, "measure": 0.45, "verify": 0.18, "trial": 0.1}
 WEIGHTS_ONLY = "there is no calibration data: what was chosen loses least by the error of its weights, which does not predict what the model then says"
 BY_GRADIENTS = "there is no calibration data: what was chosen loses least by the gradients that were given, and was not run"
@@ -171,7 +172,12 @@ class Search:
         good: list[tuple[float, float, Trial]] = []
         slack, foreseen, seen = 0.0, room, set()
         for _ in range(_TRIALS):
-            point = self._chosen(foreseen, on_outputs, slack)
+            try:
+                point = self._chosen(foreseen, on_outputs, slack)
+            except BudgetNotMet:
+                if good:
+                    break
+                raise
             if point.choice in seen:
                 break
             seen.add(point.choice)
@@ -182,11 +188,12 @@ class Search:
             lost = self.effect.lost(trial.quality) if self.effect else point.lost
             if not missed:
                 good.append((size, lost, trial) if on_outputs or math.isinf(there) else (lost, size, trial))
-                if on_outputs or took > _FULL * there or math.isinf(there):
+                if not self._strict(trial, on_outputs) if on_outputs else took > _FULL * there or math.isinf(there):
                     break
             if took > there or (not missed and not on_outputs):
                 foreseen = there * (point.bytes - self.choosing.fixed) / took * (1 if took <= there else _LESS)
-            slack += _SPARE if any(name in missed for name in on_outputs) else 0
+            if on_outputs and lost > 0:  # what is foreseen is a little off, by as much the next time
+                slack = min(max(1 - point.lost / lost, -_STRETCH), 1 - _STRETCH / 5) + (_SPARE if any(name in missed for name in on_outputs) else 0)
             if "max_relative_error" in missed:
                 self._tighten(self._held(trial)["max_relative_error"])
                 seen.clear()
@@ -238,6 +245,12 @@ class Search:
             self._refuse(self._carried(self._recipe(point.choice), point.how), on_outputs, "the best that was found" + (" within that size" if math.isfinite(room) else ""))
             return point
         return found
+
+    def _strict(self, trial: Trial, on_outputs: list[str]) -> bool:
+        """Whether a result is clearly better than asked for, so that a smaller one may do."""
+        held = self._held(trial)
+        lost = {n: (1 - held[n]["value"], 1 - held[n]["limit"]) if n == "min_cosine" else (held[n]["value"], held[n]["limit"]) for n in on_outputs}
+        return all(value < _STRICT * limit for value, limit in lost.values())
 
     def _good(self, name: str, figures: dict, slack: float) -> bool:
         """Whether a figure keeps to its bound, with a part of what may be lost to spare."""

@@ -7,7 +7,9 @@ Gersho, 1988, "Efficient bit allocation for an arbitrary set of quantizers": equ
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator, Sequence
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from worker.kernels.allocation import allocate
 
@@ -36,20 +38,50 @@ def _slope(sizes: Sequence[float], losses: Sequence[float], a: int, b: int) -> f
     return (losses[a] - losses[b]) / (sizes[b] - sizes[a])
 
 
-def path(sizes: Sequence[Sequence[float]], losses: Sequence[Sequence[float]]) -> Iterator[list[int]]:
-    """Choices from the smallest sum of sizes to the largest that is worth while, each optimal for its size; every one a list of its own."""
+@dataclass(frozen=True)
+class Path:
+    """Choices from the smallest sum of sizes to the largest that is worth while, each optimal for its size: the first one, and what changes from one to the
+    next."""
+
+    start: list[int]
+    steps: list[tuple[int, int]]  # (group, its next option)
+
+    def __len__(self) -> int:
+        return len(self.steps) + 1
+
+    def __getitem__(self, n: int) -> list[int]:
+        """The choice after `n` steps."""
+        choice = list(self.start)
+        for group, option in self.steps[:n]:
+            choice[group] = option
+        return choice
+
+
+def path(sizes: Sequence[Sequence[float]], losses: Sequence[Sequence[float]]) -> Path:
+    """Of groups with options, the sizes and losses of each."""
     hulls = [hull(s, x) for s, x in zip(sizes, losses, strict=True)]
-    at = [0] * len(hulls)
+    at, found = [0] * len(hulls), []
     steps = [(-_slope(sizes[g], losses[g], h[0], h[1]), g) for g, h in enumerate(hulls) if len(h) > 1]
     heapq.heapify(steps)
-    yield [h[0] for h in hulls]
     while steps:
         _, g = heapq.heappop(steps)
         at[g] += 1
         h = hulls[g]
+        found.append((g, h[at[g]]))
         if at[g] + 1 < len(h):
             heapq.heappush(steps, (-_slope(sizes[g], losses[g], h[at[g]], h[at[g] + 1]), g))
-        yield [hulls[i][a] for i, a in enumerate(at)]
+    return Path([h[0] for h in hulls], found)
+
+
+def running(sizes: Sequence[Sequence[float]], along: Path) -> list[float]:
+    """The sum of the sizes of every choice of a path."""
+    choice, total = list(along.start), sum(s[o] for s, o in zip(sizes, along.start, strict=True))
+    out = [total]
+    for group, option in along.steps:
+        total += sizes[group][option] - sizes[group][choice[group]]
+        choice[group] = option
+        out.append(total)
+    return out
 
 
 def best_within(sizes: Sequence[Sequence[int]], losses: Sequence[Sequence[float]], budget: int) -> list[int] | None:
@@ -60,9 +92,5 @@ def best_within(sizes: Sequence[Sequence[int]], losses: Sequence[Sequence[float]
         exact = allocate(sizes, losses, budget)
         if exact is not None:
             return exact
-    found = None
-    for choice in path(sizes, losses):
-        if sum(s[o] for s, o in zip(sizes, choice, strict=True)) > budget:
-            break
-        found = choice
-    return found
+    along = path(sizes, losses)
+    return along[bisect_right(running(sizes, along), budget) - 1]

@@ -8,10 +8,11 @@ one and the same option for all, so that a search is never worse than those.
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from worker.kernels.front import best_within, path
+from worker.kernels.front import Path, best_within, path, running
 from worker.search.table import Row
 
 Choice = tuple[int, ...]
@@ -109,18 +110,24 @@ class Choosing:
         """The smallest that is good enough: by halving along each way's path, of which only what is smaller than the best so far is looked at."""
         best: Point | None = None
         for how, losses in self.ways.items():
-            ladder = [tuple(c) for c in path(self.sizes, losses)]
-            ladder = [c for c in ladder if self.bytes(c) - self.fixed <= room and (best is None or self.bytes(c) < best.bytes)]
-            low, high = 0, len(ladder) - 1
-            if not ladder or not good(self.verified(f"chosen by {how}", ladder[high])):
+            along = path(self.sizes, losses)
+            sizes = running(self.sizes, along)
+            low, high = 0, bisect_right(sizes, room) - 1
+            while best is not None and high >= 0 and self.fixed + sizes[high] >= best.bytes:
+                high -= 1
+
+            def at(n: int, how: str = how, along: Path = along) -> Point:
+                return self.verified(f"chosen by {how}", tuple(along[n]))
+
+            if high < 0 or not good(at(high)):
                 continue
             while low < high:
                 middle = (low + high) // 2
-                if good(self.verified(f"chosen by {how}", ladder[middle])):
+                if good(at(middle)):
                     high = middle
                 else:
                     low = middle + 1
-            best = self.points[ladder[high]]
+            best = at(high)
         return best
 
 

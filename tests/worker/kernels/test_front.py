@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 
-from worker.kernels.front import best_within, hull, path
+from worker.kernels.front import best_within, hull, path, running
 
 options = st.lists(st.tuples(st.integers(0, 60), st.integers(0, 1000)), min_size=1, max_size=4)
 groups = st.lists(options, min_size=1, max_size=4)
@@ -40,9 +40,10 @@ def test_nothing_lies_below_the_hull(found):
 def test_no_choice_of_the_size_of_one_on_the_path_is_better(found):
     sizes, losses = split(found)
     all_of_them = [totals(sizes, losses, c) for c in product(*(range(len(g)) for g in found))]
-    last = -1
-    for choice in path(sizes, losses):
-        size, loss = totals(sizes, losses, choice)
+    last, along = -1, path(sizes, losses)
+    for n, told in enumerate(running(sizes, along)):
+        size, loss = totals(sizes, losses, along[n])
+        assert size == told and n < len(along)
         assert size > last and loss == min(x for s, x in all_of_them if s <= size)
         last = size
     assert loss == min(x for _, x in all_of_them)

@@ -35,7 +35,8 @@ def test_in_between_it_is_a_line_on_log_scales():
 def test_the_slope_is_the_one_that_the_path_has_at_that_size(groups, target):
     sizes, losses = [[float(s) for s, _ in g] for g in groups], [[float(x) for _, x in g] for g in groups]
     slope = slope_at(sizes, losses, target)
-    steps = [c for c in path(sizes, losses)]
+    along = path(sizes, losses)
+    steps = [along[n] for n in range(len(along))]
     total = [sum(s[o] for s, o in zip(sizes, c)) for c in steps]
     lost = [sum(x[o] for x, o in zip(losses, c)) for c in steps]
     if len(steps) < 2:

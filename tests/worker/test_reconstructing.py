@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import random
 import shutil
+import time
 from pathlib import Path
 
 import numpy as np
@@ -118,6 +120,33 @@ def test_what_goes_on_from_finished_blocks_comes_to_the_same_bytes(calibration, 
         assert {p.name: p.read_bytes() for p in (tmp_path / f"again{count}" / "files").iterdir()} == bytes_of
         assert not any(f"layer.{number}." in name for name in solved for number in range(count))
         assert len(list((tmp_path / f"again{count}" / "resume").iterdir())) == 3  # the pooler is a stage of its own
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_killed_twenty_times_comes_to_the_same_bytes(zygote, calibration, tmp_path):
+    """Each attempt is killed at a random moment and leaves what it has finished; whole files among it are all that the next one has."""
+    tiny_models.build("bert", tmp_path / "m", num_hidden_layers=24)
+    steps, draw, resumed = [SPARSE, GPTQ], random.Random(0), 0
+    here(tmp_path / "m", tmp_path / "whole", steps, {"calibration": calibration})
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    for attempt in range(21):
+        folder = tmp_path / f"attempt{attempt}"
+        (out := folder / "out").mkdir(parents=True)
+        (spec := folder / "spec.json").write_text(json.dumps(spec_of(steps, {"calibration": calibration, "resume": kept})))
+        end = time.monotonic() + draw.uniform(0.2, 4.0)
+        stop = (lambda end=end: time.monotonic() > end) if attempt < 20 else (lambda: False)
+        ended = child.run(zygote, tmp_path / "m", out, spec, LIMITS, stop=stop, seconds=250, progress=lambda p: None, read=[calibration, kept])
+        assert ended.how in ("stopped", "done"), ended
+        resumed += any(kept.iterdir())
+        if ended.how == "done":
+            assert {p.name: p.read_bytes() for p in (out / "files").iterdir()} == {p.name: p.read_bytes() for p in (tmp_path / "whole" / "files").iterdir()}
+            shutil.rmtree(kept)
+            kept.mkdir()
+            continue
+        for path in (out / "resume").glob("[0-9]*.safetensors"):
+            shutil.copy(path, kept)
+    assert ended.how == "done" and resumed >= 3
 
 
 def test_a_block_that_was_left_broken_is_done_anew(calibration, tmp_path):

@@ -14,13 +14,13 @@ import torch
 
 from worker.kernels import affine
 
-NORM, BETA, GROWTH, ITERATIONS = 0.7, 10.0, 1.01, 20
+NORM, BETA, GROWTH, ITERATIONS = 0.7, 1.0, 1.01, 20
 
 
 def offset(
     x: torch.Tensor, scale: torch.Tensor, start: torch.Tensor, levels: affine.Unsigned, weight: torch.Tensor | None = None, zero: bool = False, anywhere: bool = False
 ) -> torch.Tensor:
-    """The offset [..., 1] of groups x [..., g] under scales that are given; the best one met on the way from `start`, for each group.
+    """The offset [..., 1] of groups x [..., g] under scales that are given; of those met on the way from `start` the one of least sum |error|, for each group.
 
     Args:
         weight, zero, anywhere: as in `worker.kernels.affine`.
@@ -33,7 +33,7 @@ def offset(
     for _ in range(ITERATIONS):
         codes = affine.encode(unit, step, found, levels, zero)
         away = (unit - affine.decode(codes, step, found, levels, zero)) / step
-        error = away.abs().pow(NORM)
+        error = away.abs()
         error = (error if weight is None else error * weight).sum(-1, keepdim=True)
         best = found if best_error is None else torch.where(error < best_error, found, best)
         best_error = error if best_error is None else torch.minimum(error, best_error)

@@ -220,6 +220,10 @@ class Search:
             if kept and (size > _FULL * there or quality) or not size:
                 break
             room *= there / size * (_LESS if size > there else 1)
+        if not quality and (choice := self.choosing.alike(there, plain=True)) is not None:
+            other = self._carried(self._recipe(choice, {"algorithm": "gptq"}), "one option for all, rounded by gptq")
+            if all(j["passed"] for j in self._held(other).values()) and self.effect.lost(other.quality) < self.effect.lost(best.quality):
+                best = other
         return best
 
     def _chosen(self, room: float, on_outputs: list[str], slack: float) -> Point:

@@ -107,7 +107,7 @@ def test_what_rounding_by_gptq_makes_better_is_rounded_so(given, tmp_path, monke
     tried = {t["how"]: t["quality"]["kl"] for t in report["search"]["carried_out"] if stored(report) <= 6}
     assert "scales, rounded by gptq" in tried
     rounded = {s.get("algorithm", "rtn") for s in report["recipe"]["steps"] if s["method"] == "quantize"}
-    assert rounded == {"gptq" if min(tried, key=tried.get) == "scales, rounded by gptq" else "rtn"} and report["quality"]["measured"]
+    assert rounded == {"gptq" if min(tried, key=tried.get).endswith("rounded by gptq") else "rtn"} and report["quality"]["measured"]
 
 
 def test_without_data_it_works_on_weights_and_says_so(given, tmp_path):

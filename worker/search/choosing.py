@@ -65,7 +65,7 @@ class Choosing:
             found = best_within(self.sizes, losses, math.floor(room))
             if found is not None:
                 yield f"chosen by {how}", tuple(found)
-        if (found := self._alike(room)) is not None:
+        if (found := self.alike(room)) is not None:
             yield "one option for all", found
 
     def by_scales(self, room: float) -> Choice | None:
@@ -78,10 +78,12 @@ class Choosing:
         found = best_within(sizes, [[x[i] for i in own] for x, own in zip(losses, plain, strict=True)], math.floor(room))
         return None if found is None else tuple(own[o] for own, o in zip(plain, found, strict=True))
 
-    def _alike(self, room: float) -> Choice | None:
-        """The best choice that has one option for all groups that have it."""
+    def alike(self, room: float, plain: bool = False) -> Choice | None:
+        """The best choice that has one option for all groups. Args: plain: of scale factors alone."""
         losses, best = next(iter(self.ways.values())), None
         for option in self.rows[0].options if self.rows else ():
+            if plain and not option.plain:
+                continue
             try:
                 choice = tuple(r.options.index(option) for r in self.rows)
             except ValueError:

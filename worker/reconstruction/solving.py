@@ -50,7 +50,7 @@ def solve(plan: TensorPlan, tensor: torch.Tensor, seen: Sum | None) -> Encoded:
 
 
 def _without_data(plan: TensorPlan, step: Step, encoded: Encoded, tokens: int) -> Encoded:
-    reach = f"{tokens} tokens of the calibration data reach its layer, fewer than {FEWEST}" if tokens else "nothing of the calibration data reaches its layer"
+    reach = f"{tokens} tokens of the calibration data reach its layer, fewer than {FEWEST}" if tokens else "what goes into its layer is not known (nothing reaches it, or it is of a kind that is not watched)"
     note = f"{reach}: " + ("pruned by magnitude" if isinstance(step, Prune) else "rounded to the nearest")
     plain = {"saliency": "magnitude", "damping": None, "sequential": None} if isinstance(step, Prune) else {"algorithm": "rtn", "damping": None, "activation_order": None, "sequential": None}
     encoded = METHODS[type(step)](plan, step.model_copy(update=plain), encoded)

@@ -26,7 +26,7 @@ from worker.plan import TensorPlan
 from worker.progress import Emit, Progress
 from worker.reconstruction import finished
 from worker.reconstruction.course import Stage, stages
-from worker.reconstruction.layers import Moments
+from worker.moments import Moments
 from worker.reconstruction.solving import solve
 from worker.reconstruction.walk import Values, Walk
 from worker.runnable import open_runnable

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
-from worker.reconstruction.layers import has_moments
+from worker.moments import has_moments
 from worker.samples.data import Batch
 
 Call = tuple[tuple, dict]

@@ -15,7 +15,7 @@ from worker.methods.prune import keep_n_of_m
 from worker.methods.quantize import decoded
 from worker.plan import TensorPlan
 from worker.reconstruction.grids import Columns, Ordered
-from worker.reconstruction.layers import Sum
+from worker.moments import Sum
 
 FEWEST = 16
 """Tokens (samples, patches) that have to reach a layer, such as an expert that few are sent to."""

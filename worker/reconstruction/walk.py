@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from worker.reconstruction.course import Call, Stage, arguments, hidden
-from worker.reconstruction.layers import Moments
+from worker.moments import Moments
 from worker.samples.data import Batch
 
 Values = Mapping[nn.Parameter, torch.Tensor]

@@ -16,10 +16,10 @@ from app.memory import FOLLOWED
 from worker.calibration import chosen
 from worker.kernels import least_squares
 from worker.layer_gradients import is_matrix, is_turned
+from worker.moments import Moments
 from worker.recovery.weights import Masked, Weight
 from worker.runnable.runnable import Runnable
 from worker.samples import Batch, Data, Images, Vocabulary
-from worker.watching import Watch
 
 ROWS = 1 << 14
 """Tokens (or samples, or places of images) that are enough."""
@@ -47,7 +47,7 @@ class Refit:
         layers = {m.weight: m for m in self.original.module.modules() if is_matrix(m)}
         found = {name: layers[p] for name, p in self.original.parameters.items() if p in layers and self._lost(name, weights.get(name))}
         for names in _groups(found):
-            grams = self._grams({found[name].weight for name in names})
+            grams = self._grams([found[name] for name in names])
             for name in names:
                 if (gram := grams.get(found[name].weight)) is not None:
                     self._solve(weights[name], found[name], gram, self.places.get(name))
@@ -65,27 +65,17 @@ class Refit:
         if bool(torch.isfinite(solved := least_squares.solve(whole, mask, gram, products)).all()):
             values.copy_(solved)
 
-    def _grams(self, wanted: set[nn.Parameter]) -> dict[nn.Parameter, torch.Tensor]:
-        """X^T X of each layer's inputs, float32 [I, I], padding left out."""
-        sums: dict[nn.Parameter, torch.Tensor] = {}
-        mask, seen = None, 0
-
-        def saw(parameter: nn.Parameter, x: torch.Tensor) -> None:
-            nonlocal most
-            flat = x.reshape(-1, x.shape[-1])
-            if mask is not None and x.shape[:-1] in (mask.shape, (mask.numel(),)):
-                flat = flat[mask.reshape(-1)]
-            most = max(most, len(flat))
-            sums[parameter] = torch.addmm(sums[parameter], flat.T, flat) if parameter in sums else flat.T @ flat
-
-        with Watch(self.original.module, wanted, lambda parameter, gradients: None, saw) as watch:
+    def _grams(self, wanted: list[nn.Module]) -> dict[nn.Parameter, torch.Tensor]:
+        """X^T X of each layer's inputs, float32 [I, I]."""
+        mask = None
+        with Moments(wanted, lambda: mask) as moments:
             for batch in self._batches():
-                mask, most = batch.mask, 0
-                watch.begin(len(batch))
+                mask = batch.mask
                 self.original.forward(batch)
-                if (seen := seen + most) >= ROWS:
+                sums = {layer.weight: found for layer in wanted if (found := moments.of(layer.weight)) is not None}
+                if max((found.tokens for found in sums.values()), default=0) >= ROWS:
                     break
-        return sums
+        return {weight: found.gram for weight, found in sums.items()}
 
     def _batches(self) -> Iterator[Batch]:
         """Samples of `fit` in an order drawn from the seed, each batch followed by its copies."""

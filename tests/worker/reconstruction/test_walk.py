@@ -8,7 +8,7 @@ import torch
 
 from worker.formats import open_checkpoint
 from worker.reconstruction.course import stages
-from worker.reconstruction.layers import Moments
+from worker.moments import Moments
 from worker.reconstruction.walk import Walk
 from worker.runnable import open_runnable
 from worker.runnable.runnable import Runnable

@@ -83,7 +83,7 @@ def test_sums_are_of_tokens_and_not_of_padding(tmp_path):
             original.forward(data.batch([i]))
     handle.remove()
     x = torch.cat(seen)
-    gram = Refit(original, data, 0)._grams({layer.weight})[layer.weight]
+    gram = Refit(original, data, 0)._grams([layer])[layer.weight]
     torch.testing.assert_close(gram, x.T @ x, rtol=1e-4, atol=1e-3)
 
 
@@ -112,7 +112,7 @@ def test_lost_inputs_are_made_up_for_by_those_that_are_left(tmp_path):
     weight.parameter.data, weight.mask = whole[:, places].clone(), None
     layer = next(m for m in original.module.modules() if getattr(m, "weight", None) is original.parameters[name])
     fitting = Refit(original, data, 0, places={name: places})
-    gram = fitting._grams({layer.weight})[layer.weight]
+    gram = fitting._grams([layer])[layer.weight]
     fitting({name: weight})
     expected = least_squares.solve(whole[:, places], torch.ones(16, 12, dtype=torch.bool), gram[places][:, places], (whole @ gram)[:, places])
     torch.testing.assert_close(weight.parameter.data, expected)

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from worker.reconstruction.layers import Moments, has_moments
+from worker.moments import Moments, has_moments
 
 
 def rows_of(layer, x) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""X^T X of what goes into the matrix layers of a network, [I, I] float32: the second moments that GPTQ, SparseGPT and Wanda go by.
+"""X^T X of what goes into the matrix layers of a network, [I, I] float32: the second moments that GPTQ, SparseGPT, Wanda and least squares go by.
 
     linear        X [tokens, I]                              W [O, I]
     Conv1D        the same                                   W [I, O], GPT-2's

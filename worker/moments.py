@@ -4,7 +4,8 @@
     Conv1D        the same                                   W [I, O], GPT-2's
     convolution   X [patches, I * kh * kw], of one group     W [O, I, kh, kw]
 
-Tokens of padding do not count. Layers that are given one and the same tensor (query, key and value) share one sum.
+Tokens of padding do not count. Layers that are given one and the same tensor (query, key and value) share one sum, convolutions where they cut it into the
+same patches.
 """
 
 from __future__ import annotations
@@ -45,8 +46,8 @@ class Moments:
     def __init__(self, layers: Iterable[nn.Module], mask: Callable[[], torch.Tensor | None]):
         self.layers, self.mask = list(layers), mask
         self._sums: dict[nn.Parameter, Sum] = {}
-        self._last: torch.Tensor | None = None  # the input seen last, and what became of sums that it was added to
-        self._added: dict[int, tuple[Sum | None, Sum]] = {}
+        self._last: tuple[torch.Tensor | None, int] = None, 0  # the input seen last, as it was before anybody wrote to it,
+        self._added: dict[tuple, tuple[Sum | None, Sum]] = {}  # and what became of sums that it was added to, by patches
 
     def __enter__(self) -> Moments:
         self._handles = [m.register_forward_pre_hook(self._hook) for m in self.layers]
@@ -55,7 +56,7 @@ class Moments:
     def __exit__(self, *_) -> None:
         for handle in self._handles:
             handle.remove()
-        self._last, self._added = None, {}
+        self._last, self._added = (None, 0), {}
 
     def of(self, weight: nn.Parameter) -> Sum | None:
         """None where the layer did not run. Weights that were given the same inputs throughout have one and the same."""
@@ -66,11 +67,17 @@ class Moments:
         if not args:
             return
         x, before = args[0], self._sums.get(module.weight)
-        if self._last is not x:
-            self._last, self._added = x, {}
-        if id(before) not in self._added:
-            self._added[id(before)] = before, _plus(before, rows(module, x, self.mask()))
-        self._sums[module.weight] = self._added[id(before)][1]
+        if self._last[0] is not x or self._last[1] != x._version:
+            self._last, self._added = (x, x._version), {}
+        key = id(before), _patches(module)
+        if key not in self._added:
+            self._added[key] = before, _plus(before, rows(module, x, self.mask()))
+        self._sums[module.weight] = self._added[key][1]
+
+
+def _patches(module: nn.Module) -> tuple:
+    """Which patches of its input a convolution goes by; empty for a matrix."""
+    return () if is_matrix(module) else (module.kernel_size, module.dilation, module.stride, module.padding)
 
 
 def _plus(before: Sum | None, pieces: Iterable[torch.Tensor]) -> Sum:

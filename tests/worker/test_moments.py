@@ -71,3 +71,22 @@ def test_layers_of_one_input_share_a_sum_and_part_when_they_are_given_others():
     assert torch.allclose(moments.of(k.weight).gram, x.T @ x + z.T @ z, atol=1e-5)
     assert torch.allclose(moments.of(o.weight).gram, y.T @ y, atol=1e-5)
     assert moments.of(nn.Linear(4, 4).weight) is None
+
+
+def test_convolutions_share_a_sum_where_their_patches_are_the_same():
+    first, same, wide, strided = nn.Conv2d(2, 3, 1), nn.Conv2d(2, 5, 1), nn.Conv2d(2, 3, 3, padding=1), nn.Conv2d(2, 3, 1, stride=2)
+    x = torch.randn(2, 2, 6, 6)
+    with Moments([first, same, wide, strided], lambda: None) as moments:
+        first(x), same(x), wide(x), strided(x)
+    assert moments.of(first.weight) is moments.of(same.weight)
+    for layer in (first, wide, strided):
+        seen = rows_of(layer, x)
+        assert torch.allclose(moments.of(layer.weight).gram, seen.T @ seen, atol=1e-3) and moments.of(layer.weight).tokens == len(seen)
+
+
+def test_an_input_that_was_written_to_is_another():
+    before, after, x = nn.Linear(4, 4), nn.Linear(4, 4), torch.randn(5, 4)
+    with torch.no_grad(), Moments([before, after], lambda: None) as moments:
+        before(x)
+        after(x.relu_())
+    assert torch.allclose(moments.of(after.weight).gram, x.T @ x, atol=1e-5) and not torch.allclose(moments.of(before.weight).gram, x.T @ x, atol=1e-5)

@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -60,6 +61,7 @@ class Reconstruction:
         self.told: dict = {}
         self._files: dict[str, Path] = {}  # where a tensor is
         self._names: dict[nn.Parameter, str] = {}
+        self._recipe = json.dumps(spec["recipe"], sort_keys=True)
 
     def work(self, checkpoint: Checkpoint, recipe: Recipe, plans: dict[str, TensorPlan], device: torch.device) -> None:
         """Raises:
@@ -105,7 +107,7 @@ class Reconstruction:
             found[name] = solve(plan, self._checkpoint.read(name).to(self._device), moments.of(weight)).to(CPU)
             self._progress.add(plan.spec.nbytes, 2 * plan.spec.nbytes)
         path = self.out / f"{number:05}.safetensors"
-        finished.save(path, found)
+        finished.save(path, found, self._recipe)
         return self._taken(path, stage, found)
 
     def _finished(self, number: int, stage: Stage) -> Values | None:
@@ -113,7 +115,7 @@ class Reconstruction:
         path = self.out / f"{number:05}.safetensors"
         if resume is None or not (earlier := Path(resume) / path.name).is_file():
             return None
-        found = finished.load(earlier, {name: self._plans[name] for name in self._weights(stage)})
+        found = finished.load(earlier, {name: self._plans[name] for name in self._weights(stage)}, self._recipe)
         if found is None:
             return None
         shutil.copyfile(earlier, path)

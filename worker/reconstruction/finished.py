@@ -5,6 +5,7 @@
         NAME/mask                         bool, the tensor's shape, where pruned
         NAME/codes, NAME/scale/values..   the tensors of what it was quantized to, by the fields of its class in `worker.encoded`
         metadata                          `told`: JSON, of each NAME its action, reason, notes, and the other fields of that class;
+                                          `recipe`: JSON, that of the whole job, for an `auto` may find another one when it searches again;
                                           `digest`: SHA-256 of it and of the tensors' bytes
 """
 
@@ -31,8 +32,8 @@ from worker.plan import TensorPlan
 _CLASSES = {cls.__name__: cls for cls in (Quantized, Grid, Codebook, Factors)}
 
 
-def save(path: Path, found: dict[str, Encoded]) -> None:
-    """Args: found: by tensor name."""
+def save(path: Path, found: dict[str, Encoded], recipe: str) -> None:
+    """Args: found: by tensor name. recipe: JSON, of the job."""
     tensors: dict[str, torch.Tensor] = {}
     told = {}
     for name, encoded in found.items():
@@ -41,7 +42,7 @@ def save(path: Path, found: dict[str, Encoded]) -> None:
         told[name] = {"action": encoded.action, "reason": encoded.reason, "notes": encoded.notes, "quantized": _told(encoded.quantized, name, tensors)}
     text = json.dumps(told)
     part = path.with_name(f".{path.name}")
-    save_file(tensors, part, {"told": text, "digest": _digest(text, tensors)})
+    save_file(tensors, part, {"told": text, "recipe": recipe, "digest": _digest(text, tensors)})
     os.replace(part, path)
 
 
@@ -72,8 +73,8 @@ def _made(told: Any, get: Callable[[str], torch.Tensor]) -> Any:
     return _CLASSES[told["class"]](**{name: _made(field, get) for name, field in told["fields"].items()})
 
 
-def load(path: Path, plans: dict[str, TensorPlan]) -> dict[str, Encoded] | None:
-    """What `save` was given, of the tensors of `plans`; None where there is no such file, or one that is not whole or of other tensors."""
+def load(path: Path, plans: dict[str, TensorPlan], recipe: str) -> dict[str, Encoded] | None:
+    """What `save` was given, of the tensors of `plans`; None where there is no such file, or one that is not whole, or of other tensors or another recipe."""
     if not path.is_file():
         return None
     try:
@@ -81,10 +82,10 @@ def load(path: Path, plans: dict[str, TensorPlan]) -> dict[str, Encoded] | None:
             metadata = file.metadata() or {}
             tensors = {key: file.get_tensor(key) for key in file.keys()}
         told = json.loads(metadata["told"])
-        if told.keys() != plans.keys() or metadata["digest"] != _digest(metadata["told"], tensors):
+        if told.keys() != plans.keys() or metadata["recipe"] != recipe or metadata["digest"] != _digest(metadata["told"], tensors):
             return None
         return {name: _encoded(plan, told[name], tensors.__getitem__, tensors) for name, plan in plans.items()}
-    except (SafetensorError, KeyError, ValueError, OSError):
+    except (SafetensorError, KeyError, TypeError, ValueError, OSError):
         return None
 
 

@@ -34,6 +34,7 @@ def same(a: Encoded, b: Encoded) -> bool:
     return told(a) == told(b)
 
 
+RECIPE = "{}"
 PRUNE = Prune(method="prune", sparsity=0.5)
 STEPS = {
     "pruned": (PRUNE,),
@@ -48,8 +49,8 @@ STEPS = {
 def test_what_is_kept_comes_back(tmp_path, steps, transposed):
     plan = plan_of("a/b.weight", transposed=transposed)
     encoded = made(plan, *steps)
-    finished.save(tmp_path / "00000.safetensors", {plan.spec.name: encoded})
-    assert same(finished.load(tmp_path / "00000.safetensors", {plan.spec.name: plan})[plan.spec.name], encoded)
+    finished.save(tmp_path / "00000.safetensors", {plan.spec.name: encoded}, RECIPE)
+    assert same(finished.load(tmp_path / "00000.safetensors", {plan.spec.name: plan}, RECIPE)[plan.spec.name], encoded)
     assert same(finished.read(tmp_path / "00000.safetensors", plan), encoded)
     assert [p.name for p in tmp_path.iterdir()] == ["00000.safetensors"]
 
@@ -58,24 +59,30 @@ def test_codebooks_come_back(tmp_path):
     plan, step = plan_of("w", dtype="F16"), Quantize(method="quantize", mapping="gradient", num_bits=2)
     book = Codebook(torch.randint(0, 4, (6, 20), dtype=torch.uint8), torch.randn(6, 4).sort(1).values.half(), 20, 2, step)
     encoded = Encoded(plan.spec, "quantized", book.dequantize().half(), quantized=book)
-    finished.save(tmp_path / "x.safetensors", {"w": encoded})
-    assert same(finished.load(tmp_path / "x.safetensors", {"w": plan})["w"], encoded)
+    finished.save(tmp_path / "x.safetensors", {"w": encoded}, RECIPE)
+    assert same(finished.load(tmp_path / "x.safetensors", {"w": plan}, RECIPE)["w"], encoded)
 
 
 def test_what_is_not_whole_or_of_other_tensors_is_nothing(tmp_path):
     path, plan = tmp_path / "x.safetensors", plan_of("w")
-    assert finished.load(path, {"w": plan}) is None
-    finished.save(path, {"w": made(plan, *STEPS["quantized"])})
-    assert finished.load(path, {"w": plan, "v": plan_of("v")}) is None and finished.load(path, {}) is None
+    assert finished.load(path, {"w": plan}, RECIPE) is None
+    finished.save(path, {"w": made(plan, *STEPS["quantized"])}, RECIPE)
+    assert finished.load(path, {"w": plan, "v": plan_of("v")}, RECIPE) is None and finished.load(path, {}, RECIPE) is None
     whole = path.read_bytes()
     path.write_bytes(whole[:-1])
-    assert finished.load(path, {"w": plan}) is None
+    assert finished.load(path, {"w": plan}, RECIPE) is None
     path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
-    assert finished.load(path, {"w": plan}) is None
+    assert finished.load(path, {"w": plan}, RECIPE) is None
     path.write_bytes(whole)
     with safe_open(path, "pt") as file:
         tensors, metadata = {k: file.get_tensor(k) for k in file.keys()}, file.metadata()
     told = json.loads(metadata["told"])
     told["w"]["notes"] = ["forged"]
     save_file(tensors, path, metadata | {"told": json.dumps(told)})
-    assert finished.load(path, {"w": plan}) is None
+    assert finished.load(path, {"w": plan}, RECIPE) is None
+
+
+def test_what_another_recipe_has_left_is_not_taken(tmp_path):
+    plan = plan_of("w")
+    finished.save(tmp_path / "x.safetensors", {"w": made(plan, *STEPS["quantized"])}, RECIPE)
+    assert finished.load(tmp_path / "x.safetensors", {"w": plan}, '{"steps": []}') is None

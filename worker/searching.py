@@ -22,6 +22,7 @@ from worker import report
 from worker.devices import device_of
 from worker.formats import open_checkpoint
 from worker.progress import Emit, Progress
+from worker.samples import shared
 from worker.sanitize import sanitized
 from worker.search.choosing import Choice, Choosing, Point, front
 from worker.search.effect import Effect
@@ -84,7 +85,7 @@ class Search:
             raise InputRefused("non-finite", f"there is nothing to choose: {self.notes[0]}")
         if self.effect is None:
             self.notes.append(WEIGHTS_ONLY if self.statistics is None else BY_GRADIENTS)
-        if self.effect is not None and set(self.effect.samples.values()) and len(self.effect.data) < 20:
+        if self.effect is not None and shared(len(self.effect.data)):
             self.notes.append("there are so few samples that what is chosen by is also what is verified by")
         self.carrying = Carrying(inp, checkpoint, scratch, spec, self.device, self.statistics, self.effect)
         self.cache = Cache(checkpoint, self.output, self.device)

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 from app.recipe import Recipe
 from app.siblings import fused
-from worker import report
 from worker.checkpoint import Checkpoint
 from worker.methods import plan
 from worker.methods.apply import finite
@@ -64,14 +63,3 @@ def groups(checkpoint: Checkpoint, recipe: Recipe, output: str, statistics: Stat
     if dull := [n for g in found if not g.felt for n in g.names]:
         notes.append(f"no gradient reaches {len(dull)} tensors ({dull[0]} first): the model's output does not depend on them, and the error of their weights decides")
     return found, notes
-
-
-def rows_of(found: list[Group], rows: list[dict]) -> list[dict]:
-    """The rows of a report that are about searched matrices."""
-    names = {n for g in found for n in g.names}
-    return [r for r in rows if r["name"] in names]
-
-
-def worst_error(rows: list[dict]) -> float:
-    """Of the worst tensor, as gates have it; infinite where one has none."""
-    return max((math.inf if r["relative_error"] is None else r["relative_error"] for r in rows if r["action"] in report.ACTIONS[:2]), default=0.0)

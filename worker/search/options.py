@@ -34,7 +34,6 @@ class Option:
         """Whether it is scale factors alone."""
         return len(self.steps) == 1 and isinstance(self.steps[0], Quantize) and self.steps[0].mapping == "uniform"
 
-
     @property
     def plain(self) -> bool:
         """Whether these are integers whose rounding can make up for its errors (`algorithm: gptq`)."""

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from app.memory import TRIED
 from worker import report
 from worker.checkpoint import Checkpoint
 from worker.encoded import Encoded
@@ -164,9 +165,7 @@ def anchors(row: Row, slope: float | None) -> list[int]:
 
 
 class Cache:
-    """Encoded matrices, as long as they take no more than `_MOST` bytes together; others are encoded anew each time. Values are decoded when asked for."""
-
-    _MOST = 1 << 29
+    """Encoded matrices, as long as their values take no more than `app.memory.TRIED` bytes together; others are encoded anew each time."""
 
     def __init__(self, checkpoint: Checkpoint, output: str, device: torch.device):
         self.checkpoint, self.output, self.device = checkpoint, output, device
@@ -181,7 +180,7 @@ class Cache:
         if key in self.kept:
             return self.kept[key]
         encoded = encode(plan, option, self.checkpoint.read(plan.spec.name), self.output, self.device)
-        if self.bytes + encoded.dense.nbytes <= self._MOST:
+        if self.bytes + encoded.dense.nbytes <= TRIED:
             self.bytes += encoded.dense.nbytes
             self.kept[key] = encoded
         return encoded

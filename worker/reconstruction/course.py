@@ -53,7 +53,8 @@ def stages(module: nn.Module, forward: Callable[[Batch], torch.Tensor], batch: B
     candidates = list(_blocks(module))
     seen = _look(module, forward, batch, layers, candidates)
     blocks = [b for b in candidates if seen.calls[b] == 1]
-    home = {layer: block for block in blocks for layer in block.modules() if layer in set(layers)}
+    known = set(layers)  # of a mixture of experts, many thousands
+    home = {layer: block for block in blocks for layer in block.modules() if layer in known}
     out: list[Stage] = []
     before: nn.Module | None = None  # the block that ran last, unless something to be changed ran after it
     for member in dict.fromkeys(seen.order):

@@ -68,6 +68,7 @@ def perturbed(batch: Batch, vocabulary: Vocabulary, rows: list[int], generator: 
     hit = (hit & own).to(device) & ~torch.isin(ids, vocabulary.kept.to(device))
     if batch.mask is not None:
         hit &= batch.mask
-    positions = tuple(-1 if row in set(rows) else p for row, p in enumerate(batch.positions))
+    chosen = set(rows)
+    positions = tuple(-1 if row in chosen else p for row, p in enumerate(batch.positions))
     inputs = batch.inputs | {"input_ids": torch.where(hit, others.to(device), ids)}
     return replace(batch, inputs=inputs, labels=None, positions=positions)

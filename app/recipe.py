@@ -74,6 +74,7 @@ def parse_recipe(data: Any, prefix: str = "/recipe") -> Recipe:
     if recipe.recovers and recipe.reconstructs:
         at = next(i for i, s in enumerate(recipe.steps) if getattr(s, "reconstructs", False))
         raise ConflictingSteps("gptq, wanda and sparsegpt go layer by layer, and recover trains all layers at once: use one of them", pointer=f"{prefix}/steps/{at}")
+    _one_pass(recipe, prefix)
     order = [list(METHODS.values()).index(type(s)) for s in recipe.steps]
     named: dict[tuple, set[str]] = {}
     for i, step in enumerate(recipe.steps):
@@ -90,6 +91,20 @@ def parse_recipe(data: Any, prefix: str = "/recipe") -> Recipe:
                 raise ConflictingSteps(f"two {step.method} steps name the same targets; give each its own", pointer=pointer)
             earlier.update(step.targets)
     return recipe
+
+
+def _one_pass(recipe: Recipe, prefix: str) -> None:
+    """Steps that reconstruct do so in one pass over the model.
+
+    Raises:
+        ConflictingSteps: pointing at what is told otherwise than before.
+    """
+    told: dict[str, Any] = {}
+    for i, step in enumerate(recipe.steps):
+        for field in ("sequential", "damping") if getattr(step, "reconstructs", False) else ():
+            value = getattr(step, field)
+            if value is not None and told.setdefault(field, value) != value:
+                raise ConflictingSteps(f"{field} is {told[field]} in an earlier step; gptq, wanda and sparsegpt go through the model once, so give one value", pointer=f"{prefix}/steps/{i}/{field}")
 
 
 def check_matched(recipe: Recipe, names: Collection[str]) -> None:

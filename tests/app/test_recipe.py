@@ -209,3 +209,37 @@ def test_so_many_patterns_against_so_many_names_are_refused():
         check_matched(parse_recipe({"steps": steps}), names)
     steps[0]["ignore"].pop()
     check_matched(parse_recipe({"steps": steps}), names)
+
+
+SPARSEGPT, GPTQ = {"method": "prune", "saliency": "sparsegpt"}, {"method": "quantize", "algorithm": "gptq", "num_bits": 4}
+
+
+@pytest.mark.parametrize(
+    "recipe, pointer",
+    [
+        ([GPTQ | {"damping": 0.0}], "/recipe/steps/0/damping"),
+        ([GPTQ | {"algorithm": "rtn", "sequential": True}], "/recipe/steps/0/sequential"),
+        ([GPTQ | {"mapping": "gradient"}], "/recipe/steps/0/algorithm"),
+        ([SPARSEGPT | {"scope": "global"}], "/recipe/steps/0/scope"),
+        ([SPARSEGPT | {"mask_structure": "block:4x4"}], "/recipe/steps/0/mask_structure"),
+        ([SPARSEGPT | {"recover": {"steps": 5}}], "/recipe/steps/0/recover"),
+        ([SPARSEGPT | {"saliency": "wanda", "damping": 0.1}], "/recipe/steps/0/damping"),
+        ([SPARSEGPT | {"saliency": "fisher", "sequential": False}], "/recipe/steps/0/sequential"),
+        ([SPARSEGPT | {"sequential": False}, GPTQ], "/recipe/steps/1/sequential"),
+        ([SPARSEGPT, GPTQ | {"damping": 0.1}], "/recipe/steps/1/damping"),
+        ([{"method": "prune", "recover": {"steps": 5}}, GPTQ], "/recipe/steps/1"),
+    ],
+)
+def test_what_reconstruction_cannot_do_is_refused_where_it_is_said(recipe, pointer):
+    with pytest.raises(InvalidJobSpec) as refused:
+        steps(*recipe, calibration=ID)
+    assert refused.value.pointer == pointer
+
+
+def test_reconstruction_needs_data_and_has_its_defaults():
+    with pytest.raises(InvalidJobSpec) as refused:
+        steps(GPTQ)
+    assert refused.value.pointer == "/calibration"
+    prune, quantize = steps(SPARSEGPT, GPTQ, calibration=ID).recipe.steps
+    assert (prune.damping, prune.sequential) == (quantize.damping, quantize.sequential) == (0.05, True) and quantize.activation_order is False
+    assert parse_recipe({"steps": [{"method": "prune", "saliency": "wanda"}]}).steps[0].damping is None

@@ -56,13 +56,16 @@ def stages(module: nn.Module, forward: Callable[[Batch], torch.Tensor], batch: B
     known = set(layers)  # of a mixture of experts, many thousands
     home = {layer: block for block in blocks for layer in block.modules() if layer in known}
     out: list[Stage] = []
+    taken: set[nn.Parameter] = set()  # a weight that several blocks share is worked on in the first
     before: nn.Module | None = None  # the block that ran last, unless something to be changed ran after it
     for member in dict.fromkeys(seen.order):
         if member in blocks:
-            if inside := [layer for layer in layers if home.get(layer) is member]:
+            if inside := [layer for layer in layers if home.get(layer) is member and layer.weight not in taken]:
+                taken |= {layer.weight for layer in inside}
                 out.append(Stage(inside, member, before is not None and out[-1].block is before and _follows(seen, before, member)))
             before = member if inside else None
-        elif member not in home and member in layers:
+        elif member not in home and member in layers and member.weight not in taken:
+            taken.add(member.weight)
             out.append(Stage([member]))
             before = None
     return out

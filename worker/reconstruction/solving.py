@@ -29,7 +29,8 @@ def solve(plan: TensorPlan, tensor: torch.Tensor, seen: Sum | None) -> Encoded:
         tensor: as it was in the input, on the device of the job.
         seen: of what goes into its layer; None where that never ran. Below `FEWEST` tokens its steps go by the weights alone.
     """
-    tokens = 0 if seen is None or not bool(seen.gram.diagonal().any()) else seen.tokens
+    known = seen is not None and bool(seen.gram.diagonal().any()) and bool(torch.isfinite(seen.gram).all())
+    tokens = seen.tokens if known else 0
     gram = seen.gram if tokens >= FEWEST else None
     encoded = Encoded(plan.spec, "copied", tensor, plan.reason, notes=plan.notes)
     steps = [s for s in plan.steps if isinstance(s, Prune | Quantize)]
@@ -50,7 +51,7 @@ def solve(plan: TensorPlan, tensor: torch.Tensor, seen: Sum | None) -> Encoded:
 
 
 def _without_data(plan: TensorPlan, step: Step, encoded: Encoded, tokens: int) -> Encoded:
-    reach = f"{tokens} tokens of the calibration data reach its layer, fewer than {FEWEST}" if tokens else "what goes into its layer is not known (nothing reaches it, or it is of a kind that is not watched)"
+    reach = f"{tokens} tokens of the calibration data reach its layer, fewer than {FEWEST}" if tokens else "what goes into its layer is not known (nothing reaches it, it is beyond float32, or the layer is of a kind that is not watched)"
     note = f"{reach}: " + ("pruned by magnitude" if isinstance(step, Prune) else "rounded to the nearest")
     plain = {"saliency": "magnitude", "damping": None, "sequential": None} if isinstance(step, Prune) else {"algorithm": "rtn", "damping": None, "activation_order": None, "sequential": None}
     encoded = METHODS[type(step)](plan, step.model_copy(update=plain), encoded)

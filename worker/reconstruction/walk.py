@@ -6,6 +6,7 @@ activations between two blocks, and the second moments of one.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -39,6 +40,8 @@ class Walk:
     def __post_init__(self):
         self._mask: torch.Tensor | None = None
         self._calls: list[Call] = []
+        uses = Counter(id(p) for stage in self.stages if stage.block is not None for p in stage.block.parameters())
+        self._shared = {weight for weight, count in uses.items() if count > 1}
 
     @torch.no_grad()
     def run(self, solve: Callable[[int, Stage, Moments], Values], finished: Callable[[int, Stage], Values | None]) -> None:
@@ -64,7 +67,7 @@ class Walk:
                     outputs = self._through(stage)
                 if all(later.follows for later in self.stages[number + 1 :]):  # nothing runs the stages so far again: their memory is given back
                     for weight, data in originals.items():
-                        weight.data = data
+                        weight.data = weight.data if id(weight) in self._shared else data
             elif followed and outputs is None:
                 outputs = self._through(stage)
             self._calls = [((output, *args[1:]), kwargs) for output, (args, kwargs) in zip(outputs, self._calls, strict=True)] if followed else []

@@ -127,3 +127,39 @@ def test_what_is_finished_is_not_worked_on_again_and_leads_to_the_same(opened):
     assert [number for number, _ in again] == list(range(1, len(course)))
     for number, grams in again:
         assert all(torch.equal(gram, grams[weight]) for weight, gram in seen[number].items())
+
+
+class Tied(torch.nn.Module):
+    """Two blocks that share a weight, and have one each."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = torch.nn.ModuleList(torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Tanh(), torch.nn.Linear(4, 4)) for _ in range(2))
+        self.layers[1][0].weight = self.layers[0][0].weight
+
+    def forward(self, batch):
+        x = batch.inputs["x"]
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
+def test_a_weight_of_two_blocks_is_worked_on_once_and_both_have_the_new_values():
+    torch.manual_seed(0)
+    module, batches = Tied().requires_grad_(False), [Data(arrays={"x": torch.randn(20, 4).numpy()}).batch(list(range(20)))]
+    shared, last = module.layers[0][0].weight, module.layers[1][2].weight
+    course = stages(module, module, batches[0], {shared, module.layers[0][2].weight, last})
+    assert [[layer.weight is shared for layer in stage.layers] for stage in course] == [[True, False], [False]] and course[1].follows
+    seen = {}
+
+    def solve(number, stage, moments):
+        seen.update({layer.weight: moments.of(layer.weight).gram for layer in stage.layers})
+        return {layer.weight: layer.weight.round(decimals=1) for layer in stage.layers}
+
+    Walk(module, batches, course, True).run(solve, lambda *_: None)
+    rounded = Tied().requires_grad_(False)
+    rounded.load_state_dict(module.state_dict())
+    for layer in (rounded.layers[0][0], rounded.layers[0][2]):
+        layer.weight.data = layer.weight.round(decimals=1)
+    x = rounded.layers[1][1](rounded.layers[1][0](rounded.layers[0](batches[0].inputs["x"])))
+    assert torch.allclose(seen[last], x.T @ x, atol=1e-4)

@@ -62,14 +62,18 @@ def unfuse(module: nn.Module, tensors: Mapping[str, torch.Tensor]) -> dict[str, 
         the experts' parameters by the checkpoint's names.
     """
     named: dict[str, nn.Parameter] = {}
-    by_start = {_start(int(number[1]), t): name for name, t in tensors.items() if t.ndim == 2 and (number := _NUMBER.search(name))}
+    by_start: dict[tuple, list[str]] = {}
+    for name, t in tensors.items():
+        if t.ndim == 2 and t.numel() and (number := _NUMBER.search(name)):
+            by_start.setdefault(_start(int(number[1]), t), []).append(name)
     for parent, attribute, fused in list(_fused(module)) if by_start else ():
         split = Experts(fused)
         found = {}
         for number, expert in enumerate(split.experts):
             for layer in (expert.gate, expert.up, expert.down):
-                name = by_start.get(_start(number, layer.weight))
-                if name is not None and torch.equal(tensors[name], layer.weight):
+                alike = by_start.get(_start(number, layer.weight), ()) if layer.weight.numel() else ()
+                name = next((n for n in alike if n not in found and n not in named and torch.equal(tensors[n], layer.weight)), None)
+                if name is not None:
                     found[name] = layer.weight
         if len(found) == 3 * len(split.experts) and _alike(fused, split):
             setattr(parent, attribute, split)
@@ -78,7 +82,7 @@ def unfuse(module: nn.Module, tensors: Mapping[str, torch.Tensor]) -> dict[str, 
 
 
 def _start(number: int, matrix: torch.Tensor) -> tuple:
-    """What tells matrices of one expert's number apart, most often."""
+    """What tells matrices of one expert's number apart, most often: not where rows begin with zeros, as those of a pruned model may."""
     return number, tuple(matrix.shape), tuple(matrix[0, :16].tolist())
 
 

@@ -43,3 +43,40 @@ def test_experts_that_the_checkpoint_has_in_one_piece_stay_so(tmp_path):
     assert not any(isinstance(m, Experts) for m in runnable.module.modules())
     assert {n for n in checkpoint.tensors if "experts" in n} <= runnable.parameters.keys()
     checkpoint.close()
+
+
+def opened(folder, scratch, tensors):
+    from safetensors.torch import save_file
+
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    scratch.mkdir()
+    checkpoint = open_checkpoint(folder, scratch)
+    return checkpoint, open_runnable(folder, checkpoint)
+
+
+def test_experts_whose_rows_begin_alike_are_told_apart(tmp_path):
+    from safetensors.torch import load_file
+
+    tiny_models.build("qwen3-moe", tmp_path / "m")
+    tensors = load_file(tmp_path / "m" / "model.safetensors")
+    for name, t in tensors.items():
+        if ".experts." in name:
+            t[0, :16] = 0
+    checkpoint, runnable = opened(tmp_path / "m", tmp_path / "s", tensors)
+    assert sum(isinstance(m, Experts) for m in runnable.module.modules()) == 2
+    experts = {n: p for n, p in runnable.parameters.items() if ".experts." in n}
+    assert experts.keys() == {n for n in tensors if ".experts." in n} and len(set(map(id, experts.values()))) == len(experts)
+    assert all(torch.equal(p, tensors[n]) for n, p in experts.items())
+    checkpoint.close()
+
+
+def test_a_matrix_without_rows_is_no_expert(tmp_path):
+    from safetensors.torch import load_file
+
+    tiny_models.build("qwen3-moe", tmp_path / "m")
+    tensors = load_file(tmp_path / "m" / "model.safetensors")
+    for shape in ((0, 5), (5, 0)):
+        tensors[f"model.layers.0.experts.0.{shape[0]}"] = torch.empty(shape)
+    checkpoint, runnable = opened(tmp_path / "m", tmp_path / "s", tensors)
+    assert sum(isinstance(m, Experts) for m in runnable.module.modules()) == 2
+    checkpoint.close()

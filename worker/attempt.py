@@ -146,7 +146,7 @@ class Attempt:
                 return self._fail(problem, self._kept_report(self.scratch / "search"))
             recipe = parse_recipe(self.spec["recipe"])
         if recipe.recovers or recipe.reconstructs:
-            self.snapshots = Snapshots(self.storage, self.job.id, out)
+            self.snapshots = Snapshots(self.storage, self.job.id, out, source.size)
             if found := self.snapshots.fetch(self.scratch / "with" / FOLDER):
                 self.beside[FOLDER] = found
         if problem := self._stage(*_work(recipe), inp, out, claim):

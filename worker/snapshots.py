@@ -20,14 +20,21 @@ log = logging.getLogger(__name__)
 FOLDER = "resume"
 _NAME = re.compile(r"[a-z0-9]{1,40}\.safetensors")
 _MOST = 10_000  # files
+_TIMES, _SPARE = 64, 256 << 20  # the bytes of them all: a training keeps several states of each weight in float32, of a model that may be compressed
 _PART = 4 << 20
 
 
 class Snapshots:
-    """Args: out: the folder that the child writes to. It may put there what it likes: links are not followed, and odd names are passed over."""
+    """Args:
+    out: the folder that the child writes to. It may put there what it likes: links are not followed, odd names are passed over, and files that
+        together are far larger than a model's states (which cost the child nothing where they are holes) are not stored.
+    model: bytes of the input.
+    """
 
-    def __init__(self, storage: Storage, job_id: str, out: Path):
+    def __init__(self, storage: Storage, job_id: str, out: Path, model: int = 0):
         self.storage, self.prefix, self.folder = storage, f"tmp/{job_id}/recovery", out / FOLDER
+        self._most = _TIMES * model + _SPARE
+        self._sizes: dict[str, int] = {}
         self._seen: dict[str, tuple] = {}
 
     def fetch(self, folder: Path) -> Path | None:
@@ -62,6 +69,11 @@ class Snapshots:
             found = os.fstat(fd)
             seen = (found.st_ino, found.st_mtime_ns, found.st_size)
             if stat.S_ISREG(found.st_mode) and seen != self._seen.get(name):
+                sizes = self._sizes | {name: found.st_size}
+                if sum(sizes.values()) > self._most:
+                    log.warning("a snapshot is not stored: they would have more than %s bytes", self._most)
+                    return
+                self._sizes = sizes
                 self.storage.put(f"{self.prefix}/{name}", _parts(fd, found.st_size), found.st_size)
                 self._seen[name] = seen
         finally:

@@ -75,6 +75,16 @@ def test_what_is_no_file_of_the_childs_own_is_not_read(storage, tmp_path, what):
     assert snapshots.fetch(tmp_path / "x") is None
 
 
+def test_no_more_is_stored_than_a_models_states_take(storage, tmp_path):
+    snapshots = Snapshots(storage, "job", tmp_path, model=1)
+    put(tmp_path, "00000.safetensors", b"a state")
+    put(tmp_path, "00001.safetensors", b"")
+    os.truncate(tmp_path / FOLDER / "00001.safetensors", 1 << 40)  # a hole
+    put(tmp_path, "00002.safetensors", b"another")
+    snapshots.keep()
+    assert sorted(p.name for p in snapshots.fetch(tmp_path / "x").iterdir()) == ["00000.safetensors", "00002.safetensors"]
+
+
 def test_the_sweep_leaves_those_of_jobs_that_go_on(storage):
     with session() as s, s.begin():
         for ident, state, fence in (("goes-on", RUNNING, 1), ("waits", QUEUED, 2), ("fresh", QUEUED, 0), ("done", SUCCEEDED, 1)):

@@ -265,10 +265,10 @@ class Quantize(Targeted):
             refuse("recover/penalty", "levels are not drawn to 0: a penalty goes with prune")
         if self.mapping == "gradient":
             self._gradient()
-        elif self.num_bits is None:
-            refuse("num_bits", "how many bits (2 to 8) a code has is needed")
         elif self.avg_bits is not None or self.recover is not None:
             refuse("avg_bits" if self.avg_bits is not None else "recover", "this goes with mapping gradient only")
+        elif self.num_bits is None:
+            refuse("num_bits", "how many bits (2 to 8) a code has is needed")
         for field in ("damping", "activation_order", "sequential") if not self.reconstructs else ():
             if getattr(self, field) is not None:
                 refuse(field, "this goes with algorithm gptq")

@@ -74,7 +74,8 @@ def _made(told: Any, get: Callable[[str], torch.Tensor]) -> Any:
 
 
 def load(path: Path, plans: dict[str, TensorPlan], recipe: str) -> dict[str, Encoded] | None:
-    """What `save` was given, of the tensors of `plans`; None where there is no such file, or one that is not whole, or of other tensors or another recipe."""
+    """What `save` was given, of the tensors of `plans`; None where there is no such file, or one that is not whole, of other tensors, of another recipe, or
+    of a worker of another version."""
     if not path.is_file():
         return None
     try:
@@ -85,7 +86,7 @@ def load(path: Path, plans: dict[str, TensorPlan], recipe: str) -> dict[str, Enc
         if told.keys() != plans.keys() or metadata["recipe"] != recipe or metadata["digest"] != _digest(metadata["told"], tensors):
             return None
         return {name: _encoded(plan, told[name], tensors.__getitem__, tensors) for name, plan in plans.items()}
-    except (SafetensorError, KeyError, TypeError, ValueError, OSError):
+    except (SafetensorError, AttributeError, KeyError, RecursionError, TypeError, ValueError, OSError):  # one of another version may have other fields
         return None
 
 

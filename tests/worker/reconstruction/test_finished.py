@@ -86,3 +86,14 @@ def test_what_another_recipe_has_left_is_not_taken(tmp_path):
     plan = plan_of("w")
     finished.save(tmp_path / "x.safetensors", {"w": made(plan, *STEPS["quantized"])}, RECIPE)
     assert finished.load(tmp_path / "x.safetensors", {"w": plan}, '{"steps": []}') is None
+
+
+@pytest.mark.parametrize("told", [
+    [], {"w": []}, {"w": {}}, {"w": {"action": "quantized", "reason": None, "notes": 3, "quantized": None}},
+    {"w": {"action": "quantized", "reason": None, "notes": [], "quantized": {"class": "Grid", "fields": {"other": 1}}}},
+    {"w": {"action": "quantized", "reason": None, "notes": [], "quantized": {"class": "Grid", "fields": []}}},
+])  # fmt: skip
+def test_what_another_version_has_told_is_nothing(tmp_path, told):
+    path, text, tensors = tmp_path / "x.safetensors", json.dumps(told), {"w/dense": torch.zeros(6, 20)}
+    save_file(tensors, path, {"told": text, "recipe": RECIPE, "digest": finished._digest(text, tensors)})
+    assert finished.load(path, {"w": plan_of("w")}, RECIPE) is None

@@ -245,7 +245,7 @@ class Quantize(Targeted):
                 raise PydanticCustomError("group_size", "null is not a group size", {"field": "group_size"})
             if "group_size" in data and "strategy" not in data and data["group_size"] is not None:
                 data = data | {"strategy": "group"}
-            if data.get("scale_bits") is not None:
+            if data.get("scale_bits") is not None and data.get("strategy", "group") == "group":
                 data = {"strategy": "group", "group_size": 32} | data
             if data.get("symmetric") is False and (data.get("scale_bits") is not None or data.get("scale_search") == "hqq"):
                 data = {"zero_point": "float"} | data
@@ -289,7 +289,9 @@ class Quantize(Targeted):
         return self
 
     def _two_level(self):
-        if self.strategy != "group" or SUPER % self.group_size or self.group_size == SUPER:
+        if self.strategy != "group":
+            refuse("strategy", "scales of few bits are those of groups: strategy group, or leave it out")
+        if SUPER % self.group_size or self.group_size == SUPER:
             refuse("scale_bits", "scales of few bits are those of groups, of which several share {n} inputs: group_size 1, 2, 4, ..., 128", n=SUPER)
         if self.type == "float":
             refuse("scale_bits", "fp8 has an exponent of its own; scales of few bits go with type int or nf")

@@ -29,13 +29,13 @@ from app.parent import die_with_parent, tied
 from worker import gpu
 
 MESSAGE = 1 << 16
-_PATIENCE = 120.0  # seconds; importing torch from a cold disk takes a while
+_PATIENCE = 300.0  # seconds; importing torch and transformers from a cold disk of a busy machine takes a while
 _ONE_THREAD = dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 _ENVIRONMENT = {"LANG": "C.UTF-8", "HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1"} | _ONE_THREAD
 """One thread while importing; the child then asks torch for as many as it may use."""
 
 _LIBRARIES = ("torch", "transformers", "compressed_tensors", "torch.export.pt2_archive._package", "torch.export._trace", "torch.export._unlift")
-_MODELS = (*_LIBRARIES, "worker.calibrating", "worker.searching", "worker.recovering", "worker.measuring", "worker.proof")
+_MODELS = (*_LIBRARIES, "worker.calibrating", "worker.searching", "worker.recovering", "worker.reconstructing", "worker.measuring", "worker.proof")
 PRELOAD = {
     "worker.__main__:run": ("torch", "worker.__main__"),
     "worker.gpu_probe:tell": ("torch", "worker.gpu_probe"),

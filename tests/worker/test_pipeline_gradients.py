@@ -44,7 +44,7 @@ def job(tmp_path_factory) -> tuple[Path, Path]:
     return folder / "model", folder / "gradients"
 
 
-@pytest.mark.parametrize("output", ["packed", "safetensors"])
+@pytest.mark.parametrize("output", ["packed", pytest.param("safetensors", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", RECIPES)
 def test_by_gradients(job, tmp_path, name, output):
     model, gradients = job

@@ -70,7 +70,7 @@ def test_a_jailed_child_does_it_and_reports(zygote, calibration, tmp_path):
     assert sorted(p.name for p in (out / "resume").iterdir()) == ["00000.safetensors", "00001.safetensors"]
 
 
-@pytest.mark.parametrize("name", ["bert", "gpt2", "vit", "mixtral"])
+@pytest.mark.parametrize("name", ["bert", *(pytest.param(n, marks=pytest.mark.slow) for n in ("gpt2", "vit", "mixtral"))])
 def test_errors_of_outputs_are_smaller_than_by_rounding(calibration, tmp_path, name):
     tiny_models.build(name, tmp_path / "m")
     if name == "vit":

@@ -88,6 +88,7 @@ def met(report: dict, limit: float) -> int:
     return chosen["bytes"]
 
 
+@pytest.mark.slow
 def test_a_quality_is_met(given, tmp_path):
     report = search(given, tmp_path / "out", "llama", "--budget", "max_kl=0.3", "--calibration", str(given / "ids.jsonl"))
     assert met(report, 0.3) < report["totals"]["bytes_before"] * 0.6 and report["search"]["verified"] > 2
@@ -99,6 +100,7 @@ def test_less_quality_takes_less(given, tmp_path):
     assert sizes == sorted(sizes) and len(set(sizes)) == 3
 
 
+@pytest.mark.slow
 def test_what_rounding_by_gptq_makes_better_is_rounded_so(given, tmp_path, monkeypatch):
     """Codebooks are left out, so that scale factors are what there is."""
     monkeypatch.setattr("worker.search.table.Table._priced", lambda self, looks: [])

@@ -11,6 +11,9 @@ _raise_in = ctypes.pythonapi.PyThreadState_SetAsyncExc
 _raise_in.argtypes, _raise_in.restype = (ctypes.c_ulong, ctypes.py_object), ctypes.c_int
 
 
+_AGAIN = 2.0  # seconds
+
+
 class _Stopped(BaseException):
     """No Exception, so that nobody takes it for an error of his own."""
 
@@ -22,23 +25,25 @@ def patience(seconds: float) -> Iterator[None]:
     Raises:
         TimeoutError
     """
-    thread, lock, state = threading.get_ident(), threading.Lock(), {"over": False, "stopped": False}
+    thread, lock, state, done = threading.get_ident(), threading.Lock(), {"over": False, "stopped": False}, threading.Event()
 
     def stop() -> None:
-        with lock:
-            if not state["over"]:
-                state["stopped"] = True
-                _raise_in(thread, _Stopped)
+        wait = seconds
+        while not done.wait(wait):
+            with lock:
+                if not state["over"]:
+                    state["stopped"] = True
+                    _raise_in(thread, _Stopped)
+            wait = _AGAIN  # it may have been raised where Python passes exceptions over: in a finalizer, or a callback of the garbage collector
 
-    timer = threading.Timer(seconds, stop)
-    timer.daemon = True
-    timer.start()
+    threading.Thread(target=stop, daemon=True).start()
     try:
         yield
     except _Stopped:
+        done.set()
         raise TimeoutError(f"it takes longer than {seconds:.0f} s") from None
     finally:
-        timer.cancel()
+        done.set()
         with lock:
             state["over"] = True
             if state["stopped"]:

@@ -116,6 +116,8 @@ class Prune(Targeted):
             refuse("damping", "this goes with saliency sparsegpt")
         if self.reconstructs and self.structure[0] not in ("unstructured", "n:m"):
             refuse("mask_structure", "{s} ranks single weights: choose unstructured or N:M", s=self.saliency)
+        if self.reconstructs and self.norm != "l2":
+            refuse("norm", "{s} has a measure of its own; leave norm out", s=self.saliency)
         if self.reconstructs and self.scope == "global":
             refuse("scope", "{s} goes layer by layer: choose row or tensor", s=self.saliency)
         if self.reconstructs and (self.recover or self.schedule):

@@ -221,6 +221,7 @@ SPARSEGPT, GPTQ = {"method": "prune", "saliency": "sparsegpt"}, {"method": "quan
         ([GPTQ | {"damping": 0.0}], "/recipe/steps/0/damping"),
         ([GPTQ | {"algorithm": "rtn", "sequential": True}], "/recipe/steps/0/sequential"),
         ([GPTQ | {"mapping": "gradient"}], "/recipe/steps/0/algorithm"),
+        ([SPARSEGPT | {"norm": "l1"}], "/recipe/steps/0/norm"),
         ([SPARSEGPT | {"scope": "global"}], "/recipe/steps/0/scope"),
         ([SPARSEGPT | {"mask_structure": "block:4x4"}], "/recipe/steps/0/mask_structure"),
         ([SPARSEGPT | {"recover": {"steps": 5}}], "/recipe/steps/0/recover"),

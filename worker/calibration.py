@@ -72,12 +72,17 @@ def chosen(data: Data) -> list[int]:
 
 
 def _batches(runnable: Runnable, data: Data) -> Iterator[list[int]]:
-    """Samples of like length together, the longest first, so that memory is at its peak at once."""
+    """The longest first, so that memory is at its peak at once."""
     table = getattr(runnable.inputs.get("input_ids"), "below", None) if runnable.task in ("causal-lm", "seq2seq") else None
     tokens = min(_TOKENS, _LOGITS // table) if table else _TOKENS
+    return batched(data, tokens, _ROWS)
+
+
+def batched(data: Data, tokens: int, samples: int) -> Iterator[list[int]]:
+    """The chosen samples, those of like length together, the longest first. Args: tokens, samples: of a batch at most; tokens with padding."""
     batch: list[int] = []
     for i in sorted(chosen(data), key=lambda i: (-data.length(i), i)):
-        if batch and (len(batch) + 1) * data.length(batch[0]) > tokens or len(batch) == _ROWS:
+        if batch and (len(batch) + 1) * data.length(batch[0]) > tokens or len(batch) == samples:
             yield batch
             batch = []
         batch.append(i)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -18,20 +17,20 @@ from torch import nn
 
 from app.recipe import Recipe
 from worker import __main__, pipeline
-from worker.calibration import chosen
+from worker.calibration import batched
 from worker.checkpoint import Checkpoint
 from worker.devices import CPU
 from worker.encoded import Encoded
 from worker.methods import METHODS
+from worker.moments import Moments
 from worker.plan import TensorPlan
 from worker.progress import Emit, Progress
 from worker.reconstruction import finished
 from worker.reconstruction.course import Stage, stages
-from worker.moments import Moments
 from worker.reconstruction.solving import solve
 from worker.reconstruction.walk import Values, Walk
 from worker.runnable import open_runnable
-from worker.samples import Data, fit, read
+from worker.samples import fit, read
 
 RESUME = "resume"
 _TOKENS, _ROWS = 4096, 64  # of a batch, padding included: tokens, samples
@@ -71,7 +70,7 @@ class Reconstruction:
         self.out.mkdir(exist_ok=True)
         runnable = open_runnable(self.inp, checkpoint, device)
         data = fit(read(Path(self.spec["beside"]["calibration"])), runnable)
-        batches = [data.batch(positions).to(device) for positions in batched(data)]
+        batches = [data.batch(positions).to(device) for positions in batched(data, _TOKENS, _ROWS)]
         changing = {name: p for name, p in runnable.parameters.items() if name in plans and any(s.method in ("prune", "quantize") for s in plans[name].steps)}
         self._names = {parameter: name for name, parameter in changing.items()}
         course = stages(runnable.module, runnable.forward, batches[0], set(self._names))
@@ -126,14 +125,3 @@ class Reconstruction:
     def _taken(self, path: Path, stage: Stage, found: dict[str, Encoded]) -> Values:
         self._files |= dict.fromkeys(found, path)
         return {weight: found[name].dense.reshape(weight.shape) for name, weight in self._weights(stage).items()}
-
-
-def batched(data: Data) -> Iterator[list[int]]:
-    """The samples that statistics are taken of, those of like length together, the longest first."""
-    batch: list[int] = []
-    for i in sorted(chosen(data), key=lambda i: (-data.length(i), i)):
-        if batch and (len(batch) + 1) * data.length(batch[0]) > _TOKENS or len(batch) == _ROWS:
-            yield batch
-            batch = []
-        batch.append(i)
-    yield batch

@@ -24,15 +24,6 @@ from worker.samples import Samples, Vocabulary, split
 RECOVER = {"steps": 24, "batch_size": 8, "learning_rate": 0.03}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """What is so small takes longer with several, and more so on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def folder(one_thread, tmp_path_factory):
     folder = tmp_path_factory.mktemp("models") / "bert"

@@ -23,15 +23,6 @@ from worker.runnable import open_runnable
 from worker.samples import Samples, Vocabulary
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """What is so small takes longer with several, and more so on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def pruned(name: str, tmp_path, **step):
     """Student, original, data and weights, once masked."""
     tiny_models.build(name, tmp_path / "m")

@@ -23,15 +23,6 @@ CODES = {"method": "quantize", "mapping": "gradient", "num_bits": 2, "strategy":
 BOTH = [CUBIC, CODES, {"method": "lossless"}]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """What is so small takes longer with several, and more so on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def folder(one_thread, tmp_path_factory):
     return learnt(tmp_path_factory.mktemp("network") / "model")

@@ -206,7 +206,7 @@ def _packed(made: Estimate, model: Outline, spec: JobSpec, treatments: dict[str,
         elif whole and not any(w(name) for w in wanted):
             size = packed_size.raw_size(t.spec)
         else:
-            alike = id(look(t.spec)), t.spec.dtype, t.spec.shape, t.transposed, repr(t.steps)
+            alike = id(look(t.spec)), t.spec.dtype, t.spec.shape, t.transposed, t.experts, repr(t.steps)
             if alike not in known:
                 known[alike] = packed_size.dense_size(t.spec, look(t.spec)) if whole else tensor_size(t, look, thresholds.get(id(t.step(Prune))))
             size = known[alike]

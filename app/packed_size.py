@@ -105,7 +105,7 @@ def raw_size(spec: TensorSpec) -> Size:
 def _quantized(t: Treatment, q: Quantize, values: Values, entropy: bool) -> Told:
     rows, columns = t.matrix_shape
     group = q.group_size if q.strategy == "group" else columns
-    count, scales = rows * columns, 1 if q.strategy == "tensor" else rows * max(1, -(-columns // group))
+    count, scales = rows * columns, (t.experts or 1) if q.strategy == "tensor" else rows * max(1, -(-columns // group))
     floats = values.floats()
     kind, width = ("float", 1) if q.type == "float" else ("codes", q.num_bits)
     scale_width = 2 if q.scale_bits or half_scales(floats, q, min(group, columns)) else 4
@@ -116,7 +116,7 @@ def _quantized(t: Treatment, q: Quantize, values: Values, entropy: bool) -> Told
         # every value decides whether float16 is enough for the scales
         margin = 0 if q.scale_bits else 2 * scales * sum(n == scales and kind == "float" for kind, _, n in parts)
         return Told(Size(total, margin), Size(total - heads, margin), False, beside)
-    found, sizes = codes(floats, q, count if q.strategy == "tensor" else group)
+    found, sizes = codes(floats, q, count // scales if q.strategy == "tensor" else group)
     dtype = "F16" if scale_width == 2 else "F32"
     more = sum(raw_payload(*p) for p in parts)
     if q.scale_bits is None:
@@ -135,12 +135,12 @@ def _factors(q: Quantize, scales: int, shared: int, width: int) -> list[tuple[st
 def _codebook(t: Treatment, q: Quantize, values: Values) -> Told:
     rows, columns = t.matrix_shape
     group = q.group_size if q.strategy == "group" else columns
-    count, books = rows * columns, 1 if q.strategy == "tensor" else rows * max(1, -(-columns // group))
+    count, books = rows * columns, (t.experts or 1) if q.strategy == "tensor" else rows * max(1, -(-columns // group))
     doubt = max(RECOVERED if q.recover else WEIGHED, DRAWN_CHANGED if values.doubt not in (SAMPLED, WEIGHED, RECOVERED) else 0)
     if q.num_bits is None:  # allocation keeps to what was asked, scales and levels counted
         size = coded(count * q.avg_bits / 8 + 2 * payload_head(1), doubt)
         return Told(size, size, False, books << round(q.avg_bits))
-    found, levels = codebooks.codes(values.floats(), q.num_bits, count if q.strategy == "tensor" else group, values.zeros > 0)
+    found, levels = codebooks.codes(values.floats(), q.num_bits, count // books if q.strategy == "tensor" else group, values.zeros > 0)
     beside = books << q.num_bits
     return _coded(found, q.num_bits, (rows, columns), float_payload(Values("F16", tops_of("F16", levels)), beside), 2 * payload_head(1), doubt, beside)
 
@@ -210,11 +210,11 @@ def described(t: Treatment, offset: int, whole: bool, in_bundle: bool = False) -
         rows, columns = t.matrix_shape
         size = q.group_size if q.strategy == "group" else columns
         groups, num_bits = -(-columns // max(1, size)), q.num_bits or round(q.avg_bits)
-        entry["quantized"] = {"type": q.type, "num_bits": num_bits, "rows": rows, "columns": columns, "group_size": size}
+        entry["quantized"] = {"type": q.type, "num_bits": num_bits, "rows": rows, "columns": columns, "group_size": size} | ({"experts": t.experts} if t.experts else {})
         if q.mapping == "gradient":
-            entry["quantized"] |= {"type": "codebook", "levels_dtype": "F16", "levels_shape": [1 if q.strategy == "tensor" else rows * groups, 1 << num_bits]}
+            entry["quantized"] |= {"type": "codebook", "levels_dtype": "F16", "levels_shape": [(t.experts or 1) if q.strategy == "tensor" else rows * groups, 1 << num_bits]}
         else:
-            entry["quantized"] |= {"scale_dtype": "F16", "scale_shape": [1 if q.strategy == "tensor" else rows, groups]}
+            entry["quantized"] |= {"scale_dtype": "F16", "scale_shape": [(t.experts or 1) if q.strategy == "tensor" else rows, groups]}
         if q.mapping == "uniform" and not q.plain_scales:
             entry["quantized"] |= {"type": "grid"} | ({"scale_bits": q.scale_bits, "shared_by": SUPER, "exponent": -16} if q.scale_bits else {})
             entry["quantized"] |= ({} if q.symmetric else {"offset": True}) | ({"levels": True} if q.type == "nf" else {})

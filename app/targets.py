@@ -2,8 +2,9 @@
 comes to the same decisions as the work itself.
 
 Default targets (`["*"]`) are the weights of Linear, convolution and recurrent layers: floating, of rank 2 or more, named `*.weight` (`weight_ih`, `weight_hh`),
-and neither an embedding nor an output head nor a norm nor a router. Convolutions [O, I, ...] are seen as [O, rest] and go into `packed` only; fused
-experts are not named like that and stay as they are. Where no tensor has such a name, every matrix is taken for a layer's. GPT-2's Conv1D is stored [in, out]. Patterns that a user
+and neither an embedding nor an output head nor a norm nor a router, and the tensors of rank 3 that hold all experts of a layer (`app.experts`), each of which is
+seen as so many matrices. Convolutions [O, I, ...] are seen as [O, rest]; these and experts go into `packed` only. Where no tensor has such a name, every matrix is
+taken for a layer's. GPT-2's Conv1D is stored [in, out]. Patterns that a user
 writes may name any floating tensor of rank 2 or more, embeddings and heads included. Whatever is left alone says why.
 """
 
@@ -17,21 +18,24 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from app.errors import ConflictingSteps, InputRefused, NoTensorMatched
+from app.experts import ASSUMED, Stack, stacks
 from app.outline import TensorSpec
 from app.recipe import Lossless, Quantize, Recipe, Step, Targeted, check_matched, matcher, narrows
 
 if TYPE_CHECKING:
     from app.width import Cut
 
+_DONE = {"prune": "pruned", "quantize": "quantized"}
 FLOATING = ("F64", "F32", "F16", "BF16")
-_EMBEDDING = re.compile(r"(^|[._])(\w*embed(ding|dings|der|s)?(_\w+)?|wte|wpe|shared|relative_attention_bias)([._]|$)", re.IGNORECASE)
+_EMBEDDING = re.compile(r"(^|[._])(\w*embed(ding|dings|der|s)?(_\w+)?|wte|wpe|shared(?!_)|relative_attention_bias)([._]|$)", re.IGNORECASE)
 _HEAD = re.compile(r"(^|[._])(lm_head|embed_out|classifier|score|qa_outputs|cls|head|heads|logits|proj_out|output_projection)\.(\w+\.)*weight$|^output\.weight$", re.IGNORECASE)
 _NORM = re.compile(r"(^|[._])(\w*norm\w*|ln_\w+|ln\d*|bn\d*)\.weight$", re.IGNORECASE)
 _ROUTER = re.compile(r"(^|[._])(router|gate|shared_expert_gate)(\.(classifier|layer|wg))?\.weight$", re.IGNORECASE)
 _WEIGHT = re.compile(r"(^|\.)weight(_[ih]h(_l\d+)?(_reverse)?)?$")  # of Linear and convolution layers, and of recurrent ones
 _CONV1D = re.compile(r"(^|\.)(c_attn|c_proj|c_fc|q_attn)\.weight$")
 CONV1D_MODELS = ("gpt2", "imagegpt", "decision_transformer", "openai-gpt", "clvp", "gpt_bigcode_v0")
-_KINDS = ((_EMBEDDING, "an embedding"), (_HEAD, "an output head"), (_NORM, "a norm"), (_ROUTER, "a router"))
+_BIAS = re.compile(r"(^|[._])bias$", re.IGNORECASE)  # of experts, [E, out]
+_KINDS = ((_EMBEDDING, "an embedding"), (_HEAD, "an output head"), (_NORM, "a norm"), (_ROUTER, "a router"), (_BIAS, "a bias"))
 
 
 @dataclass
@@ -40,10 +44,11 @@ class Treatment:
 
     Args:
         steps: in the recipe's order, resolved for this tensor; empty when it is copied for `reason`.
-        transposed: the tensor is stored [in, out] (GPT-2's Conv1D).
+        transposed: the tensor is stored [in, out] (GPT-2's Conv1D), each of its experts where it is of these.
         linear: it may be the weight of a Linear layer, changed or not.
         notes: what was resolved otherwise than asked.
         cut: how it shrinks first (`spec` is what is left); None where it keeps its shape.
+        experts: whose matrices it holds, one below another where it is seen as one matrix; None of any other tensor.
     """
 
     spec: TensorSpec
@@ -53,6 +58,7 @@ class Treatment:
     linear: bool = False
     notes: tuple[str, ...] = ()
     cut: Cut | None = None
+    experts: int | None = None
 
     def step(self, cls: type) -> Step | None:
         return next((s for s in self.steps if isinstance(s, cls)), None)
@@ -63,7 +69,10 @@ class Treatment:
 
     @property
     def matrix_shape(self) -> tuple[int, int]:
-        """As [out, in]; of rank 2 or more only."""
+        """As [out, in]; of rank 2 or more only. Of experts [E * out, in]."""
+        if self.experts is not None:
+            count, outputs, inputs = self.spec.shape
+            return (count * inputs, outputs) if self.transposed else (count * outputs, inputs)
         outputs, *rest = self.spec.shape
         inputs = math.prod(rest)
         return (inputs, outputs) if self.transposed else (outputs, inputs)
@@ -84,19 +93,22 @@ def treat(
     steps = [(step, matcher(step)) for step in recipe.steps if isinstance(step, Targeted) and not narrows(step)]
     named = any(_WEIGHT.search(name) for name in tensors)
     turned = (config or {}).get("model_type") in CONV1D_MODELS
-    treatments = {}
+    treatments, stacked = {}, stacks(tensors, config)
     for name, spec in tensors.items():
         chosen, reasons = [], []
-        transposed = turned and len(spec.shape) == 2 and _CONV1D.search(name) is not None
+        stack = stacked.get(name)
+        transposed = stack.transposed if stack else turned and len(spec.shape) == 2 and _CONV1D.search(name) is not None
         for step, match in steps:
-            why = _left_alone(spec, step, output, transposed, named) if match(name) else "not targeted"
+            why = _left_alone(spec, step, output, transposed, named, stack) if match(name) else "not targeted"
             (reasons.append(why) if why else chosen.append(step))
         kinds = [type(s) for s in chosen]
         if len(kinds) != len(set(kinds)):
             raise ConflictingSteps(f"two steps of one kind meet in {name}; give each its own targets")
         linear = len(spec.shape) == 2 and not transposed and spec.dtype in FLOATING and name.endswith(".weight") and not _EMBEDDING.search(name)
         reason = next(iter(reasons), None if chosen else "not targeted")
-        treatments[name] = Treatment(spec, chosen, reason, transposed, linear, cut=cuts.get(name))
+        treatments[name] = Treatment(spec, chosen, reason, transposed, linear, cut=cuts.get(name), experts=stack and stack.experts)
+        if stack and (done := [_DONE[s.method] for s in chosen if s.method in _DONE]):
+            treatments[name].notes = (f"{stack.experts} experts, each {' and '.join(done)} for itself", *(() if stack.told else (ASSUMED,)))
         if output == "compressed-tensors":
             _whole_groups(treatments[name])
     for i, step in enumerate(recipe.steps):
@@ -129,7 +141,7 @@ def _refuse_idle(i: int, step: Step, treatments: dict[str, Treatment]) -> None:
     raise NoTensorMatched(f"step {i} ({step.method}) finds no tensor to work on among {len(treatments)} ({some}); name them in targets", pointer=f"/recipe/steps/{i}/targets")
 
 
-def _left_alone(spec: TensorSpec, step: Step, output: str, transposed: bool, named: bool) -> str | None:
+def _left_alone(spec: TensorSpec, step: Step, output: str, transposed: bool, named: bool, stack: Stack | None) -> str | None:
     """Why a step does not work on a tensor that its patterns match; None when it does."""
     if isinstance(step, Lossless):
         return None
@@ -141,12 +153,14 @@ def _left_alone(spec: TensorSpec, step: Step, output: str, transposed: bool, nam
         return f"rank {len(spec.shape)}: no matrix"
     by_default = step.targets == ["*"]
     if by_default:
-        if named and not _WEIGHT.search(spec.name):
+        if named and not _WEIGHT.search(spec.name) and not (stack and stack.known):
             return "not the weight of a layer; name it in targets to include it"
         for pattern, what in _KINDS:
             if pattern.search(spec.name):
                 return f"{what}; name it in targets to include it"
     if output == "compressed-tensors" and isinstance(step, Quantize):
+        if stack:
+            return f"compressed-tensors does not carry {stack.experts} experts in one tensor; packed does"
         linear = len(spec.shape) == 2 and not transposed and spec.name.endswith(".weight") and not _EMBEDDING.search(spec.name)
         return None if linear else "compressed-tensors carries Linear layers only; packed carries this too"
     return None

@@ -16,6 +16,9 @@ _BERT = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "i
 _LLAMA = _BERT | {"num_key_value_heads": 1, "head_dim": 8}
 _GPT2 = {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 32}
 _T5 = {"d_model": 16, "d_kv": 8, "d_ff": 24, "num_layers": 1, "num_heads": 2, "decoder_start_token_id": 0}
+_EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2}
+_ROPE = {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}}
+_SECTIONS = {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1]}}
 
 MODELS = {
     "bert": ("BertModel", "BertConfig", _BERT),
@@ -29,6 +32,10 @@ MODELS = {
     "vit": ("ViTForImageClassification", "ViTConfig", _BERT | {"image_size": 8, "patch_size": 4, "num_labels": 3, "vocab_size": None}),
     "qwen3-moe": ("Qwen3MoeForCausalLM", "Qwen3MoeConfig", _LLAMA | {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 12}),
     "mixtral": ("MixtralForCausalLM", "MixtralConfig", _LLAMA | {"num_local_experts": 3, "num_experts_per_tok": 2}),
+    "gpt-oss": ("GptOssForCausalLM", "GptOssConfig", _LLAMA | _EXPERTS | _ROPE | {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 8}),
+    "llama4": ("Llama4ForCausalLM", "Llama4TextConfig", _LLAMA | _EXPERTS | {"num_experts_per_tok": 1, "intermediate_size_mlp": 24, "attention_chunk_size": 16, "no_rope_layers": [1, 0]}),
+    "granitemoe": ("GraniteMoeForCausalLM", "GraniteMoeConfig", _LLAMA | _EXPERTS),
+    "qwen3-vl-moe": ("Qwen3VLMoeTextModel", "Qwen3VLMoeTextConfig", _LLAMA | {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 12} | _SECTIONS),
 }
 """name -> class, config class, arguments."""
 

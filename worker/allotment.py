@@ -92,12 +92,13 @@ class Sampled:
 
     Attributes:
         count: of its weights.
+        books: codebooks of a whole tensor: one, or one for each expert.
         unit: of F, that losses in the unit of `gradient_mapping.sensitivity` have to be multiplied by.
         spread: the slope at 0 bits, as high resolution has it; 4 times less with each bit.
     """
 
     def __init__(self, plan: TensorPlan, step: Quantize, encoded: Encoded):
-        matrix = plan.matrix(encoded.dense)
+        matrix, self.books = plan.matrix(encoded.dense), plan.experts or 1
         self.plan, self.step, self.shape, self.count = plan, step, matrix.shape, matrix.numel()
         kept = None if encoded.mask is None else plan.matrix(encoded.mask)
         square = plan.statistic("square").to(matrix.device)
@@ -124,7 +125,7 @@ class Sampled:
             count = torch.bincount(codes[0], minlength=c.shape[1])
             if pruned:
                 count[int((c[0] == 0).nonzero()[0, 0])] += pruned
-            out.append(Option(self._stored(count, c.numel()), self._loss(self.x, self.f, c, codes) * self.each, _width(c.shape[1]), slope))
+            out.append(Option(self._stored(count, self.books * c.numel()), self._loss(self.x, self.f, c, codes) * self.each, _width(c.shape[1]), slope))
         return out
 
     def widths(self) -> list[Option]:

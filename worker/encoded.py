@@ -10,6 +10,7 @@ from app.recipe import Quantize
 from worker.checkpoint import TensorSpec
 from worker.kernels.affine import factors, grid_values
 from worker.kernels.lookup import look_up
+from worker.kernels.shares import books_of, rows_of
 from worker.kernels.uniform import dequantize
 
 
@@ -19,12 +20,13 @@ class Quantized:
 
     Args:
         codes: int8 [O, I] (two's complement, in [-2^(b-1), 2^(b-1) - 1], also when asymmetric), or float8_e4m3fn [O, I].
-        scale: [O, G] for groups, [O, 1] for channels, [1, 1] for tensors; dtype is the one in which it is stored. May be negative.
+        scale: [O, G] for groups, [O, 1] for channels, [1, 1] for tensors, [E, 1] for experts; dtype is the one in which it is stored. May be negative.
         zero_point: int8, shaped like `scale`, or None when symmetric. `value = (code - zero_point) * scale`.
         group_size: inputs that share a scale; I for channels and tensors. The last group may be short.
         params: the step that made it, with what was resolved (a fallback from group to channel is visible here).
         transposed: the tensor is stored [I, O] (GPT-2's Conv1D), so codes and scale describe its transpose. Otherwise a tensor of rank > 2 is
             seen as [O, everything else].
+        experts: E, where it is the matrices of so many, one below another: the tensor is stored [E, O / E, I] or, transposed, [E, I, O / E].
     """
 
     codes: torch.Tensor
@@ -33,11 +35,12 @@ class Quantized:
     group_size: int
     params: Quantize
     transposed: bool = False
+    experts: int | None = None
 
     def dequantize(self, rows: slice = slice(None)) -> torch.Tensor:
         """float32 [O, I], or some of its rows."""
-        part = slice(None) if self.scale.shape[0] == 1 else rows
-        return dequantize(self.codes[rows], self.scale[part], None if self.zero_point is None else self.zero_point[part], self.group_size)
+        scale, zero_point = (None if t is None else rows_of(t, rows, len(self.codes)) for t in (self.scale, self.zero_point))
+        return dequantize(self.codes[rows], scale, zero_point, self.group_size)
 
     def to(self, device: torch.device) -> Quantized:
         zero_point = None if self.zero_point is None else self.zero_point.to(device)
@@ -59,10 +62,10 @@ class Factors:
     bits: int | None = None
     exponent: int = 0
 
-    def floats(self, rows: slice = slice(None)) -> torch.Tensor:
-        """float32 [O, G], or some of its rows."""
-        rows = slice(None) if self.values.shape[0] == 1 else rows
-        return factors(self.values[rows], None if self.above is None else self.above[rows], self.each, self.exponent)
+    def floats(self, rows: slice, count: int) -> torch.Tensor:
+        """float32 [O, G] of some of `count` rows."""
+        values, above = (None if t is None else rows_of(t, rows, count) for t in (self.values, self.above))
+        return factors(values, above, self.each, self.exponent)
 
     def to(self, device: torch.device) -> Factors:
         return replace(self, values=self.values.to(device), above=None if self.above is None else self.above.to(device))
@@ -79,7 +82,7 @@ class Grid:
         params: the step that made it, with what was resolved.
         levels: float32 [2^b], ascending; without an offset only.
         zero: the code whose value is nearest to 0 stands for exactly 0 (see `worker.kernels.affine`); with an offset only.
-        transposed: as in `Quantized`.
+        transposed, experts: as in `Quantized`.
     """
 
     codes: torch.Tensor
@@ -90,11 +93,12 @@ class Grid:
     levels: torch.Tensor | None = None
     zero: bool = False
     transposed: bool = False
+    experts: int | None = None
 
     def dequantize(self, rows: slice = slice(None)) -> torch.Tensor:
         """float32 [O, I], or some of its rows."""
-        offset = None if self.offset is None else self.offset.floats(rows)
-        return grid_values(self.codes[rows], self.scale.floats(rows), offset, self.params.num_bits, self.group_size, self.zero, self.levels)
+        scale, offset = (None if f is None else f.floats(rows, len(self.codes)) for f in (self.scale, self.offset))
+        return grid_values(self.codes[rows], scale, offset, self.params.num_bits, self.group_size, self.zero, self.levels)
 
     def to(self, device: torch.device) -> Grid:
         offset, levels = (None if part is None else part.to(device) for part in (self.offset, self.levels))
@@ -107,12 +111,12 @@ class Codebook:
 
     Args:
         codes: uint8 [O, I], indices into the levels.
-        levels: float16 or float32 [K, L], L <= 2^num_bits, ascending; a pruned weight has a level that is exactly 0. K is 1 for a tensor, O for rows,
-            O * G for the G groups of every row, one after another.
+        levels: float16 or float32 [K, L], L <= 2^num_bits, ascending; a pruned weight has a level that is exactly 0. K is 1 for a tensor, E for experts,
+            O for rows, O * G for the G groups of every row, one after another.
         group_size: inputs that share a codebook; I for rows and tensors. The last group may be short.
         num_bits: of a code, 1 to 8.
         params: the step that made it, with what was resolved.
-        transposed: as in `Quantized`.
+        transposed, experts: as in `Quantized`.
     """
 
     codes: torch.Tensor
@@ -121,10 +125,11 @@ class Codebook:
     num_bits: int
     params: Quantize
     transposed: bool = False
+    experts: int | None = None
 
     def dequantize(self) -> torch.Tensor:
         """float32 [O, I]."""
-        return look_up(self.codes, self.levels, self.group_size)
+        return look_up(self.codes, books_of(self.levels, slice(None), len(self.codes)), self.group_size)
 
     def to(self, device: torch.device) -> Codebook:
         return replace(self, codes=self.codes.to(device), levels=self.levels.to(device))

@@ -18,13 +18,14 @@ from worker.encoded import Codebook, Encoded
 from worker.kernels import codebooks, levels
 from worker.kernels.chunks import Layout
 from worker.kernels.coded_size import coded_bytes
+from worker.kernels.shares import books_of
 from worker.plan import Allotment, TensorPlan
 
 FLOOR = 0.1  # of the mean F, added to each: a weight that no sample moved is not free
 _LARGEST = torch.finfo(torch.float32).max
 _PART = 1 << 18  # elements worked on together
 _SAMPLE = 1 << 20  # elements that the one codebook of a tensor is fitted to
-_PRICED = 1 << 15  # the same under a price, at every trial
+_PRICED, _LEAST = 1 << 15, 1 << 12  # the same under a price, at every trial; and the least of each expert
 _NEARLY, _AIM = 0.99, 0.997  # of the bits that a tensor may take: enough, and what is aimed at
 _USUAL, _TRIALS = 5, 12  # trials, and how many more there may be until one fits
 _LEVELS_HEAD = 64  # bytes of a payload of levels beside them
@@ -36,11 +37,14 @@ def quantize(plan: TensorPlan, step: Quantize, encoded: Encoded) -> Encoded:
     kept = None if encoded.mask is None else plan.matrix(encoded.mask)
     square = plan.statistic("square").to(matrix.device)
     f = sensitivity(square, kept)
-    codebook = map_matrix(matrix, f, kept, step, plan.transposed, plan.allotment)
+    codebook = map_matrix(matrix, f, kept, step, plan.transposed, plan.allotment, plan.experts)
     dense = torch.empty(matrix.shape, dtype=matrix.dtype, device=matrix.device)
     for rows in row_parts(matrix):
         dense[rows] = of_rows(codebook, rows).dequantize().to(matrix.dtype)
-    notes = [] if bool(square.any()) else ["no gradient reaches it: every weight counts alike"]
+    without = [i for i, one in enumerate(plan.each(square)) if not bool(one.any())]
+    notes = ["no gradient reaches it: every weight counts alike"] if len(without) == (plan.experts or 1) else []
+    if without and not notes:
+        notes = [f"no gradient reaches {len(without)} of {plan.experts} experts: every weight of these counts alike"]
     if plan.allotment is not None:
         notes.append(f"allotted {plan.allotment.bits / matrix.numel():.3f} bits a weight, levels included")
     return replace(encoded, action="quantized", reason=None, dense=plan.shaped(dense), quantized=codebook, notes=(*encoded.notes, *notes))
@@ -56,26 +60,54 @@ def sensitivity(square: torch.Tensor, kept: torch.Tensor | None) -> torch.Tensor
 
 
 def map_matrix(
-    matrix: torch.Tensor, f: torch.Tensor, kept: torch.Tensor | None, step: Quantize, transposed: bool = False, allotment: Allotment | None = None
+    matrix: torch.Tensor,
+    f: torch.Tensor,
+    kept: torch.Tensor | None,
+    step: Quantize,
+    transposed: bool = False,
+    allotment: Allotment | None = None,
+    experts: int | None = None,
 ) -> Codebook:
-    """A matrix [O, I] of any floating dtype, finite; `step.num_bits` says how many levels a codebook has at most."""
+    """A matrix [O, I] of any floating dtype, finite; `step.num_bits` says how many levels a codebook has at most.
+
+    Args:
+        experts: it is the matrices of so many, one below another.
+    """
     size = shared_by(matrix, step)
     if allotment is not None and allotment.slope > 0:
-        codes, found = _within(matrix, f, kept, allotment)
+        codes, found = _within(matrix, f, kept, allotment, experts or 1)
     else:
-        count = level_count(step.num_bits, matrix.numel() if step.strategy == "tensor" else size, kept is not None)
-        found = _of_tensor(matrix, f, kept, count) if step.strategy == "tensor" else _of_groups(matrix, f, kept, size, count)
-        codes = torch.cat([_codes(matrix[rows], found, size, rows) for rows in row_parts(matrix)])
-    return Codebook(codes, found, size, step.num_bits, step, transposed)
+        codes, found = alike([_mapped(*one, step, size) for one in split(matrix, f, kept, experts or 1)])
+    return Codebook(codes, found, size, step.num_bits, step, transposed, experts)
 
 
-def _within(matrix: torch.Tensor, f: torch.Tensor, kept: torch.Tensor | None, allotment: Allotment) -> tuple[torch.Tensor, torch.Tensor]:
-    """Codes and levels of one codebook for the whole matrix, under the price at which they take nearly all the bits that they may, and no more: each
+def split(matrix: torch.Tensor, f: torch.Tensor, kept: torch.Tensor | None, experts: int) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]]:
+    """The same of each of so many matrices that stand one below another."""
+    return list(zip(matrix.chunk(experts), f.chunk(experts), [None] * experts if kept is None else kept.chunk(experts), strict=True))
+
+
+def alike(found: list[tuple[torch.Tensor, torch.Tensor]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Codes and levels of several matrices, one below another. Levels [K, L] that are fewer are filled up with their last one, which no code stands for."""
+    dtype = torch.float32 if any(c.dtype == torch.float32 for _, c in found) else torch.float16
+    most = max(c.shape[1] for _, c in found)
+    filled = [torch.cat([c, c[:, -1:].expand(-1, most - c.shape[1])], 1).to(dtype) for _, c in found]
+    return torch.cat([codes for codes, _ in found]), torch.cat(filled)
+
+
+def _mapped(matrix: torch.Tensor, f: torch.Tensor, kept: torch.Tensor | None, step: Quantize, size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    count = level_count(step.num_bits, matrix.numel() if step.strategy == "tensor" else size, kept is not None)
+    found = _of_tensor(matrix, f, kept, count) if step.strategy == "tensor" else _of_groups(matrix, f, kept, size, count)
+    return torch.cat([_codes(matrix[rows], found, size, rows) for rows in row_parts(matrix)]), found
+
+
+def _within(matrix: torch.Tensor, f: torch.Tensor, kept: torch.Tensor | None, allotment: Allotment, experts: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Codes and levels of one codebook for the whole matrix, or for each expert, under the price at which they take nearly all the bits that they may, and no more: each
     trial is coded, and the price moved by what a bit more or less costs at high resolution, then by what it has been seen to cost."""
-    seen = sample(matrix, f, kept, _PRICED)
+    each = split(matrix, f, kept, experts)
+    seen = [sample(*one, max(_LEAST, _PRICED // experts)) for one in each]
     slope, best, most, last = allotment.slope, None, -1, None
     for trial in range(_TRIALS):
-        codes, found = _at_price(matrix, f, kept, seen, slope, allotment.num_bits)
+        codes, found = alike([_at_price(*one, s, slope, allotment.num_bits) for one, s in zip(each, seen, strict=True)])
         bits = 8 * coded(codes, found, allotment.num_bits)
         if best is None or (most < bits <= allotment.bits) or (most > allotment.bits and bits < most):
             best, most = (codes, found), bits
@@ -104,10 +136,13 @@ def coded(codes: torch.Tensor, found: torch.Tensor, num_bits: int) -> int:
     return coded_bytes(codes.cpu().numpy().reshape(-1), Layout("codes", num_bits)) + found.nbytes + _LEVELS_HEAD
 
 
-def at_price(matrix: torch.Tensor, f: torch.Tensor, step: Quantize, slope: float, num_bits: int, transposed: bool = False) -> Codebook:
-    """A matrix [O, I] under a price of `slope` for each bit (in the unit of f), whatever it then takes: one codebook for all of it."""
-    codes, found = _at_price(matrix, f, None, sample(matrix, f, None, _PRICED // 2), slope, num_bits)
-    return Codebook(codes, found, max(1, matrix.shape[1]), num_bits, step, transposed)
+def at_price(
+    matrix: torch.Tensor, f: torch.Tensor, step: Quantize, slope: float, num_bits: int, transposed: bool = False, experts: int | None = None
+) -> Codebook:
+    """A matrix [O, I] under a price of `slope` for each bit (in the unit of f), whatever it then takes: one codebook for all of it, or for each expert."""
+    each = split(matrix, f, None, experts or 1)
+    codes, found = alike([_at_price(*one, sample(*one, max(_LEAST, _PRICED // 2 // len(each))), slope, num_bits) for one in each])
+    return Codebook(codes, found, max(1, matrix.shape[1]), num_bits, step, transposed, experts)
 
 
 def _at_price(
@@ -223,5 +258,4 @@ def row_parts(matrix: torch.Tensor) -> Iterator[slice]:
 
 def of_rows(q: Codebook, rows: slice) -> Codebook:
     """The codebook of some of the rows."""
-    each = 0 if len(q.levels) == 1 else len(q.levels) // len(q.codes)
-    return replace(q, codes=q.codes[rows], levels=q.levels[rows.start * each : rows.stop * each] if each else q.levels)
+    return replace(q, codes=q.codes[rows], levels=books_of(q.levels, rows, len(q.codes)), experts=None)

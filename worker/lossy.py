@@ -68,7 +68,7 @@ def compress(
         original = checkpoint.read(name)
         encoded = ahead.encode(tensor_plan, original) if ahead else None
         encoded = encoded or apply(tensor_plan, original, device)
-        told = report.encoded_row(original, encoded, writer.write(encoded))
+        told = report.encoded_row(original, encoded, writer.write(encoded), tensor_plan.experts)
         rows.append(checkpoint.shrunk[name].row(told, encoded) if name in checkpoint.shrunk else told)
         sums[name] = checksum(encoded.dense)
         progress.add(encoded.spec.nbytes, costs[name][1])

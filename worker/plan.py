@@ -57,8 +57,14 @@ class TensorPlan(Treatment):
         return self.spec.nbytes * speeds.CHECK if any(s.method != "lossless" for s in self.steps) else 0
 
     def matrix(self, t: torch.Tensor) -> torch.Tensor:
-        """The tensor as [out, in]: a view."""
+        """The tensor as [out, in]: a view, but of experts that are stored [E, in, out]. Experts stand one below another: [E * out, in]."""
+        if self.experts is not None:
+            return (t.transpose(1, 2) if self.transposed else t).flatten(0, 1)
         return t.T if self.transposed else t.reshape(t.shape[0], -1)
+
+    def each(self, m: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """The matrices [out, in] of what is worked on by itself: of every expert, or the one that there is."""
+        return m.chunk(self.experts or 1)
 
     def statistic(self, kind: str) -> torch.Tensor:
         """`absolute` (sum over samples of |g|) or `square` (of g^2) as [out, in], float32."""
@@ -66,4 +72,7 @@ class TensorPlan(Treatment):
 
     def shaped(self, m: torch.Tensor) -> torch.Tensor:
         """A matrix [out, in] in the tensor's own shape, contiguous."""
+        if self.experts is not None:
+            m = m.unflatten(0, (self.experts, -1))
+            return (m.transpose(1, 2) if self.transposed else m).contiguous()
         return (m.T if self.transposed else m).reshape(self.spec.shape).contiguous()

@@ -26,6 +26,11 @@ def errors(original: torch.Tensor, decoded: torch.Tensor) -> dict:
         `relative_error` |w - w'| / |w| (Frobenius), `sqnr_db` 20 log10 of its inverse (None when it is 0), `cosine`, `sparsity` (share of zeros
         of `decoded`). A tensor of zeros that stays so has error 0 and cosine 1. Accumulated in float64.
     """
+    return _figures(_sums(original, decoded), original.numel())
+
+
+def _sums(original: torch.Tensor, decoded: torch.Tensor) -> tuple[float, float, float, float, int]:
+    """|w|^2, |w - w'|^2, |w'|^2, w w', and the zeros of w'."""
     a, b = original.reshape(-1), decoded.reshape(-1)
     signal = noise = energy = dot = 0.0
     zeros = 0
@@ -36,14 +41,31 @@ def errors(original: torch.Tensor, decoded: torch.Tensor) -> dict:
         dot += torch.dot(x, y).item()
         zeros += int((y == 0).sum())
         noise += torch.dot(d := x - y, d).item()
-    relative = math.sqrt(noise / signal) if signal > 0 else (0.0 if noise == 0 else math.inf)
+    return signal, noise, energy, dot, zeros
+
+
+def _relative(signal: float, noise: float) -> float:
+    return math.sqrt(noise / signal) if signal > 0 else (0.0 if noise == 0 else math.inf)
+
+
+def _figures(sums: tuple[float, float, float, float, int], count: int) -> dict:
+    signal, noise, energy, dot, zeros = sums
+    relative = _relative(signal, noise)
     norm = math.sqrt(signal) * math.sqrt(energy)
     return {
         "relative_error": _finite(relative),
         "sqnr_db": round(-20 * math.log10(relative), 3) if 0 < relative < math.inf else None,
         "cosine": _finite(min(1.0, dot / norm) if norm > 0 else float(signal == energy)),
-        "sparsity": zeros / a.numel() if a.numel() else 0.0,
+        "sparsity": zeros / count if count else 0.0,
     }
+
+
+def errors_of_experts(original: torch.Tensor, decoded: torch.Tensor) -> dict:
+    """`errors` of all experts together, both [E, ...], and `experts`: {`count`, `worst`: the one of the largest relative error, `relative_error`: that one's}."""
+    each = [_sums(a, b) for a, b in zip(original, decoded, strict=True)]
+    worst, error = max(enumerate(_relative(*sums[:2]) for sums in each), key=lambda one: one[1])
+    told = {"count": len(each), "worst": worst, "relative_error": _finite(error)}
+    return _figures(tuple(map(sum, zip(*each, strict=True))), original.numel()) | {"experts": told}
 
 
 def _finite(x: float) -> float | None:
@@ -56,10 +78,14 @@ def row(spec: TensorSpec, action: str, bytes_after: int, *, reason: str | None =
     return out | figures | ({"reason": reason} if reason else {}) | ({"notes": list(notes)} if notes else {})
 
 
-def encoded_row(original: torch.Tensor, encoded: Encoded, bytes_after: int) -> dict:
-    """The row of a tensor that went through the recipe, with its errors where its values changed."""
+def encoded_row(original: torch.Tensor, encoded: Encoded, bytes_after: int, experts: int | None = None) -> dict:
+    """The row of a tensor that went through the recipe, with its errors where its values changed.
+
+    Args:
+        experts: that it holds, None where it is no such tensor.
+    """
     changed = encoded.action in ("quantized", "pruned") or not (encoded.dense is original or torch.equal(encoded.dense, original))  # trained, for one
-    figures = errors(original, encoded.dense) if changed else {"relative_error": 0.0}
+    figures = (errors_of_experts if experts else errors)(original, encoded.dense) if changed else {"relative_error": 0.0}
     if encoded.quantized is not None:
         q = encoded.quantized
         num_bits, kind = (q.num_bits, "codebook") if isinstance(q, Codebook) else (q.params.num_bits, q.params.type)

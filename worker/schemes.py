@@ -242,12 +242,12 @@ def _scale_dtype(matrix: torch.Tensor, size: int, levels: uniform.Levels | affin
     return torch.float16
 
 
-def assembled(scheme: Scheme, codes: torch.Tensor, p: Parameters, step: Quantize, transposed: bool = False) -> Quantized | Grid:
-    """Args: codes: [O, I] as `stored`. p: of all rows and groups, or of one ([1, 1])."""
+def assembled(scheme: Scheme, codes: torch.Tensor, p: Parameters, step: Quantize, transposed: bool = False, experts: int | None = None) -> Quantized | Grid:
+    """Args: codes: [O, I] as `stored`. p: of all rows and groups, of one ([1, 1]), or of each expert ([E, 1])."""
     size = scheme.group_size if step.strategy == "group" else max(1, codes.shape[1])
     table = scheme.levels.tensor(codes.device) if isinstance(scheme.levels, Table) else None
     if step.plain_scales:
-        return Quantized(codes, p.scale.to(scheme.dtype), None if p.zero_point is None else p.zero_point.to(torch.int8), size, step, transposed)
+        return Quantized(codes, p.scale.to(scheme.dtype), None if p.zero_point is None else p.zero_point.to(torch.int8), size, step, transposed, experts)
 
     def factors(floats: torch.Tensor, integers: torch.Tensor | None, above: torch.Tensor | None, signed: bool) -> Factors:
         if integers is None:
@@ -255,4 +255,4 @@ def assembled(scheme: Scheme, codes: torch.Tensor, p: Parameters, step: Quantize
         return Factors(integers.to(torch.int8 if signed else torch.uint8), above.half(), SUPER // size, scheme.scale_bits, scheme.exponent)
 
     offset = None if p.offset is None else factors(p.offset, p.offset_codes, p.offset_above, False)
-    return Grid(codes, factors(p.scale, p.scale_codes, p.scale_above, offset is None), offset, size, step, table, scheme.zero, transposed)
+    return Grid(codes, factors(p.scale, p.scale_codes, p.scale_above, offset is None), offset, size, step, table, scheme.zero, transposed, experts)

@@ -39,6 +39,7 @@ CODED = {
     "nine tenths pruned": [{"method": "prune", "sparsity": 0.9, "scope": "global"}],
     "2:4": [{"method": "prune", "mask_structure": "2:4"}],
     "int4": [{"method": "quantize", "num_bits": 4, "group_size": 32}],
+    "int4 per tensor, coded": [{"method": "quantize", "num_bits": 4, "strategy": "tensor"}, {"method": "lossless"}],
     "int4, coded": [{"method": "quantize", "num_bits": 4, "group_size": 32, "scale_search": "mse"}, {"method": "lossless"}],
     "two levels": [{"method": "quantize", "num_bits": 4, "scale_bits": 6, "symmetric": False}],
     "two levels of signed scales, coded": [{"method": "quantize", "num_bits": 3, "scale_bits": 5, "group_size": 16, "scale_search": "mse"}, {"method": "lossless"}],
@@ -66,6 +67,7 @@ def folder(request, tmp_path_factory) -> Path:
     first = {"embed_tokens.weight": weights((500, 96), dtype, 0), "layers.0.fc.weight": weights((256, 384), dtype, 1)}
     first["layers.0.norm.weight"] = torch.ones(384, dtype=dtype)
     second = {"layers.1.fc.weight": weights((200, 256), dtype, 2), "layers.1.fc.bias": weights((200, 1), dtype, 3)[:, 0].clone(), "steps": torch.arange(40)}
+    second["layers.1.experts.up_proj"] = weights((256, 96), dtype, 4).reshape(4, 64, 96)
     for i, shard in enumerate((first, second), 1):
         save_file(shard, out / f"model-0000{i}-of-00002.safetensors", {"format": "pt"})
     names = {n: f"model-0000{i}-of-00002.safetensors" for i, shard in enumerate((first, second), 1) for n in shard}

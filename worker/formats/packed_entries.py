@@ -21,6 +21,7 @@ _KINDS = {
 }
 Natural = Annotated[int, Field(ge=0, lt=1 << 53)]
 Shape = tuple[Natural, ...]
+Experts = Annotated[int, Field(ge=1, lt=1 << 53)]
 BUNDLE_VALUES = 1 << 19  # of all tensors in the bundle: some of them may take microseconds each to decode
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 
@@ -83,6 +84,7 @@ class PackedQuantized(_Strict):
     rows: Natural
     columns: Natural
     transposed: bool = False
+    experts: Experts | None = None
     group_size: Annotated[int, Field(ge=1, lt=1 << 53)]
     scale_dtype: Literal["F64", "F32", "F16", "BF16"]
     scale_shape: tuple[Natural, Natural]
@@ -104,6 +106,7 @@ class PackedGrid(_Strict):
     rows: Natural
     columns: Natural
     transposed: bool = False
+    experts: Experts | None = None
     group_size: Annotated[int, Field(ge=1, lt=1 << 53)]
     scale_dtype: Literal["F32", "F16"]
     scale_shape: tuple[Natural, Natural]
@@ -145,6 +148,7 @@ class PackedCodebook(_Strict):
     rows: Natural
     columns: Natural
     transposed: bool = False
+    experts: Experts | None = None
     group_size: Annotated[int, Field(ge=1, lt=1 << 53)]
     levels_dtype: Literal["F32", "F16"]
     levels_shape: tuple[Natural, Annotated[int, Field(ge=1, le=256)]]

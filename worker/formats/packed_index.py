@@ -90,7 +90,7 @@ def _check_tensors(index: Index, limits: Limits) -> None:
         if t.dtype not in DTYPES or t.shard >= len(index.shards) or len(t.shape) > limits.rank:
             raise refuse(f"tensor {shown(t.name)} has dtype {shown(t.dtype)}, shard {t.shard}, {len(t.shape)} dimensions")
         if q := t.quantized:
-            fits = q.rows * q.columns == math.prod(t.shape) and (not q.transposed or t.shape == (q.columns, q.rows))
+            fits = q.rows * q.columns == math.prod(t.shape) and _shape_fits(q, t.shape)
             fits &= q.step is None or q.step < len(index.steps)
             fits &= _levels_fit(q) if isinstance(q, PackedCodebook) else _grid_fits(q) if isinstance(q, PackedGrid) else _scales_fit(q)
             if not fits or DTYPES[t.dtype].is_complex or not DTYPES[t.dtype].is_floating_point:
@@ -100,19 +100,26 @@ def _check_tensors(index: Index, limits: Limits) -> None:
         raise refuse(f"the bundle has more than {BUNDLE_VALUES} values, or is there for no tensor")
 
 
+def _shape_fits(q: PackedQuantized | PackedGrid | PackedCodebook, shape: tuple[int, ...]) -> bool:
+    if q.experts is None:
+        return not q.transposed or shape == (q.columns, q.rows)
+    each = q.rows // q.experts
+    return q.rows % q.experts == 0 and shape == (q.experts, *((q.columns, each) if q.transposed else (each, q.columns)))
+
+
 def _scales_fit(q: PackedQuantized) -> bool:
     rows, groups = q.scale_shape
-    return rows in (1, q.rows) and groups == _groups(q) and (q.type == "int" or (q.num_bits == 8 and len(q.sections) == 2))
+    return rows in (q.experts or 1, q.rows) and groups == _groups(q) and (q.type == "int" or (q.num_bits == 8 and len(q.sections) == 2))
 
 
 def _levels_fit(q: PackedCodebook) -> bool:
     codebooks, levels = q.levels_shape
-    return codebooks in (1, q.rows * _groups(q)) and levels <= 1 << q.num_bits
+    return codebooks in (q.experts or 1, q.rows * _groups(q)) and levels <= 1 << q.num_bits
 
 
 def _grid_fits(q: PackedGrid) -> bool:
     rows, groups = q.scale_shape
-    fits = rows in (1, q.rows) and groups == _groups(q) and len(q.sections) == 1 + q.levels + q.factors * (2 if q.scale_bits else 1)
+    fits = rows in (q.experts or 1, q.rows) and groups == _groups(q) and len(q.sections) == 1 + q.levels + q.factors * (2 if q.scale_bits else 1)
     fits &= q.offset >= q.zero and not (q.offset and q.levels)
     if q.scale_bits is None:
         return fits and q.shared_by is None and not q.exponent

@@ -16,6 +16,7 @@ from worker.kernels.chunks import Layout
 from worker.kernels.lookup import look_up
 from worker.kernels.masks import nonzero
 from worker.kernels.payload import chunks
+from worker.kernels.shares import books_of
 
 _BLOCK = 1 << 20  # codes that are moved at a time
 
@@ -105,10 +106,10 @@ def aligned(q: Codebook) -> Codebook:
     old = torch.arange(q.levels.shape[1], device=q.levels.device).expand(q.levels.shape)
     place = old - (old > zero).int()
     new = torch.where(old == zero, at, place + (place >= at).int())
-    codes, each = torch.empty_like(q.codes), len(q.levels) // len(q.codes)
+    codes = torch.empty_like(q.codes)
     step = max(1, _BLOCK // max(1, q.codes.shape[1]))
     for i in range(0, len(codes), step):
-        codes[i : i + step] = look_up(q.codes[i : i + step], new[i * each : (i + step) * each], q.group_size)
+        codes[i : i + step] = look_up(q.codes[i : i + step], books_of(new, slice(i, i + step), len(codes)), q.group_size)
     return replace(q, codes=codes, levels=torch.empty_like(q.levels).scatter_(1, new, q.levels))
 
 

@@ -23,6 +23,7 @@ from worker.kernels.chunks import BYTES, CorruptPayload, Layout, decode_chunk
 from worker.kernels.affine import grid_values
 from worker.kernels.lookup import look_up
 from worker.kernels.payload import Payload
+from worker.kernels.shares import books_of, rows_of
 from worker.kernels.uniform import dequantize
 
 _BLOCK = 1 << 20  # elements dequantized at a time
@@ -161,8 +162,7 @@ class PackedReader:
         codes, scale, zero_point = self._codes(t, q)
 
         def decoded(rows: slice) -> torch.Tensor:
-            part = slice(None) if scale.shape[0] == 1 else rows
-            return dequantize(codes[rows], scale[part], None if zero_point is None else zero_point[part], q.group_size)
+            return dequantize(codes[rows], rows_of(scale, rows, q.rows), None if zero_point is None else rows_of(zero_point, rows, q.rows), q.group_size)
 
         return _by_rows(t, q, decoded)
 
@@ -188,7 +188,7 @@ class PackedReader:
         scale, offset = factors(), factors() if q.offset else None
 
         def decoded(rows: slice) -> torch.Tensor:
-            return grid_values(codes[rows], scale.floats(rows), offset and offset.floats(rows), q.num_bits, q.group_size, q.zero, levels)
+            return grid_values(codes[rows], scale.floats(rows, q.rows), offset and offset.floats(rows, q.rows), q.num_bits, q.group_size, q.zero, levels)
 
         return _by_rows(t, q, decoded)
 
@@ -200,10 +200,9 @@ class PackedReader:
             raise refuse(f"a code of {shown(t.name)} stands for none of {size} levels")
         codes = torch.from_numpy(codes).reshape(q.rows, q.columns)
         levels = torch.from_numpy(levels.view(np.uint8)).view(DTYPES[q.levels_dtype]).reshape(count, size)
-        groups = count // max(1, q.rows)
 
         def decoded(rows: slice) -> torch.Tensor:
-            return look_up(codes[rows], levels if count == 1 else levels[rows.start * groups : rows.stop * groups], q.group_size)
+            return look_up(codes[rows], books_of(levels, rows, q.rows), q.group_size)
 
         return _by_rows(t, q, decoded)
 
@@ -237,7 +236,9 @@ def _by_rows(t: PackedTensor, q: PackedQuantized | PackedGrid | PackedCodebook, 
     for i in range(0, q.rows, step):
         rows = slice(i, min(q.rows, i + step))
         out[rows] = decoded(rows).to(out.dtype)
-    return (out.T.contiguous() if q.transposed else out).reshape(t.shape)
+    if q.experts is not None:
+        out = out.unflatten(0, (q.experts, -1))
+    return (out.transpose(-1, -2).contiguous() if q.transposed else out).reshape(t.shape)
 
 
 def mapped(fd: int, begin: int, end: int) -> memoryview:

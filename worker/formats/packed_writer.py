@@ -50,7 +50,7 @@ class PackedWriter:
 
     def _described(self, q: Quantized | Grid | Codebook, sections: tuple[int, ...]) -> PackedQuantized | PackedGrid | PackedCodebook:
         rows, columns = q.codes.shape
-        common = {"rows": rows, "columns": columns, "transposed": q.transposed, "group_size": q.group_size, "sections": sections, "step": self._step(q)}
+        common = {"rows": rows, "columns": columns, "transposed": q.transposed, "experts": q.experts, "group_size": q.group_size, "sections": sections, "step": self._step(q)}
         if isinstance(q, Codebook):
             return PackedCodebook(type="codebook", num_bits=q.num_bits, levels_dtype=NAMES[q.levels.dtype], levels_shape=tuple(q.levels.shape), **common)
         if isinstance(q, Grid):

@@ -8,9 +8,9 @@ are one row of units), `tensor` within the tensor, `global` over all tensors of 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
-from functools import partial
+from typing import NamedTuple
 
 import torch
 
@@ -22,14 +22,28 @@ from worker.methods.registry import method
 from worker.plan import TensorPlan, Threshold
 
 _PART = 1 << 20  # elements looked at together
-Sensitivity = Callable[[], torch.Tensor | None]  # read when its turn comes: it may be made of a gradient in float32
+
+
+class Ranked(NamedTuple):
+    """Matrices of which a threshold is looked for.
+
+    Args:
+        dtype: of them.
+        shape: [O, I] of each.
+        load: gives each [O, I] and its sensitivity, on the device of the job; called when its turn comes, for it may be made anew.
+    """
+
+    dtype: torch.dtype
+    shape: tuple[int, int]
+    load: Callable[[], Iterable[tuple[torch.Tensor, torch.Tensor | None]]]
+    count: int = 1
 
 
 @method(Prune)
 def prune(plan: TensorPlan, step: Prune, encoded: Encoded) -> Encoded:
     """Zero what the mask drops; the mask is kept for what comes after."""
     matrix = plan.matrix(encoded.dense)
-    kept = keep_mask(matrix, step, plan.threshold, sensitivity(plan, step, matrix.device))
+    kept = keep_mask(matrix, step, plan.threshold, sensitivity(plan, step, matrix.device), plan.experts)
     pruned = torch.where(kept, matrix, matrix.new_zeros(()))
     return replace(encoded, action="pruned", reason=None, dense=plan.shaped(pruned), mask=plan.shaped(kept), notes=(*encoded.notes, *_notes(step, matrix)))
 
@@ -44,11 +58,25 @@ def _notes(step: Prune, matrix: torch.Tensor) -> list[str]:
 def by_magnitude(plan: TensorPlan, step: Prune) -> Prune:
     """The step for one tensor: by magnitude where no gradient reaches it, since nothing but position would rank its weights. A global scope compares
     tensors with each other and stays as it is: such a tensor goes first."""
-    within = step.scope != "global" or step.structure[0] == "n:m"
-    if not within or not step.needs_gradients or bool(plan.statistic("square").any()):
+    if not _within(step) or not step.needs_gradients:
+        return step
+    without = [i for i, square in enumerate(plan.each(plan.statistic("square"))) if not bool(square.any())]
+    if not without or len(without) < (plan.experts or 1):
+        if without:
+            plan.notes = (*plan.notes, f"no gradient reaches experts {some(without)}: these are pruned by magnitude, not by {step.saliency}")
         return step
     plan.notes = (*plan.notes, f"no gradient reaches it: pruned by magnitude, not by {step.saliency}")
     return step.model_copy(update={"saliency": "magnitude"})
+
+
+def _within(step: Prune) -> bool:
+    """Whether nothing outside of a matrix competes with its weights."""
+    return step.scope != "global" or step.structure[0] == "n:m"
+
+
+def some(numbers: list[int]) -> str:
+    """The first of them, for people."""
+    return ", ".join(map(str, numbers[:8])) + (f" and {len(numbers) - 8} more" if len(numbers) > 8 else "")
 
 
 def sensitivity(plan: TensorPlan, step: Prune, device: torch.device) -> torch.Tensor | None:
@@ -57,24 +85,41 @@ def sensitivity(plan: TensorPlan, step: Prune, device: torch.device) -> torch.Te
     return None if kind is None else plan.statistic(kind).to(device)
 
 
-def keep_mask(matrix: torch.Tensor, step: Prune, threshold: Threshold | None = None, g: torch.Tensor | None = None) -> torch.Tensor:
+def keep_mask(matrix: torch.Tensor, step: Prune, threshold: Threshold | None = None, g: torch.Tensor | None = None, experts: int | None = None) -> torch.Tensor:
     """bool [O, I], True where a weight stays.
 
     Args:
         threshold: of a global scope, as `prepare` found it; a tensor scope finds its own.
         g: see `sensitivity`, [O, I].
+        experts: it is the matrices of so many, one below another, each of which is pruned for itself.
     """
+    if experts is not None:
+        return torch.cat(list(_each_mask(matrix, step, threshold, g, experts)))
     kind, a, b = step.structure
     if kind == "n:m":
         return torch.cat([keep_n_of_m(s, a, b) for s in _weights(matrix, g, step)])
     if step.scope == "row":
         dropped = torch.cat([select.lowest_per_row(s, math.floor(step.sparsity * s.shape[1])) for s in units(matrix, step, g)])
     else:
-        threshold = threshold or _threshold([(matrix, lambda: g)], step, matrix.device)
+        threshold = threshold or _threshold([Ranked(matrix.dtype, tuple(matrix.shape), lambda: [(matrix, g)])], step)
         dropped = torch.cat(list(select.lowest((s.to(threshold.dtype) for s in units(matrix, step, g)), threshold.key, threshold.ties)))
     if kind == "channel":
         return ~dropped.reshape(-1, 1).expand(matrix.shape)
     return ~(dropped if kind == "unstructured" else saliency.spread(dropped, a, b, matrix.shape))
+
+
+def _each_mask(matrix: torch.Tensor, step: Prune, threshold: Threshold | None, g: torch.Tensor | None, experts: int) -> Iterator[torch.Tensor]:
+    plain = step.model_copy(update={"saliency": "magnitude"})
+    for one, of in zip(matrix.chunk(experts), [None] * experts if g is None else g.chunk(experts), strict=True):
+        ranked = of is None or not _within(step) or bool(of.any())
+        yield keep_mask(one, step if ranked else plain, threshold, of if ranked else None)
+        if threshold is not None and threshold.ties:
+            threshold = threshold._replace(ties=threshold.ties - min(threshold.ties, _equal(threshold, one, step, of)))
+
+
+def _equal(threshold: Threshold, matrix: torch.Tensor, step: Prune, g: torch.Tensor | None) -> int:
+    """How many units are as good as the threshold."""
+    return sum(int((select.keys(s.to(threshold.dtype)) == threshold.key).sum()) for s in units(matrix, step, g))
 
 
 def _weights(matrix: torch.Tensor, g: torch.Tensor | None, step: Prune) -> Iterator[torch.Tensor]:
@@ -96,19 +141,19 @@ def units(matrix: torch.Tensor, step: Prune, g: torch.Tensor | None = None) -> I
         yield from _weights(matrix, g, step)
 
 
-def _threshold(matrices: list[tuple[torch.Tensor, Sensitivity]], step: Prune, device: torch.device) -> Threshold:
-    """The one threshold for the units of all matrices together, each brought to `device` when its turn comes; `ties` are those of all."""
-    single = step.structure[0] == "unstructured" and step.saliency == "magnitude" and all(m.dtype != torch.float64 for m, _ in matrices)
+def _threshold(matrices: list[Ranked], step: Prune) -> Threshold:
+    """The one threshold for the units of all matrices together; `ties` are those of all."""
+    single = step.structure[0] == "unstructured" and step.saliency == "magnitude" and all(r.dtype != torch.float64 for r in matrices)
     dtype = torch.float32 if single else torch.float64
 
     def scores() -> Iterator[torch.Tensor]:
-        return (s.to(dtype) for m, g in matrices for s in units(m.to(device), step, g()))
+        return (s.to(dtype) for r in matrices for m, g in r.load() for s in units(m, step, g))
 
-    k = math.floor(step.sparsity * sum(_unit_count(m.shape, step) for m, _ in matrices))
+    k = math.floor(step.sparsity * sum(r.count * _unit_count(r.shape, step) for r in matrices))
     return Threshold(*(select.threshold(scores, k, 8 * dtype.itemsize) if k else (0, 0)), dtype)
 
 
-def _unit_count(shape: torch.Size, step: Prune) -> int:
+def _unit_count(shape: tuple[int, int], step: Prune) -> int:
     kind, a, b = step.structure
     if kind == "block":
         return -(-shape[0] // a) * -(-shape[1] // b)
@@ -127,10 +172,19 @@ def find_threshold(checkpoint: Checkpoint, step: Prune, plans: dict[str, TensorP
     if step.scope != "global" or step.structure[0] == "n:m":
         return
     chosen = [plans[name] for name in sorted(plans) if step in plans[name].steps]
-    matrices = [(p.matrix(checkpoint.read(p.spec.name)), partial(sensitivity, p, step, device)) for p in chosen]
-    found = _threshold(matrices, step, device)
+    matrices = [_ranked(checkpoint, step, plan, device) for plan in chosen]
+    found = _threshold(matrices, step)
     left = found.ties
-    for plan, (matrix, g) in zip(chosen, matrices, strict=True):
-        here = min(left, sum(int((select.keys(s.to(found.dtype)) == found.key).sum()) for s in units(matrix.to(device), step, g()))) if left else 0
+    for plan, ranked in zip(chosen, matrices, strict=True):
+        here = min(left, sum(_equal(found, m, step, g) for m, g in ranked.load())) if left else 0
         left -= here
         plan.threshold = found._replace(ties=here)
+
+
+def _ranked(checkpoint: Checkpoint, step: Prune, plan: TensorPlan, device: torch.device) -> Ranked:
+    def load() -> Iterable[tuple[torch.Tensor, torch.Tensor | None]]:
+        each, g = plan.each(plan.matrix(checkpoint.read(plan.spec.name)).to(device)), sensitivity(plan, step, device)
+        return zip(each, [None] * len(each) if g is None else plan.each(g), strict=True)
+
+    (rows, columns), count = plan.matrix_shape, plan.experts or 1
+    return Ranked(checkpoint.read(plan.spec.name).dtype, (rows // count, columns), load, count)

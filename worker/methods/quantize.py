@@ -17,7 +17,7 @@ from worker import gradient_mapping
 from worker.encoded import Encoded, Grid, Quantized
 from worker.methods.registry import method
 from worker.plan import TensorPlan
-from worker.schemes import assembled, joined, scheme_of, single
+from worker.schemes import Parameters, Scheme, assembled, joined, scheme_of, single
 
 _PART = 1 << 18  # elements worked on together: small enough for the cache
 
@@ -28,7 +28,7 @@ def quantize(plan: TensorPlan, step: Quantize, encoded: Encoded) -> Encoded:
     if step.mapping == "gradient":
         return gradient_mapping.quantize(plan, step, encoded)
     matrix = plan.matrix(encoded.dense)
-    quantized = quantize_matrix(matrix, step, plan.scale_dtype, plan.transposed)
+    quantized = quantize_matrix(matrix, step, plan.scale_dtype, plan.transposed, plan.experts)
     return replace(encoded, action="quantized", reason=None, dense=plan.shaped(decoded(quantized, matrix.dtype)), quantized=quantized)
 
 
@@ -45,13 +45,22 @@ def _bounds(dtype: torch.dtype) -> tuple[float, float]:
     return (torch.finfo(dtype).min, torch.finfo(dtype).max) if dtype == torch.float16 else (float("-inf"), float("inf"))
 
 
-def quantize_matrix(matrix: torch.Tensor, step: Quantize, scale_dtype: torch.dtype | None = None, transposed: bool = False) -> Quantized | Grid:
+def quantize_matrix(
+    matrix: torch.Tensor, step: Quantize, scale_dtype: torch.dtype | None = None, transposed: bool = False, experts: int | None = None
+) -> Quantized | Grid:
     """A matrix [O, I] of any floating dtype, finite.
 
     Args:
         scale_dtype: how scales are stored; None: float16 where that keeps every scale normal, else float32.
+        experts: it is the matrices of so many, one below another.
     """
     scheme = scheme_of(step, matrix, scale_dtype)
+    codes, found = zip(*(rounded(part, step, scheme) for part in matrix.chunk(experts or 1)), strict=True)
+    return assembled(scheme, torch.cat(codes), joined(found, 0), step, transposed, experts)
+
+
+def rounded(matrix: torch.Tensor, step: Quantize, scheme: Scheme) -> tuple[torch.Tensor, Parameters]:
+    """Codes [O, I] as they are stored, each the nearest, and what they mean."""
     whole = None
     if step.strategy == "tensor":
         whole = replace(scheme, group_size=max(1, matrix.numel())).parameters(single(matrix, scheme).reshape(1, -1))
@@ -60,7 +69,7 @@ def quantize_matrix(matrix: torch.Tensor, step: Quantize, scale_dtype: torch.dty
         x = single(part, scheme)
         found.append(whole or scheme.parameters(x))
         codes.append(scheme.stored(scheme.encode_rows(x, found[-1])))
-    return assembled(scheme, torch.cat(codes), whole or joined(found, 0), step, transposed)
+    return torch.cat(codes), whole or joined(found, 0)
 
 
 def _decoded(q: Quantized | Grid) -> Iterator[tuple[slice, torch.Tensor]]:

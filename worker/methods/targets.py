@@ -17,5 +17,5 @@ def plan(checkpoint: Checkpoint, recipe: Recipe, output: str) -> dict[str, Tenso
     cuts = {name: shrunk.cut for name, shrunk in checkpoint.shrunk.items()}
     for name, t in treat(checkpoint.tensors, checkpoint.config, recipe, output, cuts).items():
         scales = DTYPES[t.spec.dtype] if output == "compressed-tensors" and t.spec.dtype in FLOATING else None
-        plans[name] = TensorPlan(t.spec, t.steps, t.reason, t.transposed, t.linear, t.notes, t.cut, scale_dtype=scales)
+        plans[name] = TensorPlan(t.spec, t.steps, t.reason, t.transposed, t.linear, t.notes, t.cut, t.experts, scale_dtype=scales)
     return plans

@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 
 from app.recipe import Quantize
+from worker import gradient_mapping
 from worker.encoded import Codebook
 from worker.kernels import assignment, codebooks
 from worker.kernels.adam import BETA2, Moments, step
@@ -49,7 +50,9 @@ class Coded:
     def _books(self, rows: int, columns: int) -> torch.Tensor:
         """Which codebook each weight has, [O, I] or broadcast to it."""
         if self.quantize.strategy == "tensor":
-            return torch.zeros(1, 1, dtype=torch.long, device=self.latent.device)
+            count = self.plan.experts or 1
+            books = torch.arange(count, device=self.latent.device)[:, None]
+            return books if count == 1 else books.repeat_interleave(rows // count, 0)
         first = torch.arange(rows, device=self.latent.device)[:, None] * -(-columns // self.group)
         return first + torch.arange(columns, device=self.latent.device) // self.group
 
@@ -58,11 +61,15 @@ class Coded:
         f = self.fisher if self.mask is None else self.fisher * self.mask  # what is dropped has a level of its own, and no say in the others
         zero, size = self.zeroed, 1 << self.quantize.num_bits
         if self.quantize.strategy == "tensor":
-            chosen = slice(None) if self.mask is None else self.mask.reshape(-1)
-            x, f = self.latent.reshape(-1)[chosen][None], f.reshape(-1)[chosen][None]
-            return codebooks.fit(x, f, size, zero) if x.numel() else self.latent.new_zeros(1, 1)
+            each = gradient_mapping.split(self.latent, f, self.mask, self.plan.experts or 1)
+            return gradient_mapping.alike([(x[:0], self._book(x, f, kept, size)) for x, f, kept in each])[1]
         parts = [codebooks.fit(x.contiguous(), w.contiguous(), size, zero) for x, w in zip(self.latent.split(self.group, 1), f.split(self.group, 1), strict=True)]
         return torch.stack(parts, 1).flatten(0, 1)
+
+    def _book(self, x: torch.Tensor, f: torch.Tensor, kept: torch.Tensor | None, size: int) -> torch.Tensor:
+        chosen = slice(None) if kept is None else kept.reshape(-1)
+        x, f = x.reshape(-1)[chosen][None], f.reshape(-1)[chosen][None]
+        return codebooks.fit(x, f, size, self.zeroed) if x.numel() else x.new_zeros(1, 1)
 
     @property
     def zeroed(self) -> bool:
@@ -112,7 +119,7 @@ class Coded:
         levels = self.levels.to(self.dtype)
         order = levels.argsort(dim=1, stable=True)
         codes = order.argsort(dim=1)[self.books.expand(self.codes.shape), self.codes]
-        found = Codebook(codes.to(torch.uint8).cpu(), levels.gather(1, order).cpu(), self.group, self.quantize.num_bits, self.quantize, self.plan.transposed)
+        found = Codebook(codes.to(torch.uint8).cpu(), levels.gather(1, order).cpu(), self.group, self.quantize.num_bits, self.quantize, self.plan.transposed, self.plan.experts)
         return found, found.dequantize() != 0
 
     def best(self) -> dict[str, torch.Tensor]:

@@ -82,7 +82,7 @@ def masks(step: Prune, plans: dict[str, TensorPlan], weights: dict[str, Masked])
     for name, plan in plans.items():
         own = plan.step(Prune) or step
         matrix = plan.matrix(weights[name].parameter.data)
-        kept = prune.keep_mask(matrix, own, plan.threshold, prune.sensitivity(plan, own, device))
+        kept = prune.keep_mask(matrix, own, plan.threshold, prune.sensitivity(plan, own, device), plan.experts)
         weights[name].prune(plan.shaped(kept))
 
 

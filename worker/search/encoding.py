@@ -36,7 +36,7 @@ def encode(plan: TensorPlan, option: Option, tensor: torch.Tensor, output: str, 
 def _priced(plan: TensorPlan, price: float, tensor: torch.Tensor, device: torch.device) -> Encoded:
     matrix, square = plan.matrix(tensor.to(device)), plan.statistic("square").to(device)
     unit = float(square.double().mean())
-    codebook = gradient_mapping.at_price(matrix, gradient_mapping.sensitivity(square, None), PRICED, price / unit if unit > 0 else price, _WIDTH, plan.transposed)
+    codebook = gradient_mapping.at_price(matrix, gradient_mapping.sensitivity(square, None), PRICED, price / unit if unit > 0 else price, _WIDTH, plan.transposed, plan.experts)
     dense = plan.shaped(codebook.dequantize().to(matrix.dtype))
     return Encoded(plan.spec, "quantized", dense, quantized=codebook, lossless=True).to(tensor.device)
 

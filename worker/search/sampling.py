@@ -63,7 +63,7 @@ class Look:
         self.f, self.sampled = None, None
         own = replace(plan.spec, shape=tuple(self.part.shape), nbytes=self.part.numel() * self.part.element_size())
         statistics = _Rows(plan, chosen) if felt and plan.statistics is not None else None
-        self.own = replace(plan, spec=own, transposed=False, statistics=statistics)
+        self.own = replace(plan, spec=own, transposed=False, experts=None, statistics=statistics)
         if statistics is not None:
             square = plan.statistic("square").to(device)
             self.f = gradient_mapping.sensitivity(square, None)[chosen] * float(square.double().mean())

@@ -88,7 +88,7 @@ class Carrying:
                     continue
                 original = self.checkpoint.read(name)
                 encoded = ahead and ahead.encode(tensor_plan, original) or apply(tensor_plan, original, self.device)
-                rows.append(report.encoded_row(original, encoded, writer.write(encoded)))
+                rows.append(report.encoded_row(original, encoded, writer.write(encoded), tensor_plan.experts))
                 saw(name, encoded)
             writer.finish()
             return rows, sum(p.stat().st_size for p in files.rglob("*") if p.is_file())

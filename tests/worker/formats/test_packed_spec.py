@@ -287,7 +287,7 @@ def tensor(t: dict, data: bytes) -> bytes:
     if q["type"] == "grid":
         assert t["dtype"] == "F32"
         value = gridded(q, sections, rows, columns)
-        return (value.T if q.get("transposed") else value).astype(np.float32).tobytes()
+        return placed(q, value.astype(np.float32))
     if q["type"] == "int":
         codes = np.frombuffer(sections[0], np.uint8).astype(np.float32) - (1 << (q["num_bits"] - 1))
     else:
@@ -295,9 +295,22 @@ def tensor(t: dict, data: bytes) -> bytes:
     scale = np.frombuffer(sections[1], {"F32": np.float32, "F16": np.float16}[q["scale_dtype"]]).astype(np.float32).reshape(q["scale_shape"])
     zero = np.frombuffer(sections[2], np.int8).astype(np.float32).reshape(q["scale_shape"]) if len(sections) == 3 else np.zeros_like(scale)
     g = np.arange(columns) // q["group_size"]
+    scale, zero = by_row(q, scale), by_row(q, zero)
     value = (codes.reshape(rows, columns) - zero[:, g]) * scale[:, g]
     assert t["dtype"] == "F32"
-    return (value.T if q.get("transposed") else value).astype(np.float32).tobytes()
+    return placed(q, value.astype(np.float32))
+
+
+def placed(q: dict, value: np.ndarray) -> bytes:
+    if "experts" in q:
+        value = value.reshape(q["experts"], q["rows"] // q["experts"], q["columns"])
+        return (value.transpose(0, 2, 1) if q.get("transposed") else value).tobytes()
+    return (value.T if q.get("transposed") else value).tobytes()
+
+
+def by_row(q: dict, one: np.ndarray) -> np.ndarray:
+    """What there is once for each expert, for each of its rows."""
+    return np.repeat(one, q["rows"] // q["experts"], 0) if "experts" in q and len(one) == q["experts"] else one
 
 
 def grid_parts(q: dict) -> list[tuple[int, int, int]]:
@@ -316,11 +329,11 @@ def gridded(q: dict, sections: list[bytes], rows: int, columns: int) -> np.ndarr
 
     def factor() -> np.ndarray:
         if "scale_bits" not in q:
-            return np.frombuffer(sections.pop(0), {"F32": np.float32, "F16": np.float16}[q["scale_dtype"]]).astype(np.float32).reshape(q["scale_shape"])
+            return by_row(q, np.frombuffer(sections.pop(0), {"F32": np.float32, "F16": np.float16}[q["scale_dtype"]]).astype(np.float32).reshape(q["scale_shape"]))
         u = np.frombuffer(sections.pop(0), np.uint8).astype(np.float32).reshape(q["scale_shape"]) - (0 if offset else 1 << q["scale_bits"] - 1)
         above = np.frombuffer(sections.pop(0), np.float16).astype(np.float32).reshape(len(u), -1)
         h = np.arange(u.shape[1]) // (q["shared_by"] // q["group_size"])
-        return above[:, h] * u * np.float32(2.0 ** q.get("exponent", 0))
+        return by_row(q, above[:, h] * u) * np.float32(2.0 ** q.get("exponent", 0))
 
     scale = factor()
     if levels is not None:
@@ -339,11 +352,13 @@ def looked_up(q: dict, sections: list[bytes], rows: int, columns: int) -> bytes:
     codes = np.frombuffer(sections[0], np.uint8).reshape(rows, columns)
     levels = np.frombuffer(sections[1], {"F32": np.float32, "F16": np.float16}[q["levels_dtype"]]).reshape(q["levels_shape"])
     groups = max(1, -(-columns // q["group_size"]))
+    if len(levels) == q.get("experts") != rows * groups:
+        levels, groups = by_row(q, levels), 1
     value = np.zeros((rows, columns), np.float32)
     for r in range(rows):
         for c in range(columns):
             value[r, c] = levels[0 if len(levels) == 1 else r * groups + c // q["group_size"], codes[r, c]]
-    return (value.T if q.get("transposed") else value).tobytes()
+    return placed(q, value)
 
 
 def sha256(data: bytes) -> str:
@@ -469,3 +484,33 @@ def test_codes_by_their_frequency_are_decoded_by_the_page_alone():
     codes = np.random.default_rng(1).choice(16, 30_000, p=np.r_[3:11, 11:3:-1] / 112).astype(np.uint8)
     assert chunk(encode_chunk(codes, Layout("codes", 4)), 3, 4, len(codes)) == codes.tobytes()
     assert USED["codecs"] == {3}
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize(
+    "step", [{"num_bits": 4, "strategy": "tensor", "symmetric": False}, {"num_bits": 3, "type": "nf", "strategy": "tensor"}, {"num_bits": 4, "group_size": 32, "scale_bits": 6}], ids=str
+)
+def test_experts_are_decoded_by_the_page_alone(tmp_path, step, transposed):
+    import torch
+    from safetensors.torch import save_file
+
+    from app.recipe import parse_recipe
+    from worker.formats import open_checkpoint
+    from worker.formats.packed import PackedWriter
+    from worker.methods import apply, plan
+
+    torch.manual_seed(3)
+    hidden, inner = 48, 20
+    shapes = {"m.experts.gate_up_proj": (3, 2 * inner, hidden), "m.experts.down_proj": (3, hidden, inner)}
+    save_file({n: torch.randn(s).transpose(1, 2 if transposed else 1).contiguous() for n, s in shapes.items()}, tmp_path / "model.safetensors")
+    checkpoint = open_checkpoint(tmp_path, tmp_path)
+    plans = plan(checkpoint, parse_recipe({"steps": [{"method": "quantize"} | step]}), "packed")
+    writer = PackedWriter(tmp_path / "packed", checkpoint)
+    encoded = [apply(p, checkpoint.read(n)) for n, p in plans.items()]
+    for e in encoded:
+        writer.write(e)
+    writer.finish()
+    payloads, index = container((tmp_path / "packed").read_bytes())
+    assert [t["quantized"]["experts"] for t in index["tensors"]] == [3, 3]
+    got = tensors(payloads, index)
+    assert all(got[e.spec.name] == e.dense.numpy().tobytes() for e in encoded)

@@ -93,8 +93,11 @@ def rows(module: nn.Module, x: torch.Tensor, mask: torch.Tensor | None) -> Itera
     """X in pieces [tokens, I]."""
     if is_matrix(module):
         flat = x.reshape(-1, x.shape[-1])
+        places, count = getattr(module, "places", (None, 0))
         if mask is not None and (x.shape[:-1] == mask.shape or x.shape[:-1] == (mask.numel(),)):
             flat = flat[mask.reshape(-1)]
+        elif mask is not None and count == mask.numel() and len(places) == len(flat):
+            flat = flat[mask.reshape(-1)[places]]
         yield flat
         return
     x = x if x.ndim == module.weight.ndim else x[None]

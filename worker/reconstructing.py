@@ -30,6 +30,7 @@ from worker.reconstruction.course import Stage, stages
 from worker.reconstruction.solving import solve
 from worker.reconstruction.walk import Values, Walk
 from worker.runnable import open_runnable
+from worker.runnable.stacks import unstack
 from worker.samples import fit, read
 
 RESUME = "resume"
@@ -59,6 +60,7 @@ class Reconstruction:
         self.inp, self.out, self.spec, self.emit = inp, out / RESUME, spec, emit
         self.told: dict = {}
         self._files: dict[str, Path] = {}  # where a tensor is
+        self._held: dict[str, list[nn.Parameter]] = {}  # what a tensor is in the network: a weight, or one for each of its experts
         self._names: dict[nn.Parameter, str] = {}
         self._recipe = json.dumps(spec["recipe"], sort_keys=True)
 
@@ -72,8 +74,10 @@ class Reconstruction:
         data = fit(read(Path(self.spec["beside"]["calibration"])), runnable)
         batches = [data.batch(positions).to(device) for positions in batched(data, _TOKENS, _ROWS)]
         changing = {name: p for name, p in runnable.parameters.items() if name in plans and any(s.method in ("prune", "quantize") for s in plans[name].steps)}
-        self._names = {parameter: name for name, parameter in changing.items()}
-        course = stages(runnable.module, runnable.forward, batches[0], set(self._names))
+        apart = unstack(runnable.module, {p: plans[name].transposed for name, p in changing.items() if plans[name].experts is not None})
+        self._held = {name: apart.get(p, [p]) for name, p in changing.items()}
+        self._names = {weight: name for name, held in self._held.items() for weight in held}
+        course = stages(runnable.module, runnable.forward, batches[0], set(self._names), {w: n for w, n in self._names.items() if plans[n].experts is not None})
         sizes = {id(stage): sum(plans[name].spec.nbytes for name in self._weights(stage)) for stage in course}
         total, samples = sum(sizes.values()), sum(map(len, batches))
         self._progress = Progress(self.emit, "reconstruct", total, 4 * total)  # twice through the samples, and the solution counts as much
@@ -95,15 +99,16 @@ class Reconstruction:
             encoded = METHODS[type(step)](plan, step, encoded)
         return encoded
 
-    def _weights(self, stage: Stage) -> dict[str, nn.Parameter]:
+    def _weights(self, stage: Stage) -> dict[str, list[nn.Parameter]]:
         """By name, each once though several layers may share it."""
-        return {self._names[layer.weight]: layer.weight for layer in stage.layers}
+        return {(name := self._names[layer.weight]): self._held[name] for layer in stage.layers}
 
     def _solve(self, number: int, stage: Stage, moments: Moments) -> Values:
         found: dict[str, Encoded] = {}
-        for name, weight in self._weights(stage).items():
+        for name, held in self._weights(stage).items():
             plan = self._plans[name]
-            found[name] = solve(plan, self._checkpoint.read(name).to(self._device), moments.of(weight)).to(CPU)
+            seen = moments.of(held[0]) if plan.experts is None else [moments.of(weight) for weight in held]
+            found[name] = solve(plan, self._checkpoint.read(name).to(self._device), seen).to(CPU)
             self._progress.add(plan.spec.nbytes, 2 * plan.spec.nbytes)
         path = self.out / f"{number:05}.safetensors"
         finished.save(path, found, self._recipe)
@@ -124,4 +129,8 @@ class Reconstruction:
 
     def _taken(self, path: Path, stage: Stage, found: dict[str, Encoded]) -> Values:
         self._files |= dict.fromkeys(found, path)
-        return {weight: found[name].dense.reshape(weight.shape) for name, weight in self._weights(stage).items()}
+        values: dict[nn.Parameter, torch.Tensor] = {}
+        for name, held in self._weights(stage).items():
+            plan, dense = self._plans[name], found[name].dense
+            values |= {held[0]: dense.reshape(held[0].shape)} if plan.experts is None else dict(zip(held, plan.each(plan.matrix(dense)), strict=True))
+        return values

@@ -9,8 +9,9 @@ its encoder, layers of two kinds of attention), the network is run up to the blo
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 import torch
 from torch import nn
@@ -43,11 +44,18 @@ class _Seen:
     gave: dict[nn.Module, object] = field(default_factory=dict)
 
 
-def stages(module: nn.Module, forward: Callable[[Batch], torch.Tensor], batch: Batch, wanted: set[nn.Parameter]) -> list[Stage]:
+def stages(
+    module: nn.Module,
+    forward: Callable[[Batch], torch.Tensor],
+    batch: Batch,
+    wanted: Collection[nn.Parameter],
+    parts: Mapping[nn.Parameter, str] = MappingProxyType({}),
+) -> list[Stage]:
     """In the order in which they run. Layers that the batch does not reach are with their block (experts that no token was sent to), or left out.
 
     Args:
         wanted: weights that are to be changed.
+        parts: those of them that are parts of one tensor, by its name: they are worked on together.
     """
     layers = [m for m in module.modules() if has_moments(m) and m.weight in wanted]
     candidates = list(_blocks(module))
@@ -64,9 +72,10 @@ def stages(module: nn.Module, forward: Callable[[Batch], torch.Tensor], batch: B
                 taken |= {layer.weight for layer in inside}
                 out.append(Stage(inside, member, before is not None and out[-1].block is before and _follows(seen, before, member)))
             before = member if inside else None
-        elif member not in home and member in layers and member.weight not in taken:
-            taken.add(member.weight)
-            out.append(Stage([member]))
+        elif member not in home and member in known and member.weight not in taken:
+            together = [m for m in layers if parts.get(m.weight) == parts[member.weight]] if member.weight in parts else [member]
+            taken |= {m.weight for m in together}
+            out.append(Stage(together))
             before = None
     return out
 

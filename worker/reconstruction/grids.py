@@ -7,23 +7,19 @@ from dataclasses import replace
 import torch
 
 from app.recipe import Quantize
-from worker.encoded import Grid, Quantized
-from worker.schemes import Parameters, assembled, joined, scheme_of, single
+from worker.schemes import Parameters, Scheme, joined, single
 
 
 class Columns:
     """See `worker.kernels.compensation.Grid`.
 
     Args:
-        matrix: [O, I] of any floating dtype, finite.
-        scale_dtype: see `worker.schemes.scheme_of`.
-        zero: whether 0 is to have a level, though there is none in the matrix yet.
+        columns: I of the matrix [O, I].
     """
 
-    def __init__(self, matrix: torch.Tensor, step: Quantize, scale_dtype: torch.dtype | None, zero: bool):
-        scheme = scheme_of(step, matrix, scale_dtype)
-        self.step, self.scheme = step, replace(scheme, zero=scheme.zero or (zero and scheme.offset == "float"))
-        self.size = scheme.span if step.strategy == "group" else max(1, matrix.shape[1])
+    def __init__(self, scheme: Scheme, step: Quantize, columns: int):
+        self.step, self.scheme = step, scheme
+        self.size = scheme.span if step.strategy == "group" else max(1, columns)
         self.found: dict[int, Parameters] = {}
 
     def begin(self, start: int, x: torch.Tensor, weight: torch.Tensor) -> None:
@@ -39,9 +35,9 @@ class Columns:
         codes = self.scheme.encode(single(x, self.scheme), found)
         return codes, self.scheme.decode(codes, found)
 
-    def quantized(self, codes: torch.Tensor, transposed: bool) -> Quantized | Grid:
-        """Args: codes: [O, I], as `round` gave them."""
-        return assembled(self.scheme, self.scheme.stored(codes), joined([self.found[k] for k in sorted(self.found)], 1), self.step, transposed)
+    def parameters(self) -> Parameters:
+        """Of all groups, once each has had its turn."""
+        return joined([self.found[k] for k in sorted(self.found)], 1)
 
 
 class Ordered:

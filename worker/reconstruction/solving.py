@@ -1,9 +1,10 @@
-"""One matrix through the steps of its plan, where the second moments of its inputs are known."""
+"""A matrix, or those of all experts of a layer, through the steps of its plan, where the second moments of its inputs are known."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -11,88 +12,139 @@ from app.recipe import Prune, Quantize, Step
 from worker.encoded import Encoded
 from worker.kernels import compensation, least_squares, select
 from worker.methods import METHODS
-from worker.methods.prune import keep_n_of_m
-from worker.methods.quantize import decoded
+from worker.methods.prune import keep_mask, keep_n_of_m, some
+from worker.methods.quantize import decoded, rounded
+from worker.moments import Sum
 from worker.plan import TensorPlan
 from worker.reconstruction.grids import Columns, Ordered
-from worker.moments import Sum
+from worker.schemes import Parameters, Scheme, assembled, joined, scheme_of
 
 FEWEST = 16
 """Tokens (samples, patches) that have to reach a layer, such as an expert that few are sent to."""
 _ITERATIONS = 32
 
 
-def solve(plan: TensorPlan, tensor: torch.Tensor, seen: Sum | None) -> Encoded:
+def solve(plan: TensorPlan, tensor: torch.Tensor, seen: Sum | None | Sequence[Sum | None]) -> Encoded:
     """The tensor after its steps; lossless ones are left for later.
 
     Args:
         tensor: as it was in the input, on the device of the job.
-        seen: of what goes into its layer; None where that never ran. Below `FEWEST` tokens its steps go by the weights alone.
+        seen: of what goes into its layer, or into that of each of its experts; None where that never ran. Below `FEWEST` tokens its steps go by the weights alone.
     """
-    known = seen is not None and bool(seen.gram.diagonal().any()) and bool(torch.isfinite(seen.gram).all())
-    tokens = seen.tokens if known else 0
-    gram = seen.gram if tokens >= FEWEST else None
+    known = [_known(one) for one in (seen if isinstance(seen, Sequence) else [seen] * (plan.experts or 1))]
+    tokens, grams = [t for _, t in known], [gram for gram, _ in known]
     encoded = Encoded(plan.spec, "copied", tensor, plan.reason, notes=plan.notes)
     steps = [s for s in plan.steps if isinstance(s, Prune | Quantize)]
     while steps:
         step = steps.pop(0)
         if not getattr(step, "reconstructs", False):
             encoded = METHODS[type(step)](plan, step, encoded)
-        elif gram is None:
-            encoded = _without_data(plan, step, encoded, tokens)
+        elif all(gram is None for gram in grams):
+            encoded = _without_data(plan, step, encoded, max(tokens))
         elif isinstance(step, Quantize):
-            encoded = _solved(plan, None, step, encoded, gram)
-        elif step.saliency == "wanda":
-            encoded = _wanda(plan, step, encoded, gram)
+            encoded = _solved(plan, None, step, encoded, grams)
         else:
-            joint = steps.pop(0) if steps and isinstance(steps[0], Quantize) and steps[0].reconstructs and not steps[0].activation_order else None
-            encoded = _solved(plan, step, joint, encoded, gram)
+            joins = step.saliency == "sparsegpt" and steps and isinstance(steps[0], Quantize) and steps[0].reconstructs and not steps[0].activation_order
+            encoded = _solved(plan, step, steps.pop(0) if joins else None, encoded, grams)
     return encoded
 
 
+def _known(seen: Sum | None) -> tuple[torch.Tensor | None, int]:
+    """X^T X, where enough is known, and of how many tokens."""
+    known = seen is not None and bool(seen.gram.diagonal().any()) and bool(torch.isfinite(seen.gram).all())
+    return (seen.gram if seen.tokens >= FEWEST else None, seen.tokens) if known else (None, 0)
+
+
 def _without_data(plan: TensorPlan, step: Step, encoded: Encoded, tokens: int) -> Encoded:
-    reach = f"{tokens} tokens of the calibration data reach its layer, fewer than {FEWEST}" if tokens else "what goes into its layer is not known (nothing reaches it, it is beyond float32, or the layer is of a kind that is not watched)"
-    note = f"{reach}: " + ("pruned by magnitude" if isinstance(step, Prune) else "rounded to the nearest")
-    plain = {"saliency": "magnitude", "damping": None, "sequential": None} if isinstance(step, Prune) else {"algorithm": "rtn", "damping": None, "activation_order": None, "sequential": None}
-    encoded = METHODS[type(step)](plan, step.model_copy(update=plain), encoded)
-    return replace(encoded, notes=(*encoded.notes, note))
+    whose = "its layer" if plan.experts is None else "the layer of any of its experts"
+    unknown = f"what goes into {whose} is not known (nothing reaches it, it is beyond float32, or the layer is of a kind that is not watched)"
+    reach = f"{tokens} tokens of the calibration data reach {whose}, fewer than {FEWEST}" if tokens else unknown
+    encoded = METHODS[type(step)](plan, _plain(step), encoded)
+    return replace(encoded, notes=(*encoded.notes, f"{reach}: {_by_weights(step)}"))
 
 
-def _wanda(plan: TensorPlan, step: Prune, encoded: Encoded, gram: torch.Tensor) -> Encoded:
-    """Sun et al., 2024, "A Simple and Effective Pruning Approach for Large Language Models": |w_ij| |x_j|."""
+def _plain(step: Step) -> Step:
+    """The same by the weights alone."""
+    if isinstance(step, Prune):
+        return step.model_copy(update={"saliency": "magnitude", "damping": None, "sequential": None})
+    return step.model_copy(update={"algorithm": "rtn", "damping": None, "activation_order": None, "sequential": None})
+
+
+def _by_weights(step: Step) -> str:
+    return "pruned by magnitude" if isinstance(step, Prune) else "rounded to the nearest"
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Of one matrix [O, I]: `values` in its dtype, or `codes` as they are stored and what they mean; `kept` where it is pruned; `damping` where there was any."""
+
+    values: torch.Tensor | None
+    kept: torch.Tensor | None
+    codes: torch.Tensor | None = None
+    parameters: Parameters | None = None
+    damping: float | None = None
+
+
+def _solved(plan: TensorPlan, prune: Prune | None, quantize: Quantize | None, encoded: Encoded, grams: list[torch.Tensor | None]) -> Encoded:
+    """Wanda, SparseGPT, GPTQ, or the last two in one pass, of each matrix. A mask that is there already is kept."""
     matrix = plan.matrix(encoded.dense)
-    dropped = dropping(step)(matrix.float().abs() * gram.diagonal().sqrt(), 0)
-    pruned = torch.where(dropped, matrix.new_zeros(()), matrix)
-    return replace(encoded, action="pruned", reason=None, dense=plan.shaped(pruned), mask=plan.shaped(~dropped))
+    scheme = scheme_of(quantize, matrix, plan.scale_dtype) if quantize else None
+    if scheme and prune and scheme.offset == "float":
+        scheme = replace(scheme, zero=True)  # there may be no 0 yet
+    masks = [None] * len(grams) if encoded.mask is None else plan.each(plan.matrix(encoded.mask))
+    parts = [_one(w, prune, quantize, scheme, kept, gram) for w, kept, gram in zip(plan.each(matrix), masks, grams, strict=True)]
+    if quantize:
+        codes, found = torch.cat([p.codes for p in parts]), joined([p.parameters for p in parts], 0)
+        quantized = assembled(scheme, codes, found, quantize, plan.transposed, plan.experts)
+        values = decoded(quantized, matrix.dtype)
+    else:
+        quantized, values = None, torch.cat([p.values for p in parts])
+    mask = None if parts[0].kept is None else plan.shaped(torch.cat([p.kept for p in parts]))
+    notes = [] if prune and prune.saliency == "wanda" else _told(plan, matrix, values, parts, grams, (quantize or prune).damping)
+    if few := [i for i, gram in enumerate(grams) if gram is None]:
+        how = " and ".join(_by_weights(s) for s in (prune, quantize) if s)
+        notes.append(f"fewer than {FEWEST} tokens of the calibration data reach {len(few)} of {len(grams)} experts ({some(few)}): {how}")
+    action = "quantized" if quantized else "pruned"
+    return replace(encoded, action=action, reason=None, dense=plan.shaped(values), mask=mask, quantized=quantized, notes=(*encoded.notes, *notes))
 
 
-def _solved(plan: TensorPlan, prune: Prune | None, quantize: Quantize | None, encoded: Encoded, gram: torch.Tensor) -> Encoded:
-    """SparseGPT, GPTQ, or both in one pass. A mask that is there already is kept."""
-    matrix = plan.matrix(encoded.dense)
+def _told(plan: TensorPlan, matrix: torch.Tensor, values: torch.Tensor, parts: list[_Part], grams: list[torch.Tensor | None], asked: float) -> list[str]:
+    each = zip(plan.each(matrix), plan.each(values), grams, strict=True)
+    errors = {i: math.sqrt(compensation.output_error(w.float(), q.float(), gram)) for i, (w, q, gram) in enumerate(each) if gram is not None}
+    worst = max(errors, key=errors.get)
+    if plan.experts is None:
+        notes = [f"output error {errors[worst]:.4f} on the calibration data"]
+    else:
+        notes = [f"output error {sum(errors.values()) / len(errors):.4f} on the calibration data in the mean over experts, {errors[worst]:.4f} of expert {worst}"]
+    if (most := max(p.damping for p in parts if p.damping is not None)) != asked:
+        notes.append(f"damping {most:g}: the inputs are nearly dependent")
+    return notes
+
+
+def _one(matrix: torch.Tensor, prune: Prune | None, quantize: Quantize | None, scheme: Scheme | None, kept: torch.Tensor | None, gram: torch.Tensor | None) -> _Part:
+    if gram is None:
+        kept = keep_mask(matrix, _plain(prune)) if prune else kept
+        values = matrix if kept is None else torch.where(kept, matrix, matrix.new_zeros(()))
+        return _Part(None, kept, *rounded(values, quantize, scheme)) if quantize else _Part(values, kept)
+    if prune and prune.saliency == "wanda":  # Sun et al., 2024, "A Simple and Effective Pruning Approach for Large Language Models": |w_ij| |x_j|
+        dropped = dropping(prune)(matrix.float().abs() * gram.diagonal().sqrt(), 0)
+        return _Part(torch.where(dropped, matrix.new_zeros(()), matrix), ~dropped)
     w, weight = matrix.float(), gram.diagonal().clone()
     asked = (quantize or prune).damping
-    kept = None if encoded.mask is None else plan.matrix(encoded.mask)
-    grid = Columns(matrix, quantize, plan.scale_dtype, prune is not None) if quantize else None
+    grid = Columns(scheme, quantize, matrix.shape[1]) if quantize else None
     order = torch.argsort(weight, descending=True, stable=True) if quantize and quantize.activation_order else None
     if order is None:
         upper, damping = compensation.factor(gram, asked)
         together = prune.structure[2] if prune and prune.structure[0] == "n:m" else 1
         found = compensation.solve(w, upper, grid, dropping(prune) if prune else None, kept, weight, together)
         codes, kept = found.codes, found.kept
-        values = found.values if grid else least_squares.solve(w, kept, gram, w @ gram, damping, _ITERATIONS)
     else:
         upper, damping = compensation.factor(gram[order][:, order], asked)
         found = compensation.solve(w[:, order], upper, Ordered(grid, order, w, weight), None, None if kept is None else kept[:, order], weight[order])
-        back = torch.argsort(order)
-        codes, values = found.codes[:, back], found.values[:, back]
-    quantized = grid.quantized(codes, plan.transposed) if grid else None
-    values = decoded(quantized, matrix.dtype) if quantized else _within(values, matrix.dtype)
-    notes = [f"output error {math.sqrt(compensation.output_error(w, values.float(), gram)):.4f} on the calibration data"]
-    if damping != asked:
-        notes.append(f"damping {damping:g}: the inputs are nearly dependent")
-    mask = None if kept is None else plan.shaped(kept)
-    action = "quantized" if quantized else "pruned"
-    return replace(encoded, action=action, reason=None, dense=plan.shaped(values), mask=mask, quantized=quantized, notes=(*encoded.notes, *notes))
+        codes = found.codes[:, torch.argsort(order)]
+    if grid:
+        return _Part(None, kept, scheme.stored(codes), grid.parameters(), damping)
+    return _Part(_within(least_squares.solve(w, kept, gram, w @ gram, damping, _ITERATIONS), matrix.dtype), kept, damping=damping)
 
 
 def _within(values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

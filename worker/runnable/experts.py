@@ -6,7 +6,7 @@ Where they do, the experts become layers again, so that each is seen, changed an
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import torch
 from torch import nn
@@ -22,34 +22,48 @@ class Expert(nn.Module):
     def __init__(self, gate_up: torch.Tensor, down: torch.Tensor, gated: Callable[[torch.Tensor], torch.Tensor]):
         super().__init__()
         gate, up = gate_up.chunk(2)
-        self.gate, self.up, self.down = _linear(gate), _linear(up), _linear(down)
+        self.gate, self.up, self.down = linear(gate), linear(up), linear(down)
         self.gated = gated
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.down(self.gated(torch.cat([self.gate(x), self.up(x)], dim=-1)))
 
 
-def _linear(weight: torch.Tensor) -> nn.Linear:
+def linear(weight: torch.Tensor, bias: torch.Tensor | None = None) -> nn.Linear:
     """A layer on this very memory."""
-    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
+    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
     layer.weight = nn.Parameter(weight, requires_grad=False)
+    if bias is not None:
+        layer.bias = nn.Parameter(bias, requires_grad=False)
     return layer
 
 
 class Experts(nn.Module):
-    """In the place of the fused module: the same sum, expert by expert. Tokens of padding go to experts like others."""
+    """In the place of the fused module: the same sum, expert by expert. Tokens of padding go to experts like others, but layers know which they are given."""
 
-    def __init__(self, fused: nn.Module):
+    def __init__(self, experts: Iterable[nn.Module]):
         super().__init__()
-        self.experts = nn.ModuleList(Expert(gate_up.data, down.data, fused._apply_gate) for gate_up, down in zip(fused.gate_up_proj, fused.down_proj, strict=True))
+        for number, expert in enumerate(experts):  # no list of modules: those are taken for blocks
+            self.add_module(str(number), expert)
+
+    @property
+    def experts(self) -> list[nn.Module]:
+        return list(self.children())
 
     def forward(self, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor) -> torch.Tensor:
         out = torch.zeros_like(hidden_states)
         for number, expert in enumerate(self.experts):
             token, place = torch.where(top_k_index == number)
             if len(token):
+                placed(expert, token, len(hidden_states))
                 out = out.index_add(0, token, (expert(hidden_states[token]) * top_k_weights[token, place, None]).to(out.dtype))
         return out
+
+
+def placed(expert: nn.Module, token: torch.Tensor, count: int) -> None:
+    """Tell the layers of an expert which of `count` tokens of a batch they are given, in their order (see `worker.moments.rows`)."""
+    for layer in expert.children():
+        layer.places = token, count
 
 
 def unfuse(module: nn.Module, tensors: Mapping[str, torch.Tensor]) -> dict[str, nn.Parameter]:
@@ -67,15 +81,15 @@ def unfuse(module: nn.Module, tensors: Mapping[str, torch.Tensor]) -> dict[str, 
         if t.ndim == 2 and t.numel() and (number := _NUMBER.search(name)):
             by_start.setdefault(_start(int(number[1]), t), []).append(name)
     for parent, attribute, fused in list(_fused(module)) if by_start else ():
-        split = Experts(fused)
+        split = Experts(Expert(gate_up.data, down.data, fused._apply_gate) for gate_up, down in zip(fused.gate_up_proj, fused.down_proj, strict=True))
         found = {}
         for number, expert in enumerate(split.experts):
             for layer in (expert.gate, expert.up, expert.down):
-                alike = by_start.get(_start(number, layer.weight), ()) if layer.weight.numel() else ()
-                name = next((n for n in alike if n not in found and n not in named and torch.equal(tensors[n], layer.weight)), None)
+                near = by_start.get(_start(number, layer.weight), ()) if layer.weight.numel() else ()
+                name = next((n for n in near if n not in found and n not in named and torch.equal(tensors[n], layer.weight)), None)
                 if name is not None:
                     found[name] = layer.weight
-        if len(found) == 3 * len(split.experts) and _alike(fused, split):
+        if len(found) == 3 * len(split.experts) and alike(fused, split, fused.down_proj.shape[1]):
             setattr(parent, attribute, split)
             named |= found
     return named
@@ -95,10 +109,11 @@ def _fused(module: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Module]]:
 
 
 @torch.no_grad()
-def _alike(fused: nn.Module, split: Experts) -> bool:
-    """On a few tokens, each sent to two experts."""
-    count, width = len(split.experts), fused.down_proj.shape[1]
-    x = torch.sin(torch.arange(4.0 * width)).reshape(4, width)
-    index = torch.arange(8).reshape(4, 2) % count
-    weights = torch.full((4, 2), 0.5)
+def alike(fused: nn.Module, split: Experts, width: int) -> bool:
+    """On a few tokens of `width` numbers, each sent to two experts."""
+    count = len(split.experts)
+    device = next(split.parameters()).device
+    x = torch.sin(torch.arange(4.0 * width, device=device)).reshape(4, width)
+    index = torch.arange(8, device=device).reshape(4, 2) % count
+    weights = torch.full((4, 2), 0.5, device=device)
     return torch.allclose(fused(x, index, weights), split(x, index, weights), rtol=1e-3, atol=1e-4)

@@ -23,7 +23,8 @@ def is_turned(module: nn.Module) -> bool:
 
 
 def is_matrix(module: nn.Module) -> bool:
-    return isinstance(module, nn.Linear) or is_turned(module)
+    """Whether it is y = x W^T + b, or a Conv1D; not what makes something else of it, as Llama 4's router does."""
+    return isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward or is_turned(module)
 
 
 def supported(module: nn.Module) -> bool:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import zlib
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from isal.isal_zlib import crc32
 
 from app.errors import AccountingMismatch
 from app.recipe import Recipe
@@ -80,7 +80,7 @@ def compress(
 def checksum(tensor: torch.Tensor) -> tuple:
     """dtype, shape and the CRC-32 of a tensor's bytes (row-major)."""
     data = tensor.contiguous().reshape(-1).view(torch.uint8)
-    return str(tensor.dtype), tuple(tensor.shape), zlib.crc32(data.numpy())
+    return str(tensor.dtype), tuple(tensor.shape), crc32(data.numpy())
 
 
 def read_back(output: str, files: Path, rows: list[dict], sums: dict[str, tuple], emit: Emit) -> dict:

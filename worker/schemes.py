@@ -19,7 +19,7 @@ from app.normal_levels import normal_levels
 from app.recipe import Quantize
 from app.steps import SUPER
 from worker.encoded import Factors, Grid, Quantized
-from worker.kernels import affine, half_quadratic, two_level, uniform
+from worker.kernels import affine, half_quadratic, native, scale_search, two_level, uniform
 from worker.kernels.table import Table
 
 _HALF, _LARGEST = torch.finfo(torch.float16), torch.finfo(torch.float32).max
@@ -82,6 +82,11 @@ class Scheme:
     scale_bits: int | None = None
     exponent: int = 0
     zero: bool = False
+
+    @property
+    def compiled(self) -> bool:
+        """Whether `worker.kernels.native.quantize` does the same."""
+        return isinstance(self.levels, uniform.Levels) and not self.levels.floating and self.offset == "none" and self.scale_bits is None
 
     @property
     def span(self) -> int:
@@ -156,7 +161,7 @@ class Scheme:
         each = counted.expand(x.shape).flatten(0, 1) if unlike and counted is not None else None
         if self.offset == "integer":
             flat = x.flatten(0, 1)
-            return Parameters(*(uniform.search_asymmetric(flat, self.levels, self.dtype, each) if mse else uniform.asymmetric(flat, self.levels, self.dtype)))
+            return Parameters(*(scale_search.search_asymmetric(flat, self.levels, self.dtype, each) if mse else uniform.asymmetric(flat, self.levels, self.dtype)))
         weight = (x != 0).float() * (counted if unlike else 1) if self.zero else counted  # a 0 costs nothing, wherever the levels are
         if self.offset == "float":
             anywhere = not self.scale_bits
@@ -166,7 +171,7 @@ class Scheme:
                 offset = half_quadratic.offset(x, scale, offset, self.levels, weight, self.zero, anywhere)
         else:
             flat, dtype = x.flatten(0, 1), torch.float32 if self.scale_bits else self.dtype
-            scale = uniform.search(flat, self.levels, dtype, each) if mse else uniform.stored(uniform.absmax_scale(flat, self.levels), dtype)
+            scale = scale_search.search(flat, self.levels, dtype, each) if mse else uniform.stored(uniform.absmax_scale(flat, self.levels), dtype)
             scale, offset = scale.reshape(*x.shape[:2], 1), None
         return self._two_level(x, scale, offset, weight) if self.scale_bits else self._floats(x, scale, offset, weight)
 
@@ -234,6 +239,9 @@ def _parts(matrix: torch.Tensor) -> tuple[torch.Tensor, ...]:
 
 def _scale_dtype(matrix: torch.Tensor, size: int, levels: uniform.Levels | affine.Unsigned | Table) -> torch.dtype:
     """float16 when no group's absmax scale comes near its limits (a search moves a scale by a factor below 4)."""
+    if native.takes(matrix):
+        least, most = native.extents(matrix, size)
+        return torch.float32 if least / levels.half_range < 4 * _HALF.tiny or most / levels.half_range > _HALF.max / 4 else torch.float16
     for part in _parts(matrix):
         x = torch.nn.functional.pad(part.float(), (0, -part.shape[1] % size)).unflatten(1, (-1, size))
         used = uniform.absmax_scale(x, levels)[(x != 0).any(-1, keepdim=True)]

@@ -20,8 +20,9 @@ from app.limits import shown
 from worker.checkpoint import Checkpoint
 from worker.encoded import Encoded, Quantized
 from worker.formats.safetensors_writer import FolderWriter, SafetensorsReader
+from worker.kernels import native
 from worker.kernels.bits import pack_bits, unpack_bits
-from worker.kernels.uniform import dequantize
+from worker.kernels.uniform import dense
 from worker.plan import TensorPlan
 
 _PART = 1 << 20
@@ -29,6 +30,8 @@ _PART = 1 << 20
 
 def pack_rows(codes: torch.Tensor, num_bits: int) -> torch.Tensor:
     """int8 codes [O, I], signed, to int32 [O, words(I, num_bits)]."""
+    if codes.shape[1] % 32 == 0 and native.available():
+        return torch.from_numpy(native.pack(codes.numpy().view(np.uint8).reshape(-1), num_bits, 1 << (num_bits - 1))).view(torch.int32).reshape(codes.shape[0], -1)
     out = torch.empty(codes.shape[0], words(codes.shape[1], num_bits), dtype=torch.int32)
     step = max(1, _PART // max(1, codes.shape[1]))
     for i in range(0, codes.shape[0], step):
@@ -42,6 +45,9 @@ def pack_rows(codes: torch.Tensor, num_bits: int) -> torch.Tensor:
 
 def unpack_rows(packed: torch.Tensor, num_bits: int, inputs: int) -> torch.Tensor:
     """The inverse: int8 codes [O, inputs]."""
+    if inputs % 32 == 0 and packed.shape[1] == words(inputs, num_bits) and native.available():
+        data = packed.contiguous().view(torch.uint8).reshape(-1).numpy()
+        return torch.from_numpy(native.unpack(data, num_bits, packed.shape[0] * inputs, 1 << (num_bits - 1)).view(np.int8)).reshape(packed.shape[0], inputs)
     out = torch.empty(packed.shape[0], inputs, dtype=torch.int8)
     step = max(1, _PART // max(1, inputs))
     whole = -(-inputs // 32) * num_bits
@@ -128,7 +134,7 @@ class CompressedTensorsReader(SafetensorsReader):
         else:
             codes, zero = self.tensor(name), None
         scale2d = scale.reshape(1, 1) if scale.dim() == 1 else scale
-        return _dequantized(codes, scale2d, zero, scale.dtype)
+        return dense(codes, scale2d, zero, -(-codes.shape[1] // scale2d.shape[1]), scale.dtype)
 
     def _zero_point(self, name: str, num_bits: int, outputs: int) -> torch.Tensor | None:
         if f"{name}_zero_point" not in self.where:
@@ -147,15 +153,3 @@ def _groups(text: bytes) -> list[dict]:
     if not sound:
         raise InputRefused("invalid-hf", "config.json has a group without targets or weights")
     return groups
-
-
-def _dequantized(codes: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor:
-    """[O, I] of `dtype`, rows at a time."""
-    out = torch.empty(codes.shape, dtype=dtype)
-    size = -(-codes.shape[1] // scale.shape[1])
-    step = max(1, _PART // max(1, codes.shape[1]))
-    for i in range(0, codes.shape[0], step):
-        rows = slice(i, i + step)
-        part = slice(None) if scale.shape[0] == 1 else rows
-        out[rows] = dequantize(codes[rows], scale[part], None if zero is None else zero[part], size).to(dtype)
-    return out

@@ -23,8 +23,8 @@ from worker.kernels.chunks import BYTES, CorruptPayload, Layout, decode_chunk
 from worker.kernels.affine import grid_values
 from worker.kernels.lookup import look_up
 from worker.kernels.payload import Payload
-from worker.kernels.shares import books_of, rows_of
-from worker.kernels.uniform import dequantize
+from worker.kernels.shares import books_of
+from worker.kernels.uniform import dense
 
 _BLOCK = 1 << 20  # elements dequantized at a time
 
@@ -160,11 +160,7 @@ class PackedReader:
 
     def _dequantized(self, t: PackedTensor, q: PackedQuantized) -> torch.Tensor:
         codes, scale, zero_point = self._codes(t, q)
-
-        def decoded(rows: slice) -> torch.Tensor:
-            return dequantize(codes[rows], rows_of(scale, rows, q.rows), None if zero_point is None else rows_of(zero_point, rows, q.rows), q.group_size)
-
-        return _by_rows(t, q, decoded)
+        return _shaped(t, q, dense(codes, scale, zero_point, q.group_size, DTYPES[t.dtype]))
 
     def _gridded(self, t: PackedTensor, q: PackedGrid) -> torch.Tensor:
         spans = iter(self._spans(t))
@@ -236,9 +232,13 @@ def _by_rows(t: PackedTensor, q: PackedQuantized | PackedGrid | PackedCodebook, 
     for i in range(0, q.rows, step):
         rows = slice(i, min(q.rows, i + step))
         out[rows] = decoded(rows).to(out.dtype)
+    return _shaped(t, q, out)
+
+
+def _shaped(t: PackedTensor, q: PackedQuantized | PackedGrid | PackedCodebook, matrix: torch.Tensor) -> torch.Tensor:
     if q.experts is not None:
-        out = out.unflatten(0, (q.experts, -1))
-    return (out.transpose(-1, -2).contiguous() if q.transposed else out).reshape(t.shape)
+        matrix = matrix.unflatten(0, (q.experts, -1))
+    return (matrix.transpose(-1, -2).contiguous() if q.transposed else matrix).reshape(t.shape)
 
 
 def mapped(fd: int, begin: int, end: int) -> memoryview:

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 import torch
 
 from worker.kernels.lookup import look_up
+from worker.kernels.scale_search import candidates
 from worker.kernels.sums import ordered_sum
-from worker.kernels.uniform import candidates, divide, over
+from worker.kernels.uniform import divide, over
 
 _POLISH = 4  # times that the best candidate is refined once more
 

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from worker.kernels import native
+
 
 def packed_bytes(count: int, num_bits: int) -> int:
     """Bytes that `count` codes take."""
@@ -21,6 +23,8 @@ def pack_bits(codes: np.ndarray, num_bits: int) -> np.ndarray:
     """Codes uint8 [n], each below 2^num_bits, as uint8 [packed_bytes(n, num_bits)]."""
     if num_bits == 8:
         return codes
+    if native.available():
+        return native.pack(codes, num_bits)
     count = len(codes)
     if count % 8:
         codes = np.concatenate([codes, np.zeros(-count % 8, np.uint8)])
@@ -35,6 +39,8 @@ def unpack_bits(data: np.ndarray, num_bits: int, count: int) -> np.ndarray:
     """The inverse of `pack_bits`: uint8 [count]. `data` has packed_bytes(count, num_bits) bytes."""
     if num_bits == 8:
         return data
+    if native.available():
+        return native.unpack(data, num_bits, count)
     groups = (count + 7) // 8
     padded = np.zeros(groups * num_bits, np.uint8)
     padded[: len(data)] = data

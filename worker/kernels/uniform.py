@@ -7,16 +7,16 @@ codes are computed against the scale as it is stored.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from functools import cache
 
 import torch
 
-from worker.kernels.sums import ordered_sum
+from worker.kernels import native
+from worker.kernels.shares import rows_of
 
 FP8_MAX = 448.0
-CANDIDATES = 24
-"""Scales tried per sign: c * absmax scale, for c from 0.4 to 1.15."""
+_PART = 1 << 18  # elements worked on together: small enough for the cache
 
 
 @dataclass(frozen=True)
@@ -65,12 +65,6 @@ def over(x: torch.Tensor, number: float) -> torch.Tensor:
     return x / torch.full((), number, dtype=x.dtype, device=x.device)
 
 
-@cache
-def candidates(first: float, last: float, count: int = CANDIDATES) -> tuple[float, ...]:
-    """The factors that a search tries."""
-    return tuple(torch.linspace(first, last, count, device="cpu").tolist())
-
-
 def absmax_scale(x: torch.Tensor, levels: Levels) -> torch.Tensor:
     """[N, 1]; 0 for groups of zeros."""
     return over(x.abs().amax(-1, keepdim=True), levels.half_range) if x.shape[-1] else x.new_zeros(x.shape[0], 1)
@@ -96,64 +90,6 @@ def decode(codes: torch.Tensor, scale: torch.Tensor, zero_point: torch.Tensor | 
     return (codes if zero_point is None else codes - zero_point) * scale
 
 
-def squared_error(x: torch.Tensor, decoded: torch.Tensor, weight: torch.Tensor | None = None) -> torch.Tensor:
-    """[N, 1], summed in the fixed order; each square counts its weight (shaped as `x`, or so that it spreads to it)."""
-    squares = (decoded - x).square_()
-    return ordered_sum(squares if weight is None else squares * weight)[:, None]
-
-
-def search(x: torch.Tensor, levels: Levels, dtype: torch.dtype, weight: torch.Tensor | None = None) -> torch.Tensor:
-    """The scale of least squared error among 24 sizes times 2 signs, each refined by least squares against its own codes.
-
-    The signed scale matters because the code range is not symmetric: its spare level goes to the side that needs it. `x` is normalised by its absmax
-    first, so that no square overflows. Source: the refinement is one step of Lloyd's iteration on the scale alone (as in ggml's make_qx_quants).
-
-    Args:
-        x: float32 [N, g].
-        weight: float32, spreading to [N, g]: what each squared error counts; None: all alike.
-
-    Returns:
-        float32 [N, 1], as `dtype` stores it.
-    """
-    top = x.abs().amax(-1, keepdim=True) if x.shape[-1] else x.new_zeros(x.shape[0], 1)
-    safe = torch.where(top == 0, torch.ones_like(top), top)
-    unit = x / safe
-    best_error, best = None, None
-    for sign in (1.0, -1.0) if not levels.floating else (1.0,):
-        for c in candidates(0.4, 1.15):
-            codes = levels.round(over(unit, sign * c / levels.half_range))
-            heavy = codes if weight is None else codes * weight
-            energy = ordered_sum(heavy * codes)[:, None]
-            fit = ordered_sum(heavy * unit)[:, None] / torch.where(energy == 0, torch.ones_like(energy), energy)
-            scale = stored(fit * safe, dtype)
-            near = scale / safe
-            near = torch.where(near == 0, torch.full_like(near, torch.finfo(torch.float32).tiny), near)
-            error = squared_error(unit, levels.round(divide(unit, near)) * near, weight)
-            if best is None:
-                best_error, best = error, scale
-            else:
-                better = error < best_error
-                best_error, best = torch.where(better, error, best_error), torch.where(better, scale, best)
-    return torch.where(top == 0, stored(torch.zeros_like(top), dtype), best)
-
-
-def search_asymmetric(x: torch.Tensor, levels: Levels, dtype: torch.dtype, weight: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-    """The range, shrunk from both ends, of least squared error, which counts as in `search`. Shapes as `asymmetric`."""
-    best_error = best_scale = best_zero = None
-    size = x.abs().amax(-1, keepdim=True) if x.shape[-1] else x.new_zeros(x.shape[0], 1)
-    safe = torch.where(size == 0, torch.ones_like(size), size)
-    for c in candidates(1.0, 0.4):
-        scale, zero = asymmetric(x, levels, dtype, c)
-        error = squared_error(x / safe, decode(encode(x, scale, zero, levels), scale, zero) / safe, weight)
-        if best_error is None:
-            best_error, best_scale, best_zero = error, scale, zero
-        else:
-            better = error < best_error
-            best_error = torch.where(better, error, best_error)
-            best_scale, best_zero = torch.where(better, scale, best_scale), torch.where(better, zero, best_zero)
-    return best_scale, best_zero
-
-
 def dequantize(codes: torch.Tensor, scale: torch.Tensor, zero_point: torch.Tensor | None, group_size: int) -> torch.Tensor:
     """`(code - zero_point) * scale` in float32: [O, I] of codes [O, I] and scales [O or 1, G]; the last group may be short."""
     columns = codes.shape[1]
@@ -166,3 +102,17 @@ def dequantize(codes: torch.Tensor, scale: torch.Tensor, zero_point: torch.Tenso
     if zero_point is not None:
         values -= spread(zero_point)
     return values.mul_(spread(scale))
+
+
+def dense(codes: torch.Tensor, scale: torch.Tensor, zero_point: torch.Tensor | None, group_size: int, dtype: torch.dtype, bounded: bool = False) -> torch.Tensor:
+    """`dequantize` rounded once to `dtype`, some rows at a time; one row of scales may stand for several (see `shares`). `bounded`: what a scale rounded up decodes beyond the largest float16 stays at it."""
+    if codes.dtype == torch.int8 and native.takes(scale.new_empty(0, dtype=dtype)) and codes.device.type == "cpu":
+        return native.dequantize(codes, scale, zero_point, group_size, dtype, bounded)
+    out = torch.empty(codes.shape, dtype=dtype, device=codes.device)
+    most = torch.finfo(dtype).max if bounded and dtype == torch.float16 else math.inf
+    step = max(1, _PART // max(1, codes.shape[1]))
+    for i in range(0, codes.shape[0], step):
+        rows = slice(i, i + step)
+        shared = (None if t is None else rows_of(t, rows, len(codes)) for t in (scale, zero_point))
+        out[rows] = dequantize(codes[rows], *shared, group_size).clamp_(-most, most).to(dtype)
+    return out

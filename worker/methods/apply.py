@@ -13,6 +13,7 @@ from worker.allotment import allot
 from worker.checkpoint import Checkpoint
 from worker.devices import CPU
 from worker.encoded import Encoded
+from worker.kernels import native
 from worker.methods import lossless, prune, quantize  # noqa: F401 - registered by import
 from worker.methods.registry import METHODS
 from worker.plan import TensorPlan
@@ -59,6 +60,8 @@ def prepare(
 
 
 def finite(t: torch.Tensor) -> bool:
+    if native.takes(t):
+        return native.finite(t)
     return all(bool(torch.isfinite(part).all()) for part in t.reshape(-1).split(_PART))
 
 

@@ -15,6 +15,8 @@ import torch
 from app.recipe import Quantize
 from worker import gradient_mapping
 from worker.encoded import Encoded, Grid, Quantized
+from worker.kernels import native, uniform
+from worker.kernels.scale_search import multipliers
 from worker.methods.registry import method
 from worker.plan import TensorPlan
 from worker.schemes import Parameters, Scheme, assembled, joined, scheme_of, single
@@ -34,6 +36,8 @@ def quantize(plan: TensorPlan, step: Quantize, encoded: Encoded) -> Encoded:
 
 def decoded(q: Quantized | Grid, dtype: torch.dtype) -> torch.Tensor:
     """The values [O, I] in the dtype of the tensor."""
+    if isinstance(q, Quantized):
+        return uniform.dense(q.codes, q.scale, q.zero_point, q.group_size, dtype, bounded=True)
     dense = torch.empty(q.codes.shape, dtype=dtype, device=q.codes.device)
     for rows, values in _decoded(q):
         dense[rows] = values.clamp_(*_bounds(dtype)).to(dtype)
@@ -61,6 +65,9 @@ def quantize_matrix(
 
 def rounded(matrix: torch.Tensor, step: Quantize, scheme: Scheme) -> tuple[torch.Tensor, Parameters]:
     """Codes [O, I] as they are stored, each the nearest, and what they mean."""
+    if scheme.compiled and step.strategy != "tensor" and matrix.numel() and native.takes(matrix):
+        codes, scale = native.quantize(matrix, scheme.levels.num_bits, scheme.group_size, scheme.search == "mse", scheme.dtype, *multipliers(scheme.levels.num_bits))
+        return codes, Parameters(scale)
     whole = None
     if step.strategy == "tensor":
         whole = replace(scheme, group_size=max(1, matrix.numel())).parameters(single(matrix, scheme).reshape(1, -1))

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.normal_levels import normal_levels
-from worker.kernels import uniform
+from worker.kernels import scale_search, uniform
 from worker.kernels.table import Table
 
 
@@ -62,4 +62,4 @@ def test_a_searched_scale_loses_less():
     def loss(scale):
         return (table.round(uniform.divide(x, scale)) * scale - x).square().sum().item()
 
-    assert loss(uniform.search(x, table, torch.float16)) < 0.95 * loss(uniform.stored(uniform.absmax_scale(x, table), torch.float16))
+    assert loss(scale_search.search(x, table, torch.float16)) < 0.95 * loss(uniform.stored(uniform.absmax_scale(x, table), torch.float16))

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from worker.kernels import uniform
+from worker.kernels import scale_search, uniform
 from worker.kernels.uniform import Levels
 
 groups = st.integers(1, 40).flatmap(lambda n: st.lists(st.floats(-1e4, 1e4, width=32), min_size=n, max_size=n))
@@ -32,7 +32,7 @@ def test_symmetric_codes_against_numpy(values, num_bits):
 @given(groups, st.integers(2, 8), st.booleans())
 def test_asymmetric_ranges_include_zero(values, num_bits, search):
     levels, x = Levels(num_bits), torch.tensor([values], dtype=torch.float32)
-    find = uniform.search_asymmetric if search else uniform.asymmetric
+    find = scale_search.search_asymmetric if search else uniform.asymmetric
     scale, zero = find(x, levels, torch.float32)
     codes = uniform.encode(x, scale, zero, levels)
     assert levels.low <= zero.item() <= levels.high and zero.item() == int(zero.item())
@@ -47,7 +47,7 @@ def test_asymmetric_ranges_include_zero(values, num_bits, search):
 def test_the_search_is_never_worse_than_its_best_candidate(values, num_bits):
     """c = 1 is not on the grid, so absmax may win by the step of the grid at most; on the whole the search must win."""
     levels, x = Levels(num_bits), torch.tensor([values], dtype=torch.float32)
-    found = uniform.search(x, levels, torch.float32)
+    found = scale_search.search(x, levels, torch.float32)
     plain = uniform.stored(uniform.absmax_scale(x, levels), torch.float32)
 
     def error(scale):
@@ -63,7 +63,7 @@ def test_the_search_wins_on_real_shapes():
     for num_bits, gain in ((4, 0.8), (3, 0.7), (2, 0.55)):
         levels = Levels(num_bits)
         errors = []
-        for scale in (uniform.absmax_scale(x, levels), uniform.search(x, levels, torch.float16)):
+        for scale in (uniform.absmax_scale(x, levels), scale_search.search(x, levels, torch.float16)):
             errors.append((uniform.decode(uniform.encode(x, scale, None, levels), scale, None) - x).square().sum().item())
         assert errors[1] < gain * errors[0]
 
@@ -73,7 +73,7 @@ def test_the_search_wins_on_real_shapes():
 def test_scales_at_the_edges_are_finite_and_not_zero(dtype, size):
     x = torch.tensor([[size, -size / 2, 0.0]])
     for levels in (Levels(2), Levels(4), Levels(8), Levels(8, floating=True)):
-        for scale in (uniform.stored(uniform.absmax_scale(x, levels), dtype), uniform.search(x, levels, dtype), uniform.asymmetric(x, levels, dtype)[0]):
+        for scale in (uniform.stored(uniform.absmax_scale(x, levels), dtype), scale_search.search(x, levels, dtype), uniform.asymmetric(x, levels, dtype)[0]):
             assert torch.isfinite(scale).all() and (scale != 0).all()
             codes = uniform.encode(x, scale, None, levels)
             assert torch.isfinite(codes).all() and codes.min() >= levels.low and codes.max() <= levels.high

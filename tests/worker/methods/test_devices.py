@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from app.recipe import Quantize, parse_recipe
 from worker.checkpoint import TensorSpec
 from worker.encoded import Codebook, Encoded, Grid, Quantized
-from worker.kernels import uniform
+from worker.kernels import scale_search, uniform
 from worker.methods import METHODS, apply, prepare
 from worker.methods.quantize import quantize_matrix
 from worker.plan import TensorPlan
@@ -98,7 +98,7 @@ def test_every_device_gives_the_same_bits_and_gives_them_back(device, step, shap
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("step", STEPS, ids=str)
 def test_no_tensor_is_made_on_a_default_device(step, shape):
-    uniform.candidates.cache_clear()
+    scale_search.candidates.cache_clear()
     with DevicesNamed():
         assert work(step, shape, torch.device("cpu"))
 
@@ -107,7 +107,7 @@ def test_no_tensor_is_made_on_a_default_device(step, shape):
 def fake():
     """Tensors without data, on a device that is not the CPU; torch refuses an operation whose tensors stand on several devices."""
     for ends in ((0.4, 1.15), (1.0, 0.4), (0.5, 1.1, 12)):
-        uniform.candidates(*ends)
+        scale_search.candidates(*ends)
     with FakeTensorMode() as mode:
         with pytest.raises(RuntimeError, match="device"):  # the net holds
             torch.ones(2, device=ELSEWHERE) + torch.ones(2, device="cpu")
@@ -136,7 +136,7 @@ def test_a_division_by_a_number_is_a_division():
     assert torch.equal(uniform.over(x, 7.5), x / divisor) and not torch.equal(x / divisor, x * (1 / divisor))
 
 
-@pytest.mark.parametrize("kernel", [uniform.absmax_scale, lambda x, levels: uniform.asymmetric(x, levels, torch.float16), lambda x, levels: uniform.search(x, levels, torch.float16)])
+@pytest.mark.parametrize("kernel", [uniform.absmax_scale, lambda x, levels: uniform.asymmetric(x, levels, torch.float16), lambda x, levels: scale_search.search(x, levels, torch.float16)])
 def test_no_kernel_divides_by_a_plain_number(kernel):
     """Looked for in what torch is asked to do: a division whose divisor is no tensor."""
 
@@ -149,7 +149,7 @@ def test_no_kernel_divides_by_a_plain_number(kernel):
 
     seen: list = []
     x = torch.randn(4, 16, generator=torch.Generator().manual_seed(1), device="cpu")
-    uniform.candidates(0.4, 1.15)
+    scale_search.candidates(0.4, 1.15)
     with Divisions():
         kernel(x, uniform.Levels(4))
     assert seen

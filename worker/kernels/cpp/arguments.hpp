@@ -1,0 +1,45 @@
+// What the kernels are called with. Plain structs, shared with worker/kernels/native.py.
+#pragma once
+
+#include <cstdint>
+
+constexpr int SIZES = 24;  // scales tried per sign
+
+struct Symmetric {       // quantize a matrix [rows, columns], row-major
+    const void* values;  // of `dtype`
+    int8_t* codes;       // [rows, columns]
+    float* scales;       // [rows, ceil(columns / group)], each as it reads back once it was stored
+    int64_t rows, columns, group;
+    int32_t dtype, scale_dtype, search, shift;
+    float half_range, low, high;
+    int16_t multipliers[SIZES];  // a unit of 32767 times this, shifted by 15 + `shift`, is a code
+};
+
+struct Uniform {  // codes back to values
+    const int8_t* codes;
+    const float* scales;
+    const int8_t* zeros;  // like scales, or null
+    void* values;         // of `dtype`
+    int64_t rows, columns, group, shared;  // rows that one row of scales stands for
+    int32_t dtype, bounded;                // float16 stays finite
+};
+
+struct Extent {  // of the largest magnitudes of groups
+    float least, most;  // `least` of those that are not 0
+};
+
+struct Difference {  // sums over two arrays of one dtype
+    double signal, energy, dot, noise;
+    int64_t zeros;
+};
+
+// One set of kernels per instruction set.
+struct Kernels {
+    void (*quantize)(const Symmetric&, int64_t first, int64_t last, float* room);
+    void (*dequantize)(const Uniform&, int64_t first, int64_t last);
+    void (*compare)(const void* a, const void* b, int dtype, int64_t first, int64_t last, Difference& sums);
+    void (*extents)(const void* values, int dtype, int64_t columns, int64_t group, int64_t first, int64_t last, Extent& found);
+    bool (*finite)(const void* values, int dtype, int64_t first, int64_t last);
+    void (*pack)(const uint8_t* codes, int64_t count, int num_bits, uint8_t bias, uint8_t* out);
+    void (*unpack)(const uint8_t* packed, int64_t count, int num_bits, uint8_t bias, uint8_t* out);
+};

@@ -1,0 +1,104 @@
+// What Python calls (worker/kernels/native.py): checked arguments in, the best kernels of this processor run by some threads. Returns 0, or 1 where memory is short.
+#include <cstddef>
+#include <new>
+
+#include "arguments.hpp"
+#include "threads.hpp"
+
+extern const Kernels baseline_kernels;
+#if defined(__x86_64__)
+extern const Kernels avx2_kernels, avx512_kernels;
+#endif
+
+namespace {
+
+constexpr int64_t PIECE = 1 << 16;  // elements that one thread takes at a time
+
+int supported() {
+#if defined(__x86_64__)
+    const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi2");
+    return avx2 && avx512 ? 2 : avx2 ? 1 : 0;
+#else
+    return 0;
+#endif
+}
+
+std::atomic<int> level{supported()};
+
+const Kernels& kernels() {
+#if defined(__x86_64__)
+    return level == 2 ? avx512_kernels : level == 1 ? avx2_kernels : baseline_kernels;
+#else
+    return baseline_kernels;
+#endif
+}
+
+int64_t rows_of_a_piece(int64_t columns) { return std::max<int64_t>(1, PIECE / std::max<int64_t>(1, columns)); }
+
+}  // namespace
+
+#define EXPORT extern "C" __attribute__((visibility("default")))
+
+// 0 baseline, 1 AVX2, 2 AVX-512. Returns what is in use: never more than the processor has.
+EXPORT int modelpress_use(int wanted) {
+    if (wanted >= 0) level = std::min(wanted, supported());
+    return level;
+}
+
+EXPORT int modelpress_quantize(const Symmetric* a, int threads) {
+    std::atomic<int> failed{0};
+    share(a->rows, rows_of_a_piece(a->columns), threads, [&](int64_t first, int64_t last) {
+        auto* room = new (std::nothrow) float[3 * (a->group + 128)];
+        if (room) kernels().quantize(*a, first, last, room);
+        else failed = 1;
+        delete[] room;
+    });
+    return failed;
+}
+
+EXPORT void modelpress_dequantize(const Uniform* a, int threads) {
+    share(a->rows, rows_of_a_piece(a->columns), threads, [&](int64_t first, int64_t last) { kernels().dequantize(*a, first, last); });
+}
+
+// Sums of pieces are added in their order, whoever made them.
+EXPORT int modelpress_compare(const void* a, const void* b, int dtype, int64_t count, int threads, Difference* sums) try {
+    std::vector<Difference> pieces((count + PIECE - 1) / PIECE, Difference{});
+    share(count, PIECE, threads, [&](int64_t first, int64_t last) { kernels().compare(a, b, dtype, first, last, pieces[first / PIECE]); });
+    *sums = {};
+    for (const auto& p : pieces) {
+        sums->signal += p.signal, sums->energy += p.energy, sums->dot += p.dot, sums->noise += p.noise, sums->zeros += p.zeros;
+    }
+    return 0;
+} catch (const std::bad_alloc&) {
+    return 1;
+}
+
+EXPORT void modelpress_extents(const void* values, int dtype, int64_t rows, int64_t columns, int64_t group, int threads, Extent* found) {
+    const int64_t step = rows_of_a_piece(columns);
+    std::atomic<float> least{__builtin_inff()}, most{0};
+    share(rows, step, threads, [&](int64_t first, int64_t last) {
+        Extent here{__builtin_inff(), 0};
+        kernels().extents(values, dtype, columns, group, first, last, here);
+        for (float seen = least; here.least < seen && !least.compare_exchange_weak(seen, here.least);) {}
+        for (float seen = most; here.most > seen && !most.compare_exchange_weak(seen, here.most);) {}
+    });
+    *found = {least, most};
+}
+
+EXPORT int modelpress_finite(const void* values, int dtype, int64_t count, int threads) {
+    std::atomic<bool> finite{true};
+    share(count, PIECE, threads, [&](int64_t first, int64_t last) {
+        if (finite && !kernels().finite(values, dtype, first, last)) finite = false;
+    });
+    return finite;
+}
+
+// Pieces of PIECE codes start on a byte of their own.
+EXPORT void modelpress_pack(const uint8_t* codes, int64_t count, int num_bits, uint8_t bias, uint8_t* out, int threads) {
+    share(count, PIECE, threads, [&](int64_t first, int64_t last) { kernels().pack(codes + first, last - first, num_bits, bias, out + first / 8 * num_bits); });
+}
+
+EXPORT void modelpress_unpack(const uint8_t* packed, int64_t count, int num_bits, uint8_t bias, uint8_t* out, int threads) {
+    share(count, PIECE, threads, [&](int64_t first, int64_t last) { kernels().unpack(packed + first / 8 * num_bits, last - first, num_bits, bias, out + first); });
+}

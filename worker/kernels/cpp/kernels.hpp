@@ -1,0 +1,42 @@
+// All kernels once, for the instruction set of the file that includes this.
+#pragma once
+
+#include "arrays.hpp"
+#include "uniform.hpp"
+
+namespace {
+
+template <class F>
+inline auto with(int dtype, F f) {
+    return dtype == F16 ? f(Half{}) : dtype == BF16 ? f(Brain{}) : f(Single{});
+}
+
+template <class F>
+inline void with_bits(int b, F f) {
+    switch (b) {
+        case 1: return f.template operator()<1>();
+        case 2: return f.template operator()<2>();
+        case 3: return f.template operator()<3>();
+        case 4: return f.template operator()<4>();
+        case 5: return f.template operator()<5>();
+        case 6: return f.template operator()<6>();
+        case 7: return f.template operator()<7>();
+        default: return f.template operator()<8>();
+    }
+}
+
+constexpr Kernels KERNELS = {
+    [](const Symmetric& a, int64_t first, int64_t last, float* room) { with(a.dtype, [&](auto n) { quantize_rows<decltype(n)>(a, first, last, room); }); },
+    [](const Uniform& a, int64_t first, int64_t last) { with(a.dtype, [&](auto n) { dequantize_rows<decltype(n)>(a, first, last); }); },
+    [](const void* a, const void* b, int dtype, int64_t first, int64_t last, Difference& sums) {
+        with(dtype, [&](auto n) { compare_range<decltype(n)>(a, b, first, last, sums); });
+    },
+    [](const void* v, int dtype, int64_t columns, int64_t group, int64_t first, int64_t last, Extent& found) {
+        with(dtype, [&](auto n) { extents_of_rows<decltype(n)>(v, columns, group, first, last, found); });
+    },
+    [](const void* v, int dtype, int64_t first, int64_t last) { return with(dtype, [&](auto n) { return finite_range<decltype(n)>(v, first, last); }); },
+    [](const uint8_t* codes, int64_t count, int b, uint8_t bias, uint8_t* out) { with_bits(b, [&]<int B>() { pack_codes<B>(codes, count, bias, out); }); },
+    [](const uint8_t* packed, int64_t count, int b, uint8_t bias, uint8_t* out) { with_bits(b, [&]<int B>() { unpack_codes<B>(packed, count, bias, out); }); },
+};
+
+}  // namespace

@@ -1,0 +1,71 @@
+// Floats as files have them, to float32 and back, a register at a time.
+#pragma once
+
+#include "vector.hpp"
+
+namespace {
+
+enum Dtype : int { F32 = 0, F16 = 1, BF16 = 2 };
+
+struct Single {
+    using Stored = uint32_t;
+    static constexpr uint32_t EXPONENT = 0x7f800000u;
+    static constexpr float LARGEST = 3.40282346638528859812e38f, EPSILON = 1.1920928955078125e-07f;
+    static F read(const Stored* p) { return load<F>(p); }
+    static void write(Stored* p, F v) { store(p, v); }
+};
+
+struct Brain {
+    using Stored = uint16_t;
+    static constexpr uint16_t EXPONENT = 0x7f80;
+    static constexpr float LARGEST = 3.38953138925153547590e38f, EPSILON = 0.0078125f;
+    static F read(const Stored* p) { return (F)(words(p) << 16); }
+    static void write(Stored* p, F v) {  // half to even; of numbers, not of NaN
+        const U b = (U)v;
+        put(p, (b + 0x7fffu + ((b >> 16) & 1u)) >> 16, Stored());
+    }
+};
+
+// Exponents of float32 are 112 more: multiplying by 2^112 moves normal and subnormal numbers alike, exactly. To round, normal numbers get an addition that
+// carries, subnormal ones the addition of 0.5, whose last bit is worth 2^-24.
+struct Half {
+    using Stored = uint16_t;
+    static constexpr uint16_t EXPONENT = 0x7c00;
+    static constexpr float LARGEST = 65504.0f, EPSILON = 0.0009765625f;
+    static F read(const Stored* p) {
+        const U h = words(p), v = (U)((F)((h & 0x7fffu) << 13) * 0x1p112f);
+        return (F)(((h & 0x7c00u) == 0x7c00u ? v | 0x7f800000u : v) | (h & 0x8000u) << 16);
+    }
+    static void write(Stored* p, F v) {
+        const U b = (U)v, sign = (b >> 16) & 0x8000u, m = b & 0x7fffffffu;
+        const U normal = (m - (112u << 23) + 0xfffu + ((m >> 13) & 1u)) >> 13, small = (U)((F)m + 0.5f) - (126u << 23);
+        const I size = (I)m;  // every instruction set compares these
+        U h = size < (113 << 23) ? small : normal;
+        h = size < (143 << 23) ? h : U{} + 0x7c00u;
+        put(p, h | sign, Stored());
+    }
+};
+
+template <class Number>
+inline float rounded(float x) {
+    typename Number::Stored kept[WIDTH];
+    Number::write(kept, all(x));
+    return Number::read(kept)[0];
+}
+
+// Some numbers less than a register.
+template <class Number>
+inline F read_some(const typename Number::Stored* p, size_t n) {
+    typename Number::Stored rest[WIDTH] = {};
+    __builtin_memcpy(rest, p, n * sizeof *p);
+    return Number::read(rest);
+}
+
+template <class Number>
+inline void write_some(typename Number::Stored* p, size_t n, F v) {
+    typename Number::Stored rest[WIDTH];
+    Number::write(rest, v);
+    __builtin_memcpy(p, rest, n * sizeof *p);
+}
+
+}  // namespace

@@ -1,0 +1,163 @@
+"""The compiled kernels (`worker/kernels/cpp/`), where they were built: thin calls by ctypes, which lets go of the GIL.
+
+Every function has its reference in torch or numpy beside it (`uniform`, `bits`, and what is named below) and gives the same bytes on every instruction set. Where
+nothing was compiled `available()` is False, the log says so once, and references run.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+import logging
+
+import numpy as np
+import torch
+
+_DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
+LEVELS = ("baseline", "avx2", "avx512")
+_SIZES = 24
+
+
+class _Symmetric(ctypes.Structure):
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("values", "codes", "scales")),
+        *((name, ctypes.c_int64) for name in ("rows", "columns", "group")),
+        *((name, ctypes.c_int32) for name in ("dtype", "scale_dtype", "search", "shift")),
+        *((name, ctypes.c_float) for name in ("half_range", "low", "high")),
+        ("multipliers", ctypes.c_int16 * _SIZES),
+    ]
+
+
+class _Uniform(ctypes.Structure):
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("codes", "scales", "zeros", "values")),
+        *((name, ctypes.c_int64) for name in ("rows", "columns", "group", "shared")),
+        *((name, ctypes.c_int32) for name in ("dtype", "bounded")),
+    ]
+
+
+class _Extent(ctypes.Structure):
+    _fields_ = [("least", ctypes.c_float), ("most", ctypes.c_float)]
+
+
+class _Difference(ctypes.Structure):
+    _fields_ = [*((name, ctypes.c_double) for name in ("signal", "energy", "dot", "noise")), ("zeros", ctypes.c_int64)]
+
+
+_POINTER, _COUNT, _INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
+_CALLS = {
+    "use": [_INT],
+    "quantize": [ctypes.POINTER(_Symmetric), _INT],
+    "dequantize": [ctypes.POINTER(_Uniform), _INT],
+    "compare": [_POINTER, _POINTER, _INT, _COUNT, _INT, ctypes.POINTER(_Difference)],
+    "extents": [_POINTER, _INT, _COUNT, _COUNT, _COUNT, _INT, ctypes.POINTER(_Extent)],
+    "finite": [_POINTER, _INT, _COUNT, _INT],
+    "pack": [_POINTER, _COUNT, _INT, ctypes.c_uint8, _POINTER, _INT],
+    "unpack": [_POINTER, _COUNT, _INT, ctypes.c_uint8, _POINTER, _INT],
+}
+
+
+def _loaded() -> ctypes.CDLL | None:
+    found = importlib.util.find_spec("worker.kernels._native")
+    try:
+        library = ctypes.CDLL(found.origin) if found else None
+    except OSError:
+        library = None
+    if library is None:
+        logging.getLogger(__name__).warning("native kernels were not built (no C++ compiler?): the references run, some ten times as slow")
+        return None
+    for name, arguments in _CALLS.items():
+        getattr(library, f"modelpress_{name}").argtypes = arguments
+    return library
+
+
+_LIBRARY = _loaded()  # at once: a jailed child can open no library any more
+
+
+def available() -> bool:
+    return _LIBRARY is not None
+
+
+def use(level: int) -> int:
+    """Choose the instruction set: 0, 1, 2 as in LEVELS, no more than the processor has; -1 changes nothing. Returns what is in use."""
+    return _LIBRARY.modelpress_use(level)
+
+
+def takes(*tensors: torch.Tensor) -> bool:
+    """Whether these can be handed over: built, on the CPU, float32, float16 or bfloat16."""
+    return all(t.device.type == "cpu" and t.dtype in _DTYPES for t in tensors) and available()
+
+
+def quantize(matrix: torch.Tensor, num_bits: int, group_size: int, search: bool, scale_dtype: torch.dtype, multipliers: tuple[int, ...], shift: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Symmetric integers of a finite [R, C] (see `uniform` and `scale_search`, which makes `multipliers` and `shift`): codes int8 [R, C], and scales float32 [R, ceil(C / group_size)] as they are read back."""
+    matrix = matrix.contiguous()
+    rows, columns = matrix.shape
+    codes, scales = torch.empty(rows, columns, dtype=torch.int8, device="cpu"), torch.empty(rows, -(-columns // group_size), device="cpu")
+    half, top = ((1 << num_bits) - 1) / 2, 1 << (num_bits - 1)
+    call = _Symmetric(
+        matrix.data_ptr(), codes.data_ptr(), scales.data_ptr(), rows, columns, min(group_size, max(1, columns)), _DTYPES[matrix.dtype], _DTYPES[scale_dtype],
+        search, shift, half, -top, top - 1, (ctypes.c_int16 * _SIZES)(*multipliers),
+    )  # fmt: skip
+    _check(_LIBRARY.modelpress_quantize(call, torch.get_num_threads()))
+    return codes, scales
+
+
+def dequantize(codes: torch.Tensor, scale: torch.Tensor, zero_point: torch.Tensor | None, group_size: int, dtype: torch.dtype, bounded: bool) -> torch.Tensor:
+    """`(code - zero_point) * scale` in float32, rounded once to `dtype`, `bounded` by its largest: [R, C] of int8 codes, and scales (zero points: int8) [S, G], each row
+    of which stands for R / S rows."""
+    codes, scale = codes.contiguous(), scale.float().contiguous()
+    zero_point = None if zero_point is None else zero_point.to(torch.int8).contiguous()
+    rows, columns = codes.shape
+    values = torch.empty(rows, columns, dtype=dtype, device="cpu")
+    group = min(group_size, max(1, columns))
+    groups = -(-columns // group)
+    if scale.shape[1] != groups or (rows and (not len(scale) or rows % len(scale))) or (zero_point is not None and zero_point.shape != scale.shape):
+        raise ValueError(f"scales {tuple(scale.shape)} for codes {tuple(codes.shape)} in groups of {group_size}")
+    zeros = None if zero_point is None else zero_point.data_ptr()
+    call = _Uniform(codes.data_ptr(), scale.data_ptr(), zeros, values.data_ptr(), rows, columns, group, max(1, rows // max(1, len(scale))), _DTYPES[dtype], bounded)
+    _LIBRARY.modelpress_dequantize(call, torch.get_num_threads())
+    return values
+
+
+def compare(a: torch.Tensor, b: torch.Tensor) -> tuple[float, float, float, float, int]:
+    """Sums in float64 over two tensors of one shape and dtype: a^2, (a - b)^2, b^2, a b, and how many of b are 0."""
+    a, b, sums = a.contiguous(), b.contiguous(), _Difference()
+    if a.numel() != b.numel() or a.dtype != b.dtype:
+        raise ValueError(f"{a.dtype} {tuple(a.shape)} beside {b.dtype} {tuple(b.shape)}")
+    _check(_LIBRARY.modelpress_compare(a.data_ptr(), b.data_ptr(), _DTYPES[a.dtype], a.numel(), torch.get_num_threads(), sums))
+    return sums.signal, sums.noise, sums.energy, sums.dot, sums.zeros
+
+
+def extents(matrix: torch.Tensor, group_size: int) -> tuple[float, float]:
+    """Of the largest magnitudes of the groups of a finite [R, C] the least that is not 0 (else infinite), and the most."""
+    matrix, found = matrix.contiguous(), _Extent()
+    rows, columns = matrix.shape
+    _LIBRARY.modelpress_extents(matrix.data_ptr(), _DTYPES[matrix.dtype], rows, columns, min(group_size, max(1, columns)), torch.get_num_threads(), found)
+    return found.least, found.most
+
+
+def finite(values: torch.Tensor) -> bool:
+    values = values.contiguous()
+    return bool(_LIBRARY.modelpress_finite(values.data_ptr(), _DTYPES[values.dtype], values.numel(), torch.get_num_threads()))
+
+
+def pack(codes: np.ndarray, num_bits: int, bias: int = 0) -> np.ndarray:
+    """uint8 [n] plus `bias` (mod 256), the lowest bits of it, as `bits.pack_bits` has them."""
+    codes = np.ascontiguousarray(codes, np.uint8)
+    out = np.empty((len(codes) * num_bits + 7) // 8, np.uint8)
+    _LIBRARY.modelpress_pack(codes.ctypes.data, len(codes), num_bits, bias & 0xFF, out.ctypes.data, torch.get_num_threads())
+    return out
+
+
+def unpack(packed: np.ndarray, num_bits: int, count: int, bias: int = 0) -> np.ndarray:
+    """The inverse of `pack`: uint8 [count]."""
+    packed, out = np.ascontiguousarray(packed, np.uint8), np.empty(count, np.uint8)
+    if len(packed) != (count * num_bits + 7) // 8:
+        raise ValueError(f"{len(packed)} bytes for {count} codes of {num_bits} bits")
+    _LIBRARY.modelpress_unpack(packed.ctypes.data, count, num_bits, bias & 0xFF, out.ctypes.data, torch.get_num_threads())
+    return out
+
+
+def _check(failed: int) -> None:
+    if failed:
+        raise MemoryError("no memory for the groups of a matrix")

@@ -13,7 +13,8 @@ import logging
 import numpy as np
 import torch
 
-_DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
+_DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.float64: 3}
+FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 LEVELS = ("baseline", "avx2", "avx512")
 _SIZES = 24
 
@@ -52,6 +53,9 @@ _CALLS = {
     "compare": [_POINTER, _POINTER, _INT, _COUNT, _INT, ctypes.POINTER(_Difference)],
     "extents": [_POINTER, _INT, _COUNT, _COUNT, _COUNT, _INT, ctypes.POINTER(_Extent)],
     "finite": [_POINTER, _INT, _COUNT, _INT],
+    "lowest_per_row": [_POINTER, _INT, _COUNT, _COUNT, _COUNT, _POINTER, _INT],
+    "histogram": [_POINTER, _INT, _COUNT, _INT, ctypes.c_uint64, _POINTER, _INT],
+    "lowest": [_POINTER, _INT, _COUNT, ctypes.c_uint64, _COUNT, _POINTER, _INT],
     "pack": [_POINTER, _COUNT, _INT, ctypes.c_uint8, _POINTER, _INT],
     "unpack": [_POINTER, _COUNT, _INT, ctypes.c_uint8, _POINTER, _INT],
 }
@@ -68,6 +72,7 @@ def _loaded() -> ctypes.CDLL | None:
         return None
     for name, arguments in _CALLS.items():
         getattr(library, f"modelpress_{name}").argtypes = arguments
+    library.modelpress_lowest.restype = _COUNT
     return library
 
 
@@ -83,9 +88,9 @@ def use(level: int) -> int:
     return _LIBRARY.modelpress_use(level)
 
 
-def takes(*tensors: torch.Tensor) -> bool:
-    """Whether these can be handed over: built, on the CPU, float32, float16 or bfloat16."""
-    return all(t.device.type == "cpu" and t.dtype in _DTYPES for t in tensors) and available()
+def takes(*tensors: torch.Tensor, also: tuple[torch.dtype, ...] = ()) -> bool:
+    """Whether these can be handed over: built, on the CPU, float32, float16 or bfloat16 (or what a function takes beside these)."""
+    return all(t.device.type == "cpu" and t.dtype in (*FLOATS, *also) for t in tensors) and available()
 
 
 def quantize(matrix: torch.Tensor, num_bits: int, group_size: int, search: bool, scale_dtype: torch.dtype, multipliers: tuple[int, ...], shift: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -141,6 +146,32 @@ def finite(values: torch.Tensor) -> bool:
     return bool(_LIBRARY.modelpress_finite(values.data_ptr(), _DTYPES[values.dtype], values.numel(), torch.get_num_threads()))
 
 
+def lowest_per_row(scores: torch.Tensor, k: int) -> torch.Tensor:
+    """See `select.lowest_per_row`; 0 < k < C; float64, too."""
+    scores, out = scores.contiguous(), torch.empty(scores.shape, dtype=torch.bool, device="cpu")
+    rows, columns = scores.shape
+    if not 0 < k < columns:
+        raise ValueError(f"the {k} lowest of {columns}")
+    _check(_LIBRARY.modelpress_lowest_per_row(scores.data_ptr(), _DTYPES[scores.dtype], rows, columns, k, out.data_ptr(), torch.get_num_threads()))
+    return out
+
+
+def histogram(scores: torch.Tensor, shift: int, prefix: int, counts: torch.Tensor) -> None:
+    """Add to `counts`, int64 [2^16], the digits from bit `shift` on of the keys that have `prefix` above these (see `select`)."""
+    scores = scores.contiguous()
+    if counts.shape != (1 << 16,) or counts.dtype != torch.int64 or not counts.is_contiguous():
+        raise ValueError(f"counts are {counts.dtype} {tuple(counts.shape)}")
+    _check(_LIBRARY.modelpress_histogram(scores.data_ptr(), _DTYPES[scores.dtype], scores.numel(), shift, prefix, counts.data_ptr(), torch.get_num_threads()))
+
+
+def lowest(scores: torch.Tensor, key: int, ties: int) -> tuple[torch.Tensor, int]:
+    """See `select.lowest`: bool, shaped like the scores; and how many equal `key`."""
+    scores, out = scores.contiguous(), torch.empty(scores.shape, dtype=torch.bool, device="cpu")
+    equal = _LIBRARY.modelpress_lowest(scores.data_ptr(), _DTYPES[scores.dtype], scores.numel(), key, ties, out.data_ptr(), torch.get_num_threads())
+    _check(equal < 0)
+    return out, equal
+
+
 def pack(codes: np.ndarray, num_bits: int, bias: int = 0) -> np.ndarray:
     """uint8 [n] plus `bias` (mod 256), the lowest bits of it, as `bits.pack_bits` has them."""
     codes = np.ascontiguousarray(codes, np.uint8)
@@ -160,4 +191,4 @@ def unpack(packed: np.ndarray, num_bits: int, count: int, bias: int = 0) -> np.n
 
 def _check(failed: int) -> None:
     if failed:
-        raise MemoryError("no memory for the groups of a matrix")
+        raise MemoryError("no memory for what a kernel keeps beside its output")

@@ -47,9 +47,9 @@ def power(w: torch.Tensor, g: torch.Tensor | None, saliency: str, norm: str) -> 
 
 
 def weights(w: torch.Tensor, g: torch.Tensor | None = None, saliency: str = "magnitude", norm: str = "l2") -> torch.Tensor:
-    """A score for each weight that ranks as `power` does; float64, but for the magnitude of narrower floats, which is float32."""
+    """For each weight what ranks, by its magnitude, as `power` does: of `magnitude` the weights themselves, else float64."""
     if saliency == "magnitude":
-        return w.abs() if w.dtype == torch.float64 else w.float().abs()
+        return w
     return power(w, g, saliency, "l1" if saliency == "fisher" else norm)
 
 

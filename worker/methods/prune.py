@@ -102,7 +102,7 @@ def keep_mask(matrix: torch.Tensor, step: Prune, threshold: Threshold | None = N
         dropped = torch.cat([select.lowest_per_row(s, math.floor(step.sparsity * s.shape[1])) for s in units(matrix, step, g)])
     else:
         threshold = threshold or _threshold([Ranked(matrix.dtype, tuple(matrix.shape), lambda: [(matrix, g)])], step)
-        dropped = torch.cat(list(select.lowest((s.to(threshold.dtype) for s in units(matrix, step, g)), threshold.key, threshold.ties)))
+        dropped = torch.cat(list(select.lowest(units(matrix, step, g), threshold.key, threshold.ties, threshold.dtype)))
     if kind == "channel":
         return ~dropped.reshape(-1, 1).expand(matrix.shape)
     return ~(dropped if kind == "unstructured" else saliency.spread(dropped, a, b, matrix.shape))
@@ -119,7 +119,7 @@ def _each_mask(matrix: torch.Tensor, step: Prune, threshold: Threshold | None, g
 
 def _equal(threshold: Threshold, matrix: torch.Tensor, step: Prune, g: torch.Tensor | None) -> int:
     """How many units are as good as the threshold."""
-    return sum(int((select.keys(s.to(threshold.dtype)) == threshold.key).sum()) for s in units(matrix, step, g))
+    return sum(int((select.keys(s, threshold.dtype) == threshold.key).sum()) for s in units(matrix, step, g))
 
 
 def _weights(matrix: torch.Tensor, g: torch.Tensor | None, step: Prune) -> Iterator[torch.Tensor]:
@@ -147,10 +147,10 @@ def _threshold(matrices: list[Ranked], step: Prune) -> Threshold:
     dtype = torch.float32 if single else torch.float64
 
     def scores() -> Iterator[torch.Tensor]:
-        return (s.to(dtype) for r in matrices for m, g in r.load() for s in units(m, step, g))
+        return (s for r in matrices for m, g in r.load() for s in units(m, step, g))
 
     k = math.floor(step.sparsity * sum(r.count * _unit_count(r.shape, step) for r in matrices))
-    return Threshold(*(select.threshold(scores, k, 8 * dtype.itemsize) if k else (0, 0)), dtype)
+    return Threshold(*(select.threshold(scores, k, dtype) if k else (0, 0)), dtype)
 
 
 def _unit_count(shape: tuple[int, int], step: Prune) -> int:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from app.recipe import Quantize
 from app.strict import validate
 from worker import report
-from worker.kernels import bits, native, uniform
+from worker.kernels import bits, native, select, uniform
 from worker.kernels.shares import rows_of
 from worker.methods import quantize
 from worker.methods.apply import finite as all_finite
@@ -161,6 +161,31 @@ def test_what_is_told_of_arrays(reference, dtype):
                 c.view(-1)[place] = bad
                 assert not all_finite(c)
         assert all_finite(a) and all_finite(torch.empty(0, dtype=dtype))
+
+
+@given(rows=st.integers(1, 4), columns=st.integers(2, 90), share=st.floats(0, 1), seed=st.integers(0, 99), few=st.booleans(), dtype=st.sampled_from((*DTYPES, torch.float64)))
+@settings(max_examples=80, deadline=None)
+def test_the_lowest(rows, columns, share, seed, few, dtype):
+    x = torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    x = ((x * 2).round() / 2 if few else x * 10.0 ** (seed % 80 - 40)).to(dtype).nan_to_num()
+    order = torch.sort(x.double().abs(), dim=1, stable=True).indices
+    k = min(columns - 1, max(1, int(share * columns)))
+    assert torch.equal(native.lowest_per_row(x, k), torch.zeros(x.shape, dtype=torch.bool).scatter_(1, order[:, :k], True))
+    k = min(x.numel() - 1, max(1, int(share * x.numel())))
+    compared = torch.float64 if dtype == torch.float64 else torch.float32
+    key, ties = select.threshold(lambda: x.split(1), k, compared)
+    expected = torch.zeros(x.numel(), dtype=torch.bool)
+    expected[torch.sort(x.double().abs().reshape(-1), stable=True).indices[:k]] = True
+    assert torch.equal(torch.cat(list(select.lowest(x.split(1), key, ties, compared))).reshape(-1), expected)
+
+
+def test_the_lowest_of_more_than_one_thread_takes():
+    x = torch.randn(3, 70_001, generator=torch.Generator().manual_seed(5)).bfloat16()
+    key, ties = select.threshold(lambda: [x], 100_000, torch.float32)
+    dropped, equal = native.lowest(x, key, ties)
+    assert ties < equal and dropped.sum() == 100_000  # bfloat16 has ties
+    assert torch.equal(dropped, next(select.lowest([x.float()], key, ties, torch.float32)))
+    assert native.lowest_per_row(x, 7).sum(1).tolist() == [7, 7, 7]
 
 
 @pytest.mark.parametrize("size", [1.0, 1e-6, 1e7, 1e-30])

@@ -47,7 +47,7 @@ def test_weights_blocks_and_channels(shape, kind, dtype, seed, rows, columns):
     np.testing.assert_allclose(saliency.channels(w, g, *kind).numpy(), expected.sum(1), rtol=3e-6)
     blocks = [[expected[i : i + rows, j : j + columns].sum() for j in range(0, shape[1], columns)] for i in range(0, shape[0], rows)]
     np.testing.assert_allclose(saliency.blocks(w, g, *kind, rows, columns).numpy(), blocks, rtol=3e-6)
-    ranked = saliency.weights(w, g, *kind).double().reshape(-1)
+    ranked = saliency.weights(w, g, *kind).double().abs().reshape(-1)
     order = torch.sort(ranked, stable=True).indices
     assert (np.diff(saliency.power(w, g, *kind).reshape(-1)[order].numpy()) >= 0).all()
 

@@ -25,8 +25,8 @@ def test_the_k_lowest(values, which, cuts, dtype):
     scores = torch.tensor(values, dtype=dtype)
     k = 1 + which % len(values)
     parts = pieces(scores, cuts)
-    key, ties = threshold(lambda: iter(parts), k, 8 * dtype.itemsize)
-    got = torch.cat(list(lowest(iter(parts), key, ties))).numpy()
+    key, ties = threshold(lambda: iter(parts), k, dtype)
+    got = torch.cat(list(lowest(iter(parts), key, ties, dtype))).numpy()
     expected = np.zeros(len(values), bool)
     expected[np.argsort(scores.numpy(), kind="stable")[:k]] = True
     assert (got == expected).all()

@@ -21,7 +21,7 @@ from app.layout import Folder, dense_parts, header
 from app.memory import peak_memory, proof_wanted, run_bytes
 from app.outline import Outline, TensorSpec
 from app.packed_size import Look, Size, Text, Told, container_size, tensor_size
-from app.recipe import Lossless, Prune, matcher
+from app.recipe import Lossless, Prune, Quantize, matcher
 from app.sensitive import strips
 from app.targets import Treatment
 from app.values import DRAWN_LEAST, DRAWN_MOST, WIDTH, Values, drawn, from_bytes
@@ -286,8 +286,9 @@ def _running(spec: JobSpec, nbytes: int) -> float:
     """Seconds in which the model itself runs: for its gradients, in training, and to be measured."""
     samples = sum(step.recover.steps * step.recover.batch_size for step in spec.recipe.steps if getattr(step, "recover", None))
     recipe = spec.recipe
+    learned = max((step.steps for step in recipe.step(Quantize) if step.learns), default=0)
     stages = {"calibrate": recipe.needs_gradients and not spec.gradients, "reconstruct": recipe.reconstructs, "measure": spec.calibration is not None}
-    return nbytes * (speeds.TRAIN * samples + sum(speeds.STAGES[stage] for stage, wanted in stages.items() if wanted))
+    return nbytes * (speeds.TRAIN * samples + speeds.LEARN * learned + sum(speeds.STAGES[stage] for stage, wanted in stages.items() if wanted))
 
 
 def _notes(treatments: dict[str, Treatment], made: Estimate) -> Iterator[str]:

@@ -48,7 +48,8 @@ def by_thumb(spec: dict, nbytes: int) -> dict[str, float]:
     steps = spec["recipe"]["steps"]
     compress = sum(speeds.of(step["method"], step.get("scale_search"), step.get("mapping")) for step in steps)
     samples = sum(trained["steps"] * trained["batch_size"] for step in steps if (trained := step.get("recover")))
-    rates = speeds.STAGES | {"compress": compress, "recover": speeds.TRAIN * samples}
+    learned = max((step["steps"] for step in steps if step.get("algorithm") == "autoround"), default=0)
+    rates = speeds.STAGES | {"compress": compress, "recover": speeds.TRAIN * samples, "reconstruct": speeds.STAGES["reconstruct"] + speeds.LEARN * learned}
     return {stage: nbytes * rates[stage] + (speeds.PROVE if stage == "prove" else 0) for stage in stages(spec)}
 
 

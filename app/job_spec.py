@@ -114,7 +114,7 @@ def check_companions(spec: JobSpec) -> None:
     if spec.recipe.recovers and not spec.calibration:
         missing("calibration", "recover trains on calibration data")
     if spec.recipe.reconstructs and not spec.calibration:
-        missing("calibration", "gptq, wanda and sparsegpt look at what goes into each layer when the model runs on calibration data")
+        missing("calibration", "gptq, autoround, wanda and sparsegpt look at what goes into each layer when the model runs on calibration data")
     if spec.labels and not spec.calibration:
         missing("calibration", "labels belong to calibration data")
     if spec.gates.max_kl is not None and not spec.calibration:

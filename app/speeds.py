@@ -8,6 +8,7 @@ CODEBOOKS = 6e-7  # with `mapping: gradient`
 COPY, CHECK = 2e-9, 1.2e-8  # to carry a tensor over, and to look whether its values are finite
 PROVE = 5.0  # seconds that a load proof takes to import transformers, whatever the size
 TRAIN = 1e-10  # with each sample of a batch that `recover` trains on: through the network and back, and through the original
+LEARN = 1e-8  # with each step that `algorithm: autoround` learns in
 STAGES = {
     "fetch": 3e-9, "restore": METHODS["restore"], "calibrate": 3e-7, "search": 2e-6, "reconstruct": 3e-7, "verify": 1e-8, "measure": 3e-7, "prove": 2e-9, "store": 4e-9,
     "sign": 4e-9,

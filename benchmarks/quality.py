@@ -61,6 +61,8 @@ def recipes(recover: int) -> Iterator[tuple[str, list[dict]]]:
         for options in ({}, {"activation_order": True}, {"sequential": False}):
             gptq = {"method": "quantize", "algorithm": "gptq", "num_bits": bits, "group_size": GROUP, "scale_search": "mse"} | options
             yield f"gptq {bits} bits, group {GROUP}, mse" + "".join(f", {k}" if v else f", not {k}" for k, v in options.items()), [gptq]
+    for bits in (4, 3, 2):
+        yield f"autoround {bits} bits, group {GROUP}, mse", [{"method": "quantize", "algorithm": "autoround", "num_bits": bits, "group_size": GROUP, "scale_search": "mse"}]
     for saliency in ("wanda", "sparsegpt"):
         for share in ({"sparsity": 0.5}, {"sparsity": 0.7}, {"mask_structure": "2:4"}):
             yield f"prune {saliency} {'2:4' if 'mask_structure' in share else format(share['sparsity'], '.0%')}", [{"method": "prune", "saliency": saliency} | share]

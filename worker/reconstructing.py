@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from app.recipe import Recipe
+from app.recipe import Quantize, Recipe
 from worker import __main__, pipeline
 from worker.calibration import batched
 from worker.checkpoint import Checkpoint
@@ -27,14 +27,17 @@ from worker.plan import TensorPlan
 from worker.progress import Emit, Progress
 from worker.reconstruction import finished
 from worker.reconstruction.course import Stage, stages
-from worker.reconstruction.solving import solve
+from worker.reconstruction.descent import Passage
+from worker.reconstruction.learning import learn
+from worker.reconstruction.solving import Start, begin, solve
 from worker.reconstruction.walk import Values, Walk
 from worker.runnable import open_runnable
 from worker.runnable.stacks import unstack
 from worker.samples import fit, read
 
 RESUME = "resume"
-_TOKENS, _ROWS = 4096, 64  # of a batch, padding included: tokens, samples
+_SEEN, _LEARNED = (4096, 64), (2048, 8)  # of a batch, padding included: tokens, samples; where rounding is learned, a step's batch
+_STEP = 0.2  # of what reconstructs a block: one step that learns its rounding
 
 
 def child(inp: Path, out: Path, spec: dict, emit: Emit) -> None:
@@ -72,7 +75,8 @@ class Reconstruction:
         self.out.mkdir(exist_ok=True)
         runnable = open_runnable(self.inp, checkpoint, device)
         data = fit(read(Path(self.spec["beside"]["calibration"])), runnable)
-        batches = [data.batch(positions).to(device) for positions in batched(data, _TOKENS, _ROWS)]
+        learns = any(isinstance(s, Quantize) and s.learns for s in recipe.steps)
+        batches = [data.batch(positions).to(device) for positions in batched(data, *(_LEARNED if learns else _SEEN))]
         changing = {name: p for name, p in runnable.parameters.items() if name in plans and any(s.method in ("prune", "quantize") for s in plans[name].steps)}
         apart = unstack(runnable.module, {p: plans[name].transposed for name, p in changing.items() if plans[name].experts is not None})
         self._held = {name: apart.get(p, [p]) for name, p in changing.items()}
@@ -80,9 +84,11 @@ class Reconstruction:
         course = stages(runnable.module, runnable.forward, batches[0], set(self._names), {w: n for w, n in self._names.items() if plans[n].experts is not None})
         sizes = {id(stage): sum(plans[name].spec.nbytes for name in self._weights(stage)) for stage in course}
         total, samples = sum(sizes.values()), sum(map(len, batches))
-        self._progress = Progress(self.emit, "reconstruct", total, 4 * total)  # twice through the samples, and the solution counts as much
+        self._steps = max((s.steps for s in recipe.steps if isinstance(s, Quantize) and s.learns), default=0)
+        cost = (5 if learns else 4) + _STEP * self._steps  # twice or three times through the samples, and the solution counts as much
+        self._progress = Progress(self.emit, "reconstruct", total, cost * total)
         sequential = all(s.sequential for s in recipe.steps if getattr(s, "reconstructs", False))
-        walk = Walk(runnable.forward, batches, course, sequential, lambda stage, n: self._progress.add(0, sizes[id(stage)] * n / samples))
+        walk = Walk(runnable.forward, batches, course, sequential, learns, lambda stage, n: self._progress.add(0, sizes[id(stage)] * n / samples))
         walk.run(self._solve, self._finished)
         self.told = {"samples": samples, "stages": len(course), "sequential": sequential, "layers": sum(len(self._weights(stage)) for stage in course)}
 
@@ -103,13 +109,21 @@ class Reconstruction:
         """By name, each once though several layers may share it."""
         return {(name := self._names[layer.weight]): self._held[name] for layer in stage.layers}
 
-    def _solve(self, number: int, stage: Stage, moments: Moments) -> Values:
+    def _solve(self, number: int, stage: Stage, moments: Moments, passages: list[Passage]) -> Values:
         found: dict[str, Encoded] = {}
+        starts: dict[str, Start] = {}
         for name, held in self._weights(stage).items():
             plan = self._plans[name]
             seen = moments.of(held[0]) if plan.experts is None else [moments.of(weight) for weight in held]
-            found[name] = solve(plan, self._checkpoint.read(name).to(self._device), seen).to(CPU)
+            encoded, start = begin(plan, self._checkpoint.read(name).to(self._device), seen)
+            found[name] = encoded if start else encoded.to(CPU)
+            starts |= {name: start} if start else {}
             self._progress.add(plan.spec.nbytes, 2 * plan.spec.nbytes)
+        if starts:
+            size = sum(encoded.spec.nbytes for encoded in found.values())
+            others = placed({name: held for name, held in self._weights(stage).items() if name not in starts}, found, self._plans)
+            learned = learn(stage, starts, self._weights(stage), others, passages, self.spec.get("seed", 0) * 1_000_003 + number, lambda: self._progress.add(0, _STEP * size))
+            found |= {name: encoded.to(CPU) for name, encoded in learned.items()}
         path = self.out / f"{number:05}.safetensors"
         finished.save(path, found, self._recipe)
         return self._taken(path, stage, found)
@@ -129,8 +143,13 @@ class Reconstruction:
 
     def _taken(self, path: Path, stage: Stage, found: dict[str, Encoded]) -> Values:
         self._files |= dict.fromkeys(found, path)
-        values: dict[nn.Parameter, torch.Tensor] = {}
-        for name, held in self._weights(stage).items():
-            plan, dense = self._plans[name], found[name].dense
-            values |= {held[0]: dense.reshape(held[0].shape)} if plan.experts is None else dict(zip(held, plan.each(plan.matrix(dense)), strict=True))
-        return values
+        return placed(self._weights(stage), found, self._plans)
+
+
+def placed(held: dict[str, list[nn.Parameter]], found: dict[str, Encoded], plans: dict[str, TensorPlan]) -> dict[nn.Parameter, torch.Tensor]:
+    """Values of the network's weights, from those of the tensors that they are of."""
+    values: dict[nn.Parameter, torch.Tensor] = {}
+    for name, weights in held.items():
+        plan, dense = plans[name], found[name].dense
+        values |= {weights[0]: dense.reshape(weights[0].shape)} if plan.experts is None else dict(zip(weights, plan.each(plan.matrix(dense)), strict=True))
+    return values

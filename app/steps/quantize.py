@@ -11,6 +11,8 @@ from app.patterns import Targeted
 from app.steps.fields import Damping, filled, refuse
 from app.steps.recover import Recover
 
+STEPS = 200
+"""Of autoround, unless told."""
 SUPER = 256
 """Inputs whose scales of `scale_bits` bits stand under one float16."""
 
@@ -29,6 +31,8 @@ class Quantize(Targeted):
     `algorithm: gptq` rounds one input after another and lets those after it make up for the error in the layer's output (`rtn` rounds each to the nearest);
     `scale_search: mse` then weighs errors by the size of the inputs. `damping` is added to the second moments of the inputs, as a share of their mean;
     `activation_order` begins with the largest inputs, scales being found before; `sequential` takes them from the model as quantized so far.
+    `algorithm: autoround` learns in `steps` batches, block by block, which way each weight is rounded and how wide the levels of its group are, so that what
+    the block puts out comes near to the original's.
     """
 
     method: Literal["quantize"]
@@ -43,7 +47,8 @@ class Quantize(Targeted):
     zero_point: Literal["integer", "float"] = "integer"
     scale_search: Literal["absmax", "mse", "hqq"] = "absmax"
     activations: Literal["none", "dynamic"] = "none"
-    algorithm: Literal["rtn", "gptq"] = "rtn"
+    algorithm: Literal["rtn", "gptq", "autoround"] = "rtn"
+    steps: Annotated[int, Field(ge=1, le=10_000)] | None = None
     damping: Damping | None = None
     activation_order: bool | None = None
     sequential: bool | None = None
@@ -62,7 +67,12 @@ class Quantize(Targeted):
     @property
     def reconstructs(self) -> bool:
         """As of `Prune`."""
-        return self.algorithm == "gptq"
+        return self.algorithm in ("gptq", "autoround")
+
+    @property
+    def learns(self) -> bool:
+        """Whether its rounding is learned, block by block."""
+        return self.algorithm == "autoround"
 
     @model_validator(mode="before")
     @classmethod
@@ -80,10 +90,12 @@ class Quantize(Targeted):
                 data = data | {"group_size": 128}
             if data.get("avg_bits") is not None and "strategy" not in data:
                 data = data | {"strategy": "tensor"}
-            gptq = data.get("algorithm") == "gptq"
-            data = filled(data, gptq, gptq)
-            if gptq and data.get("activation_order") is None:
+            algorithm = data.get("algorithm")
+            if algorithm == "autoround" and data.get("steps") is None:
+                data = data | {"steps": STEPS}
+            if algorithm == "gptq" and data.get("activation_order") is None:
                 data = data | {"activation_order": False}
+            data = filled(data, algorithm in ("gptq", "autoround"), algorithm == "gptq")
         return data
 
     @model_validator(mode="after")
@@ -96,9 +108,7 @@ class Quantize(Targeted):
             refuse("avg_bits" if self.avg_bits is not None else "recover", "this goes with mapping gradient only")
         elif self.num_bits is None:
             refuse("num_bits", "how many bits (2 to 8) a code has is needed")
-        for field in ("damping", "activation_order", "sequential") if not self.reconstructs else ():
-            if getattr(self, field) is not None:
-                refuse(field, "this goes with algorithm gptq")
+        self._algorithm()
         if self.type == "float" and self.num_bits != 8:
             refuse("num_bits", "type float has 8 bits (e4m3) here; for other widths choose type int")
         if self.type != "int" and not self.symmetric:
@@ -114,6 +124,18 @@ class Quantize(Targeted):
         if self.activations == "dynamic" and (not self.plain_scales or self.num_bits != 8 or self.strategy == "group" or not self.symmetric):
             refuse("activations", "dynamic activations go with 8 symmetric bits per tensor or channel")
         return self
+
+    def _algorithm(self):
+        for field, goes, what in (
+            ("sequential", self.reconstructs, "gptq or autoround"),
+            ("damping", self.algorithm == "gptq", "gptq"),
+            ("activation_order", self.algorithm == "gptq", "gptq"),
+            ("steps", self.learns, "autoround"),
+        ):
+            if getattr(self, field) is not None and not goes:
+                refuse(field, "this goes with algorithm {what}", what=what)
+        if self.learns and self.type != "int":
+            refuse("type", "autoround learns how integers are rounded: type int")
 
     def _two_level(self):
         if self.strategy != "group":

@@ -109,3 +109,8 @@ def test_recovery_is_followed_though_compression_is_told_first():
     for t in range(101):
         _, left = forecast.look("recover", t / 1000, 2.0 + t)
     assert left == pytest.approx(900, rel=0.2)
+
+
+def test_what_learns_its_rounding_takes_longer_with_each_step():
+    seconds = [by_thumb({"recipe": {"steps": [{"method": "quantize", "num_bits": 4, "algorithm": "autoround", "steps": n}]}, "calibration": "c", "output": {"format": "packed"}}, 10**8)["reconstruct"] for n in (1, 200)]
+    assert seconds[1] > 3 * seconds[0] > 0

@@ -221,6 +221,11 @@ SPARSEGPT, GPTQ = {"method": "prune", "saliency": "sparsegpt"}, {"method": "quan
         ([GPTQ | {"damping": 0.0}], "/recipe/steps/0/damping"),
         ([GPTQ | {"algorithm": "rtn", "sequential": True}], "/recipe/steps/0/sequential"),
         ([GPTQ | {"mapping": "gradient"}], "/recipe/steps/0/algorithm"),
+        ([GPTQ | {"steps": 100}], "/recipe/steps/0/steps"),
+        ([GPTQ | {"algorithm": "autoround", "steps": 0}], "/recipe/steps/0/steps"),
+        ([GPTQ | {"algorithm": "autoround", "damping": 0.1}], "/recipe/steps/0/damping"),
+        ([GPTQ | {"algorithm": "autoround", "activation_order": True}], "/recipe/steps/0/activation_order"),
+        ([GPTQ | {"algorithm": "autoround", "type": "nf"}], "/recipe/steps/0/type"),
         ([SPARSEGPT | {"norm": "l1"}], "/recipe/steps/0/norm"),
         ([SPARSEGPT | {"scope": "global"}], "/recipe/steps/0/scope"),
         ([SPARSEGPT | {"mask_structure": "block:4x4"}], "/recipe/steps/0/mask_structure"),
@@ -244,4 +249,6 @@ def test_reconstruction_needs_data_and_has_its_defaults():
     assert refused.value.pointer == "/calibration"
     prune, quantize = steps(SPARSEGPT, GPTQ, calibration=ID).recipe.steps
     assert (prune.damping, prune.sequential) == (quantize.damping, quantize.sequential) == (0.05, True) and quantize.activation_order is False
+    learned = steps(GPTQ | {"algorithm": "autoround"}, calibration=ID).recipe.steps[0]
+    assert (learned.steps, learned.sequential, learned.damping, learned.activation_order) == (200, True, None, None)
     assert parse_recipe({"steps": [{"method": "prune", "saliency": "wanda"}]}).steps[0].damping is None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -95,3 +96,13 @@ def test_a_layer_that_is_finished_is_not_worked_on_again(calibration, tmp_path):
     compressed(tmp_path / "m", tmp_path / "b", [step], calibration=calibration, resume=tmp_path / "a" / "resume")
     a, b = ((tmp_path / out / "files").rglob("*.safetensors") for out in "ab")
     assert [p.read_bytes() for p in a] == [p.read_bytes() for p in b]
+
+
+def test_the_rounding_of_every_expert_that_tokens_reach_is_learned(calibration, tmp_path):
+    tiny_models.build("qwen3-vl-moe", tmp_path / "m")
+    step = {k: v for k, v in GPTQ.items()} | {"algorithm": "autoround", "steps": 12, "num_bits": 2}
+    report = compressed(tmp_path / "m", tmp_path / "a", [step], calibration=calibration)
+    notes = [" ".join(r["notes"]) for r in report["tensors"] if "experts" in r["name"] and r["action"] == "quantized"]
+    assert len(notes) == 4 and all("in the mean over experts" in note for note in notes)
+    told = [re.search(r"output error of its block ([\d.]+) before, ([\d.]+) after 12 steps", note) for note in notes]
+    assert all(float(m[2]) < float(m[1]) for m in told)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import shutil
 import time
 from pathlib import Path
@@ -20,6 +21,7 @@ from worker.zygote import Limits, Zygote
 
 LIMITS = Limits(memory=4 << 30, file_bytes=1 << 30, threads=1)
 GPTQ = {"method": "quantize", "algorithm": "gptq", "num_bits": 4, "group_size": 8, "scale_search": "mse"}
+ROUND = {"method": "quantize", "algorithm": "autoround", "num_bits": 3, "group_size": 8, "scale_search": "mse", "steps": 8}
 SPARSE = {"method": "prune", "saliency": "sparsegpt", "sparsity": 0.5}
 
 
@@ -103,14 +105,14 @@ def _plain(model: Path, out: Path, steps: list[dict]) -> None:
 SUPER = {"num_bits": 4, "group_size": 32, "scale_bits": 6, "symmetric": False}
 
 
-@pytest.mark.parametrize("steps", [[GPTQ], [SPARSE, GPTQ | SUPER], [SPARSE, GPTQ | {"activation_order": True}], [{"method": "prune", "saliency": "wanda", "mask_structure": "2:4"}]], ids=["gptq", "super", "both", "wanda"])
+@pytest.mark.parametrize("steps", [[GPTQ], [SPARSE, GPTQ | SUPER], [SPARSE, GPTQ | {"activation_order": True}], [{"method": "prune", "saliency": "wanda", "mask_structure": "2:4"}], [SPARSE, ROUND]], ids=["gptq", "super", "both", "wanda", "autoround"])
 def test_what_goes_on_from_finished_blocks_comes_to_the_same_bytes(calibration, tmp_path, steps, monkeypatch):
     tiny_models.build("bert", tmp_path / "m")
     here(tmp_path / "m", tmp_path / "whole", steps, {"calibration": calibration})
     bytes_of = {p.name: p.read_bytes() for p in (tmp_path / "whole" / "files").iterdir()}
     solved = []
-    solve = reconstructing.solve
-    monkeypatch.setattr(reconstructing, "solve", lambda plan, *rest: solved.append(plan.spec.name) or solve(plan, *rest))
+    solve = reconstructing.begin
+    monkeypatch.setattr(reconstructing, "begin", lambda plan, *rest: solved.append(plan.spec.name) or solve(plan, *rest))
     for count in (1, 2):
         (resume := tmp_path / f"left{count}").mkdir()
         for number in range(count):
@@ -216,13 +218,30 @@ def test_an_expert_that_few_tokens_reach_is_rounded_without_them(calibration, tm
     assert any("fewer than 16: rounded to the nearest" in note for note in notes.values()) and any("output error" in note for note in notes.values())
 
 
-@pytest.mark.parametrize("options", [{}, {"strategy": "channel", "activation_order": True}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"strategy": "channel", "activation_order": True}, {"algorithm": "autoround", "steps": 4, "symmetric": False}], ids=str)
 def test_transformers_decompresses_to_the_values_that_were_meant(calibration, tmp_path, options):
     from transformers import AutoModel, CompressedTensorsConfig
 
     tiny_models.build("bert", tmp_path / "m")
-    step = {k: v for k, v in (GPTQ | options).items() if not (k == "group_size" and options)}
+    step = {k: v for k, v in (GPTQ | options).items() if not (k == "group_size" and "strategy" in options)}
     here(tmp_path / "m", tmp_path / "a", [step], {"calibration": calibration}, "compressed-tensors")
     meant = values(tmp_path / "a", "compressed-tensors")
     loaded = dict(AutoModel.from_pretrained(tmp_path / "a" / "files", dtype=torch.float32, quantization_config=CompressedTensorsConfig(run_compressed=False)).named_parameters())
     assert len(meant) == 13 and all(torch.equal(loaded[name], w) for name, w in meant.items())
+
+
+def test_learned_rounding_is_nearer_to_the_original_than_what_it_begins_with(calibration, tmp_path):
+    """Of blocks, and of the pooler, which is a layer outside of them."""
+    tiny_models.build("bert", tmp_path / "m")
+    report = here(tmp_path / "m", tmp_path / "a", [ROUND | {"num_bits": 2, "steps": 40}], {"calibration": calibration})
+    told = [re.search(r"output error of its (\w+) ([\d.]+) before, ([\d.]+) after 40 steps", " ".join(r["notes"])) for r in report["tensors"] if r["action"] == "quantized"]
+    assert sorted({m[1] for m in told}) == ["block", "layer"] and len(told) == 13
+    assert all(float(m[3]) < 0.95 * float(m[2]) for m in told)
+
+
+def test_learned_rounding_keeps_masks_and_its_seed(calibration, tmp_path):
+    tiny_models.build("llama", tmp_path / "m")
+    steps = [{"method": "prune", "saliency": "wanda"}, ROUND | {"symmetric": False}]
+    found = [values(here(tmp_path / "m", tmp_path / f"{i}", steps, {"calibration": calibration}, seed=seed) and tmp_path / f"{i}") for i, seed in enumerate((0, 0, 1))]
+    assert all(float((w == 0).float().mean()) >= 0.5 for w in found[0].values())
+    assert all(torch.equal(w, found[1][name]) for name, w in found[0].items()) and not all(torch.equal(w, found[2][name]) for name, w in found[0].items())

@@ -35,6 +35,12 @@ class Columns:
         codes = self.scheme.encode(single(x, self.scheme), found)
         return codes, self.scheme.decode(codes, found)
 
+    def begin_all(self, w: torch.Tensor, weight: torch.Tensor) -> None:
+        """`begin` of every group. Args: w: [O, I]. weight: [I]."""
+        for start in range(0, w.shape[1], self.size):
+            group = slice(start, start + self.size)
+            self.begin(start, w[:, group], weight[group])
+
     def parameters(self) -> Parameters:
         """Of all groups, once each has had its turn."""
         return joined([self.found[k] for k in sorted(self.found)], 1)
@@ -51,9 +57,7 @@ class Ordered:
 
     def __init__(self, grid: Columns, order: torch.Tensor, w: torch.Tensor, weight: torch.Tensor):
         self.grid, self.order, self.size = grid, order.tolist(), 1
-        for start in range(0, w.shape[1], grid.size):
-            group = slice(start, start + grid.size)
-            grid.begin(start, w[:, group], weight[group])
+        grid.begin_all(w, weight)
 
     def begin(self, start: int, x: torch.Tensor, weight: torch.Tensor) -> None:
         """All are there."""

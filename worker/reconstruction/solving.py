@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from app.recipe import Prune, Quantize, Step
-from worker.encoded import Encoded
+from worker.encoded import Encoded, Grid, Quantized
 from worker.kernels import compensation, least_squares, select
 from worker.methods import METHODS
 from worker.methods.prune import keep_mask, keep_n_of_m, some
@@ -17,15 +17,56 @@ from worker.methods.quantize import decoded, rounded
 from worker.moments import Sum
 from worker.plan import TensorPlan
 from worker.reconstruction.grids import Columns, Ordered
-from worker.schemes import Parameters, Scheme, assembled, joined, scheme_of
+from worker.reconstruction.offsets import Offsets
+from worker.schemes import Parameters, Scheme, assembled, joined, scheme_of, single
 
 FEWEST = 16
 """Tokens (samples, patches) that have to reach a layer, such as an expert that few are sent to."""
 _ITERATIONS = 32
+_ERROR = "output error"
+
+
+@dataclass(frozen=True)
+class Start:
+    """From where the rounding of a tensor is learned.
+
+    Args:
+        encoded: as it is rounded at first.
+        w: [O, I] as it was before, of all experts one below another.
+        parts: of each matrix.
+        grams: of the inputs of each; None where it is left as it is.
+    """
+
+    plan: TensorPlan
+    step: Quantize
+    scheme: Scheme
+    encoded: Encoded
+    w: torch.Tensor
+    parts: list[_Part]
+    grams: list[torch.Tensor | None]
+
+    def offsets(self) -> list[Offsets | None]:
+        """Of each matrix."""
+        each = zip(self.plan.each(self.w), self.parts, self.grams, strict=True)
+        return [Offsets(_left(w, p.kept).float(), p.parameters, self.scheme, p.kept) if gram is not None else None for w, p, gram in each]
+
+    def learned(self, offsets: list[Offsets | None], note: str) -> Encoded:
+        """Args: note: what came of it."""
+        parts = [p if o is None else replace(p, codes=self.scheme.stored(o.codes()), parameters=o.parameters()) for p, o in zip(self.parts, offsets, strict=True)]
+        quantized = _assembled(self.plan, self.step, self.scheme, parts)
+        values = decoded(quantized, self.w.dtype)
+        told = _told(self.plan, self.w, values, parts, self.grams, None)
+        notes = tuple(n for n in self.encoded.notes if not n.startswith(_ERROR))
+        return replace(self.encoded, dense=self.plan.shaped(values), quantized=quantized, notes=(*notes, *told, note))
 
 
 def solve(plan: TensorPlan, tensor: torch.Tensor, seen: Sum | None | Sequence[Sum | None]) -> Encoded:
-    """The tensor after its steps; lossless ones are left for later.
+    """`begin`, where nothing is learned after it."""
+    return begin(plan, tensor, seen)[0]
+
+
+def begin(plan: TensorPlan, tensor: torch.Tensor, seen: Sum | None | Sequence[Sum | None]) -> tuple[Encoded, Start | None]:
+    """The tensor after its steps; lossless ones are left for later. Of rounding that is to be learned, where that starts.
 
     Args:
         tensor: as it was in the input, on the device of the job.
@@ -33,7 +74,7 @@ def solve(plan: TensorPlan, tensor: torch.Tensor, seen: Sum | None | Sequence[Su
     """
     known = [_known(one) for one in (seen if isinstance(seen, Sequence) else [seen] * (plan.experts or 1))]
     tokens, grams = [t for _, t in known], [gram for gram, _ in known]
-    encoded = Encoded(plan.spec, "copied", tensor, plan.reason, notes=plan.notes)
+    encoded, start = Encoded(plan.spec, "copied", tensor, plan.reason, notes=plan.notes), None
     steps = [s for s in plan.steps if isinstance(s, Prune | Quantize)]
     while steps:
         step = steps.pop(0)
@@ -42,11 +83,11 @@ def solve(plan: TensorPlan, tensor: torch.Tensor, seen: Sum | None | Sequence[Su
         elif all(gram is None for gram in grams):
             encoded = _without_data(plan, step, encoded, max(tokens))
         elif isinstance(step, Quantize):
-            encoded = _solved(plan, None, step, encoded, grams)
+            encoded, start = _solved(plan, None, step, encoded, grams)
         else:
-            joins = step.saliency == "sparsegpt" and steps and isinstance(steps[0], Quantize) and steps[0].reconstructs and not steps[0].activation_order
-            encoded = _solved(plan, step, steps.pop(0) if joins else None, encoded, grams)
-    return encoded
+            joins = step.saliency == "sparsegpt" and steps and isinstance(steps[0], Quantize) and steps[0].algorithm == "gptq" and not steps[0].activation_order
+            encoded, start = _solved(plan, step, steps.pop(0) if joins else None, encoded, grams)
+    return encoded, start
 
 
 def _known(seen: Sum | None) -> tuple[torch.Tensor | None, int]:
@@ -67,7 +108,7 @@ def _plain(step: Step) -> Step:
     """The same by the weights alone."""
     if isinstance(step, Prune):
         return step.model_copy(update={"saliency": "magnitude", "damping": None, "sequential": None})
-    return step.model_copy(update={"algorithm": "rtn", "damping": None, "activation_order": None, "sequential": None})
+    return step.model_copy(update={"algorithm": "rtn", "damping": None, "activation_order": None, "sequential": None, "steps": None})
 
 
 def _by_weights(step: Step) -> str:
@@ -85,8 +126,9 @@ class _Part:
     damping: float | None = None
 
 
-def _solved(plan: TensorPlan, prune: Prune | None, quantize: Quantize | None, encoded: Encoded, grams: list[torch.Tensor | None]) -> Encoded:
-    """Wanda, SparseGPT, GPTQ, or the last two in one pass, of each matrix. A mask that is there already is kept."""
+def _solved(plan: TensorPlan, prune: Prune | None, quantize: Quantize | None, encoded: Encoded, grams: list[torch.Tensor | None]) -> tuple[Encoded, Start | None]:
+    """Wanda, SparseGPT, GPTQ, or the last two in one pass, of each matrix, or the nearest levels from which rounding is learned. A mask that is there already is
+    kept."""
     matrix = plan.matrix(encoded.dense)
     scheme = scheme_of(quantize, matrix, plan.scale_dtype) if quantize else None
     if scheme and prune and scheme.offset == "float":
@@ -94,8 +136,7 @@ def _solved(plan: TensorPlan, prune: Prune | None, quantize: Quantize | None, en
     masks = [None] * len(grams) if encoded.mask is None else plan.each(plan.matrix(encoded.mask))
     parts = [_one(w, prune, quantize, scheme, kept, gram) for w, kept, gram in zip(plan.each(matrix), masks, grams, strict=True)]
     if quantize:
-        codes, found = torch.cat([p.codes for p in parts]), joined([p.parameters for p in parts], 0)
-        quantized = assembled(scheme, codes, found, quantize, plan.transposed, plan.experts)
+        quantized = _assembled(plan, quantize, scheme, parts)
         values = decoded(quantized, matrix.dtype)
     else:
         quantized, values = None, torch.cat([p.values for p in parts])
@@ -105,18 +146,27 @@ def _solved(plan: TensorPlan, prune: Prune | None, quantize: Quantize | None, en
         how = " and ".join(_by_weights(s) for s in (prune, quantize) if s)
         notes.append(f"fewer than {FEWEST} tokens of the calibration data reach {len(few)} of {len(grams)} experts ({some(few)}): {how}")
     action = "quantized" if quantized else "pruned"
-    return replace(encoded, action=action, reason=None, dense=plan.shaped(values), mask=mask, quantized=quantized, notes=(*encoded.notes, *notes))
+    encoded = replace(encoded, action=action, reason=None, dense=plan.shaped(values), mask=mask, quantized=quantized, notes=(*encoded.notes, *notes))
+    return encoded, Start(plan, quantize, scheme, encoded, matrix, parts, grams) if quantize and quantize.learns else None
 
 
-def _told(plan: TensorPlan, matrix: torch.Tensor, values: torch.Tensor, parts: list[_Part], grams: list[torch.Tensor | None], asked: float) -> list[str]:
+def _assembled(plan: TensorPlan, step: Quantize, scheme: Scheme, parts: list[_Part]) -> Quantized | Grid:
+    return assembled(scheme, torch.cat([p.codes for p in parts]), joined([p.parameters for p in parts], 0), step, plan.transposed, plan.experts)
+
+
+def _left(w: torch.Tensor, kept: torch.Tensor | None) -> torch.Tensor:
+    return w if kept is None else torch.where(kept, w, w.new_zeros(()))
+
+
+def _told(plan: TensorPlan, matrix: torch.Tensor, values: torch.Tensor, parts: list[_Part], grams: list[torch.Tensor | None], asked: float | None) -> list[str]:
     each = zip(plan.each(matrix), plan.each(values), grams, strict=True)
     errors = {i: math.sqrt(compensation.output_error(w.float(), q.float(), gram)) for i, (w, q, gram) in enumerate(each) if gram is not None}
     worst = max(errors, key=errors.get)
     if plan.experts is None:
-        notes = [f"output error {errors[worst]:.4f} on the calibration data"]
+        notes = [f"{_ERROR} {errors[worst]:.4f} on the calibration data"]
     else:
-        notes = [f"output error {sum(errors.values()) / len(errors):.4f} on the calibration data in the mean over experts, {errors[worst]:.4f} of expert {worst}"]
-    if (most := max(p.damping for p in parts if p.damping is not None)) != asked:
+        notes = [f"{_ERROR} {sum(errors.values()) / len(errors):.4f} on the calibration data in the mean over experts, {errors[worst]:.4f} of expert {worst}"]
+    if (most := max((p.damping for p in parts if p.damping is not None), default=asked)) != asked:
         notes.append(f"damping {most:g}: the inputs are nearly dependent")
     return notes
 
@@ -124,7 +174,7 @@ def _told(plan: TensorPlan, matrix: torch.Tensor, values: torch.Tensor, parts: l
 def _one(matrix: torch.Tensor, prune: Prune | None, quantize: Quantize | None, scheme: Scheme | None, kept: torch.Tensor | None, gram: torch.Tensor | None) -> _Part:
     if gram is None:
         kept = keep_mask(matrix, _plain(prune)) if prune else kept
-        values = matrix if kept is None else torch.where(kept, matrix, matrix.new_zeros(()))
+        values = _left(matrix, kept)
         return _Part(None, kept, *rounded(values, quantize, scheme)) if quantize else _Part(values, kept)
     if prune and prune.saliency == "wanda":  # Sun et al., 2024, "A Simple and Effective Pruning Approach for Large Language Models": |w_ij| |x_j|
         dropped = dropping(prune)(matrix.float().abs() * gram.diagonal().sqrt(), 0)
@@ -132,6 +182,10 @@ def _one(matrix: torch.Tensor, prune: Prune | None, quantize: Quantize | None, s
     w, weight = matrix.float(), gram.diagonal().clone()
     asked = (quantize or prune).damping
     grid = Columns(scheme, quantize, matrix.shape[1]) if quantize else None
+    if quantize and quantize.learns:
+        w = _left(w, kept)
+        grid.begin_all(w, weight)
+        return _Part(None, kept, scheme.stored(scheme.encode_rows(single(w, scheme), grid.parameters())), grid.parameters())
     order = torch.argsort(weight, descending=True, stable=True) if quantize and quantize.activation_order else None
     if order is None:
         upper, damping = compensation.factor(gram, asked)

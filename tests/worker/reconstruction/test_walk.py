@@ -51,7 +51,7 @@ def walked(runnable, batches, sequential) -> tuple[list, dict]:
     """Moments of each stage, and the new values."""
     seen, values = [], {}
 
-    def solve(number, stage, moments):
+    def solve(number, stage, moments, passages):
         seen.append({layer.weight: moments.of(layer.weight).gram.clone() for layer in stage.layers if moments.of(layer.weight) is not None})
         values.update(coarse(stage, moments))
         return {w: values[w] for w in (layer.weight for layer in stage.layers)}
@@ -106,7 +106,7 @@ def test_memory_of_values_is_given_back_once_nothing_runs_them_again(opened):
     inner = matrices(opened) - {head}
     originals, batches = {w: w.data for w in inner}, batches_of(opened)
     course = stages(opened.module, opened.forward, batches[0], inner)
-    Walk(opened.forward, batches, course, True).run(lambda n, stage, m: coarse(stage, m), lambda *_: None)
+    Walk(opened.forward, batches, course, True).run(lambda n, stage, m, _: coarse(stage, m), lambda *_: None)
     assert all(w.data.data_ptr() == data.data_ptr() for w, data in originals.items())
 
 
@@ -119,7 +119,7 @@ def test_what_is_finished_is_not_worked_on_again_and_leads_to_the_same(opened):
     course, again = stages(opened.module, opened.forward, batches[0], matrices(opened)), []
     walk = Walk(opened.forward, batches, course, True)
 
-    def solve(number, stage, moments):
+    def solve(number, stage, moments, passages):
         again.append((number, {layer.weight: moments.of(layer.weight).gram for layer in stage.layers}))
         return coarse(stage, moments)
 
@@ -152,7 +152,7 @@ def test_a_weight_of_two_blocks_is_worked_on_once_and_both_have_the_new_values()
     assert [[layer.weight is shared for layer in stage.layers] for stage in course] == [[True, False], [False]] and course[1].follows
     seen = {}
 
-    def solve(number, stage, moments):
+    def solve(number, stage, moments, passages):
         seen.update({layer.weight: moments.of(layer.weight).gram for layer in stage.layers})
         return {layer.weight: layer.weight.round(decimals=1) for layer in stage.layers}
 
@@ -163,3 +163,38 @@ def test_a_weight_of_two_blocks_is_worked_on_once_and_both_have_the_new_values()
         layer.weight.data = layer.weight.round(decimals=1)
     x = rounded.layers[1][1](rounded.layers[1][0](rounded.layers[0](batches[0].inputs["x"])))
     assert torch.allclose(seen[last], x.T @ x, atol=1e-4)
+
+
+@pytest.mark.parametrize("opened", ["bert", "llama", "vit"], indirect=True)
+@pytest.mark.parametrize("known", [0, 1])
+def test_aims_are_what_the_original_model_has_there(opened, known):
+    """And what is given to a block is what the model makes as changed so far, whether that was done now or is known from before."""
+    batches, course = batches_of(opened), stages(opened.module, opened.forward, batches_of(opened)[0], matrices(opened))
+    values = {layer.weight: coarse_of(layer.weight) for stage in course for layer in stage.layers}
+    originals = {stage.block: [] for stage in course if stage.block is not None}
+    handles = [block.register_forward_hook(lambda m, args, output: originals[m].append(output[0] if isinstance(output, tuple) else output)) for block in originals]
+    with torch.no_grad():
+        for batch in batches:
+            opened.forward(batch)
+    for handle in handles:
+        handle.remove()
+    seen = {}
+
+    def solve(number, stage, moments, passages):
+        seen[number] = [(p, stage.block(*p.args, **p.kwargs)) for p in passages]
+        return {layer.weight: values[layer.weight] for layer in stage.layers}
+
+    Walk(opened.forward, batches, course, True, True).run(solve, lambda n, stage: {layer.weight: values[layer.weight] for layer in stage.layers} if n < known else None)
+    assert list(seen) == list(range(known, len(course)))
+    for number, passages in seen.items():
+        if course[number].block is None:
+            assert passages == []
+            continue
+        for (p, output), target in zip(passages, originals[course[number].block], strict=True):
+            assert torch.allclose(p.target, target, rtol=1e-4, atol=1e-5)
+            output = output[0] if isinstance(output, tuple) else output
+            assert torch.allclose(output, p.target, rtol=1e-4, atol=1e-5) == (number == 0)
+
+
+def coarse_of(weight: torch.Tensor) -> torch.Tensor:
+    return (weight.detach() / 0.3).round() * 0.3

@@ -79,4 +79,6 @@ def _working_set(t: Treatment) -> int:
     whole = q is not None and q.strategy == "tensor" and q.scale_search != "absmax"
     gradients = any(getattr(s, "needs_gradients", False) for s in t.steps)
     codebooks = q is not None and q.mapping == "gradient"
-    return shrinking + 2 * t.spec.nbytes + elements * (4 + (_SEARCH if q and q.plain_scales else _GRID_SEARCH) * whole + _GRADIENTS * gradients + _CODEBOOKS * codebooks)
+    searched = (_SEARCH if q and q.plain_scales else _GRID_SEARCH) * whole * elements // (t.experts or 1)  # of one expert after another
+    around = t.spec.nbytes if t.experts and t.transposed else 0  # the same, its axes changed about
+    return shrinking + around + 2 * t.spec.nbytes + searched + elements * (4 + _GRADIENTS * gradients + _CODEBOOKS * codebooks)

@@ -179,3 +179,13 @@ def test_matrices_with_nan_are_left_alone(tmp_path):
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert {r["name"]: r["action"] for r in report["tensors"]} == {"a.weight": "quantized", "b.weight": "copied"}
     assert any("b.weight" in note for note in report["search"]["notes"])
+
+
+def test_experts_of_one_tensor_are_searched_like_matrices(tmp_path):
+    torch.manual_seed(0)
+    shapes = {"m.experts.gate_up_proj": (3, 32, 48), "m.experts.down_proj": (3, 24, 32), "m.q_proj.weight": (32, 32)}
+    save_file({n: torch.randn(s) for n, s in shapes.items()}, tmp_path / "m.safetensors")
+    assert main([str(tmp_path / "m.safetensors"), str(tmp_path / "out"), "--preset", "auto", "--budget", "avg_bits=5"]) == 0
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert stored(report) <= 5 and all(r["action"] == "quantized" for r in report["tensors"])
+    assert {r["name"]: r.get("experts", {}).get("count") for r in report["tensors"]} == {"m.experts.gate_up_proj": 3, "m.experts.down_proj": 3, "m.q_proj.weight": None}

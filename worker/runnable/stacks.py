@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from worker.runnable.experts import Experts, alike, linear, placed
+from worker.runnable.turned import held
 
 _FIRST, _LAST = ("gate_up_proj", "up_proj"), "down_proj"
 
@@ -52,7 +53,7 @@ def unstack(module: nn.Module, stacked: Mapping[nn.Parameter, bool]) -> dict[nn.
     """
     found: dict[nn.Parameter, list[nn.Parameter]] = {}
     for parent, attribute, fused in list(_fused(module)):
-        first, last = next(getattr(fused, name) for name in _FIRST if _stack(fused, name)), getattr(fused, _LAST)
+        first, last = next(held(fused, name) for name in _FIRST if _stack(fused, name)), held(fused, _LAST)
         if first not in stacked and last not in stacked:
             continue
         split = next((s for s in _candidates(fused, first, last, stacked.get(first, stacked.get(last))) if _same(fused, s)), None)

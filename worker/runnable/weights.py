@@ -7,6 +7,7 @@ import transformers
 from torch import nn
 
 from app.errors import ModelpressError
+from app.experts import stacks
 from app.limits import shown
 from app.targets import FLOATING
 from worker.checkpoint import Checkpoint
@@ -14,6 +15,7 @@ from worker.runnable.architecture import PATIENCE, Architecture, broken
 from worker.runnable.experts import unfuse
 from worker.runnable.patience import patience
 from worker.runnable.runnable import not_runnable
+from worker.runnable.turned import turn, turned
 
 _BELONGS = "a config.json that belongs to the weights"
 _UNUSED = ("pooler.",)  # a layer that no output depends on, for which many encoders have no weights
@@ -25,15 +27,18 @@ def load(checkpoint: Checkpoint, architecture: Architecture) -> tuple[nn.Module,
     Raises:
         InputRefused: not-runnable: tensors of other shapes, tensors missing.
     """
-    _fits(checkpoint, architecture)
+    around = _fits(checkpoint, architecture)
     tensors = {name: _float32(checkpoint, name) for name in checkpoint.tensors}
+    tensors |= {name: tensors[name].transpose(1, 2).contiguous() for name in around}
     tensors |= {alias: tensors[name] for alias, name in checkpoint.aliases.items()}
     module, told = _guarded(
         architecture.cls.from_pretrained, None, config=architecture.config, state_dict=dict(tensors), dtype=torch.float32, output_loading_info=True
     )
     _complete(module, told["missing_keys"], architecture.task)
     module.eval().requires_grad_(False)
-    return module, _by_name(module, tensors) | unfuse(module, tensors)
+    named = _by_name(module, tensors)
+    new = turn(module, [named[name] for name in around if name in named])
+    return module, {name: new.get(p, p) for name, p in named.items()} | unfuse(module, tensors)
 
 
 def _float32(checkpoint: Checkpoint, name: str) -> torch.Tensor:
@@ -55,8 +60,9 @@ def _guarded(make, *args, **options):
         raise broken(e) from e
 
 
-def _fits(checkpoint: Checkpoint, architecture: Architecture) -> None:
-    """Before anything is allocated: every tensor that is there under the network's own name has its shape, and some are."""
+def _fits(checkpoint: Checkpoint, architecture: Architecture) -> set[str]:
+    """Before anything is allocated: every tensor that is there under the network's own name has its shape, and some are. Returns those of experts that have
+    it the other way round."""
 
     def build() -> nn.Module:
         with patience(PATIENCE), torch.device("meta"):
@@ -66,19 +72,21 @@ def _fits(checkpoint: Checkpoint, architecture: Architecture) -> None:
     wanted, prefix = module.state_dict(), f"{module.base_model_prefix}."
     shapes = {name: spec.shape for name, spec in checkpoint.tensors.items()}
     shapes |= {alias: shapes[name] for alias, name in checkpoint.aliases.items()}
-    placed = 0
+    stacked, around = stacks(checkpoint.tensors, checkpoint.config), set()
     for name, shape in shapes.items():
         own = next((n for n in (name, prefix + name, name.removeprefix(prefix)) if n in wanted), None)
         if own is None:
             continue
-        placed += 1
-        if tuple(wanted[own].shape) != shape:
+        if name in stacked and turned(shape, tuple(wanted[own].shape)):
+            around.add(name)
+        elif tuple(wanted[own].shape) != shape:
             cls = architecture.cls.__name__
             raise not_runnable(f"{cls} as config.json describes it has {shown(own)} of shape {list(wanted[own].shape)}, the checkpoint {list(shape)}", _BELONGS)
     most = 4 * sum(spec.nbytes * (2 if spec.dtype in ("F16", "BF16") else 1) for spec in checkpoint.tensors.values()) + (64 << 20)
     size = sum(t.numel() * t.element_size() for t in wanted.values())
     if size > most:
         raise not_runnable(f"as config.json describes it, it has {size} bytes of weights, far more than the checkpoint", _BELONGS)
+    return around
 
 
 def _complete(module: nn.Module, missing: set[str], task: str) -> None:

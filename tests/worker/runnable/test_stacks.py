@@ -11,7 +11,7 @@ from torch import nn
 
 from worker.formats import open_checkpoint
 from worker.moments import Moments
-from worker.runnable import open_runnable
+from worker.runnable import open_runnable, replace
 from worker.runnable.experts import Experts
 from worker.runnable.stacks import unstack
 from worker.samples import Data
@@ -66,3 +66,29 @@ def test_a_module_that_does_something_else_is_left_alone(tmp_path):
         fused._apply_gate = lambda x: x[..., ::2] * torch.rand(x.shape[-1] // 2)
         apart = unstack(runnable.module, {p: True for p in runnable.parameters.values() if p.ndim == 3})
         assert len(apart) == 2 and any(m is fused for m in runnable.module.modules())
+
+
+def test_experts_that_are_stored_the_other_way_round_run_as_they_are(tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    original = tiny_models.build("qwen3-vl-moe", tmp_path / "m", tokenizer=False)
+    path = tmp_path / "m" / "model.safetensors"
+    tensors = {n: t.transpose(1, 2).contiguous() if t.ndim == 3 else t for n, t in load_file(path).items()}
+    save_file(tensors, path, {"format": "pt"})
+    (tmp_path / "s").mkdir()
+    checkpoint = open_checkpoint(tmp_path / "m", tmp_path / "s")
+    runnable = open_runnable(tmp_path / "m", checkpoint)
+    batch = Data(tokens=[torch.arange(4, 30).numpy()]).batch([0])
+    said = runnable.forward(batch)
+    assert torch.allclose(said[0], nn.functional.normalize(original(**batch.inputs).last_hidden_state.mean(1)[0], dim=0), atol=1e-5)
+    experts = {n: p for n, p in runnable.parameters.items() if p.ndim == 3}
+    assert len(experts) == 4 and all(torch.equal(p, tensors[n]) for n, p in experts.items())
+    for p in experts.values():
+        p.requires_grad_(True)
+    assert all(bool(g.any()) for g in torch.autograd.grad(runnable.forward(batch)[0, 0], list(experts.values())))
+    with torch.no_grad():
+        apart = unstack(runnable.module, dict.fromkeys(experts.values(), True))
+        assert len(apart) == 4 and torch.allclose(runnable.forward(batch), said, atol=1e-5)
+        replace(runnable, {n: torch.zeros_like(p) for n, p in experts.items()})
+        assert not torch.allclose(runnable.forward(batch), said, atol=1e-3)
+    checkpoint.close()

@@ -52,6 +52,7 @@ _CALLS = {
     "dequantize": [ctypes.POINTER(_Uniform), _INT],
     "compare": [_POINTER, _POINTER, _INT, _COUNT, _INT, ctypes.POINTER(_Difference)],
     "extents": [_POINTER, _INT, _COUNT, _COUNT, _COUNT, _INT, ctypes.POINTER(_Extent)],
+    "masked": [_POINTER, _POINTER, _INT, _COUNT, _POINTER, _INT],
     "finite": [_POINTER, _INT, _COUNT, _INT],
     "lowest_per_row": [_POINTER, _INT, _COUNT, _COUNT, _COUNT, _POINTER, _INT],
     "histogram": [_POINTER, _INT, _COUNT, _INT, ctypes.c_uint64, _POINTER, _INT],
@@ -139,6 +140,16 @@ def extents(matrix: torch.Tensor, group_size: int) -> tuple[float, float]:
     rows, columns = matrix.shape
     _LIBRARY.modelpress_extents(matrix.data_ptr(), _DTYPES[matrix.dtype], rows, columns, min(group_size, max(1, columns)), torch.get_num_threads(), found)
     return found.least, found.most
+
+
+def masked(values: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
+    """`values` where bool `kept`, of the same shape, else 0."""
+    values, kept = values.contiguous(), kept.contiguous()
+    if kept.shape != values.shape or kept.dtype != torch.bool:
+        raise ValueError(f"a mask {kept.dtype} {tuple(kept.shape)} for {tuple(values.shape)}")
+    out = torch.empty_like(values)
+    _LIBRARY.modelpress_masked(values.data_ptr(), kept.data_ptr(), _DTYPES[values.dtype], values.numel(), out.data_ptr(), torch.get_num_threads())
+    return out
 
 
 def finite(values: torch.Tensor) -> bool:

@@ -17,7 +17,7 @@ import torch
 from app.recipe import Prune
 from worker.checkpoint import Checkpoint
 from worker.encoded import Encoded
-from worker.kernels import saliency, select
+from worker.kernels import native, saliency, select
 from worker.methods.registry import method
 from worker.plan import TensorPlan, Threshold
 
@@ -44,7 +44,7 @@ def prune(plan: TensorPlan, step: Prune, encoded: Encoded) -> Encoded:
     """Zero what the mask drops; the mask is kept for what comes after."""
     matrix = plan.matrix(encoded.dense)
     kept = keep_mask(matrix, step, plan.threshold, sensitivity(plan, step, matrix.device), plan.experts)
-    pruned = torch.where(kept, matrix, matrix.new_zeros(()))
+    pruned = native.masked(matrix, kept) if native.takes(matrix) else torch.where(kept, matrix, matrix.new_zeros(()))
     return replace(encoded, action="pruned", reason=None, dense=plan.shaped(pruned), mask=plan.shaped(kept), notes=(*encoded.notes, *_notes(step, matrix)))
 
 
@@ -97,15 +97,19 @@ def keep_mask(matrix: torch.Tensor, step: Prune, threshold: Threshold | None = N
         return torch.cat(list(_each_mask(matrix, step, threshold, g, experts)))
     kind, a, b = step.structure
     if kind == "n:m":
-        return torch.cat([keep_n_of_m(s, a, b) for s in _weights(matrix, g, step)])
+        return _joined([keep_n_of_m(s, a, b) for s in _weights(matrix, g, step)])
     if step.scope == "row":
-        dropped = torch.cat([select.lowest_per_row(s, math.floor(step.sparsity * s.shape[1])) for s in units(matrix, step, g)])
+        dropped = _joined([select.lowest_per_row(s, math.floor(step.sparsity * s.shape[1])) for s in units(matrix, step, g)])
     else:
         threshold = threshold or _threshold([Ranked(matrix.dtype, tuple(matrix.shape), lambda: [(matrix, g)])], step)
-        dropped = torch.cat(list(select.lowest(units(matrix, step, g), threshold.key, threshold.ties, threshold.dtype)))
+        dropped = _joined(list(select.lowest(units(matrix, step, g), threshold.key, threshold.ties, threshold.dtype)))
     if kind == "channel":
         return ~dropped.reshape(-1, 1).expand(matrix.shape)
-    return ~(dropped if kind == "unstructured" else saliency.spread(dropped, a, b, matrix.shape))
+    return (dropped if kind == "unstructured" else saliency.spread(dropped, a, b, matrix.shape)).logical_not_()
+
+
+def _joined(parts: list[torch.Tensor]) -> torch.Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def _each_mask(matrix: torch.Tensor, step: Prune, threshold: Threshold | None, g: torch.Tensor | None, experts: int) -> Iterator[torch.Tensor]:
@@ -123,8 +127,9 @@ def _equal(threshold: Threshold, matrix: torch.Tensor, step: Prune, g: torch.Ten
 
 
 def _weights(matrix: torch.Tensor, g: torch.Tensor | None, step: Prune) -> Iterator[torch.Tensor]:
-    """Scores of single weights, in pieces of rows."""
-    rows = max(1, _PART // max(1, matrix.shape[1]))
+    """Scores of single weights, in pieces of rows where they take memory."""
+    free = step.saliency == "magnitude" and native.takes(matrix)
+    rows = max(1, matrix.shape[0] if free else _PART // max(1, matrix.shape[1]))
     parts = matrix.split(rows)
     for part, of in zip(parts, [None] * len(parts) if g is None else g.split(rows), strict=True):
         yield saliency.weights(part, of, step.saliency, step.norm)

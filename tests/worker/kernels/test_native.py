@@ -155,6 +155,8 @@ def test_what_is_told_of_arrays(reference, dtype):
         found = report.errors(a, b)
         assert found["sparsity"] == expected["sparsity"]
         assert all(found[k] == pytest.approx(expected[k], rel=1e-12) for k in ("relative_error", "cosine", "sqnr_db"))
+        kept = torch.rand(37, 41, generator=torch.Generator().manual_seed(0)) < 0.5
+        assert torch.equal(native.masked(a, kept), torch.where(kept, a, torch.zeros((), dtype=dtype)))
         for place in (0, 40, 1516):
             for bad in (torch.nan, torch.inf, -torch.inf):
                 c = a.clone()

@@ -39,6 +39,7 @@ struct Kernels {
     void (*dequantize)(const Uniform&, int64_t first, int64_t last);
     void (*compare)(const void* a, const void* b, int dtype, int64_t first, int64_t last, Difference& sums);
     void (*extents)(const void* values, int dtype, int64_t columns, int64_t group, int64_t first, int64_t last, Extent& found);
+    void (*masked)(const void* values, const uint8_t* kept, int dtype, int64_t first, int64_t last, void* out);
     bool (*finite)(const void* values, int dtype, int64_t first, int64_t last);
     void (*pack)(const uint8_t* codes, int64_t count, int num_bits, uint8_t bias, uint8_t* out);
     void (*unpack)(const uint8_t* packed, int64_t count, int num_bits, uint8_t bias, uint8_t* out);

@@ -47,6 +47,13 @@ void extents_of_rows(const void* values, int64_t columns, int64_t group, int64_t
 }
 
 template <class Number>
+void masked_range(const void* values, const uint8_t* kept, int64_t first, int64_t last, void* out) {
+    using Stored = typename Number::Stored;
+    const auto* v = static_cast<const Stored*>(values);
+    for (int64_t i = first; i < last; i++) static_cast<Stored*>(out)[i] = v[i] & Stored(-Stored(kept[i]));
+}
+
+template <class Number>
 bool finite_range(const void* values, int64_t first, int64_t last) {
     using Stored = typename Number::Stored;
     const auto* v = static_cast<const Stored*>(values);

@@ -86,6 +86,10 @@ EXPORT void modelpress_extents(const void* values, int dtype, int64_t rows, int6
     *found = {least, most};
 }
 
+EXPORT void modelpress_masked(const void* values, const uint8_t* kept, int dtype, int64_t count, void* out, int threads) {
+    share(count, PIECE, threads, [&](int64_t first, int64_t last) { kernels().masked(values, kept, dtype, first, last, out); });
+}
+
 EXPORT int modelpress_finite(const void* values, int dtype, int64_t count, int threads) {
     std::atomic<bool> finite{true};
     share(count, PIECE, threads, [&](int64_t first, int64_t last) {

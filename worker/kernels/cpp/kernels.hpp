@@ -34,6 +34,9 @@ constexpr Kernels KERNELS = {
     [](const void* v, int dtype, int64_t columns, int64_t group, int64_t first, int64_t last, Extent& found) {
         with(dtype, [&](auto n) { extents_of_rows<decltype(n)>(v, columns, group, first, last, found); });
     },
+    [](const void* v, const uint8_t* kept, int dtype, int64_t first, int64_t last, void* out) {
+        with(dtype, [&](auto n) { masked_range<decltype(n)>(v, kept, first, last, out); });
+    },
     [](const void* v, int dtype, int64_t first, int64_t last) { return with(dtype, [&](auto n) { return finite_range<decltype(n)>(v, first, last); }); },
     [](const uint8_t* codes, int64_t count, int b, uint8_t bias, uint8_t* out) { with_bits(b, [&]<int B>() { pack_codes<B>(codes, count, bias, out); }); },
     [](const uint8_t* packed, int64_t count, int b, uint8_t bias, uint8_t* out) { with_bits(b, [&]<int B>() { unpack_codes<B>(packed, count, bias, out); }); },

@@ -34,6 +34,8 @@ _ROUTER = re.compile(r"(^|[._])(router|gate|shared_expert_gate)(\.(classifier|la
 _WEIGHT = re.compile(r"(^|\.)weight(_[ih]h(_l\d+)?(_reverse)?)?$")  # of Linear and convolution layers, and of recurrent ones
 _CONV1D = re.compile(r"(^|\.)(c_attn|c_proj|c_fc|q_attn)\.weight$")
 CONV1D_MODELS = ("gpt2", "imagegpt", "decision_transformer", "openai-gpt", "clvp", "gpt_bigcode_v0")
+TAKEN_APART = ("llama4", "llama4_text")
+"""Models whose experts transformers replaces by layers of their own as soon as a model is quantized (`MODULES_TO_PATCH_FOR_QUANTIZATION`)."""
 _BIAS = re.compile(r"(^|[._])bias$", re.IGNORECASE)  # of experts, [E, out]
 _KINDS = ((_EMBEDDING, "an embedding"), (_HEAD, "an output head"), (_NORM, "a norm"), (_ROUTER, "a router"), (_BIAS, "a bias"))
 
@@ -87,7 +89,7 @@ def treat(
         cuts: of the tensors that they have made smaller.
 
     Raises:
-        NoTensorMatched: a step works on nothing. ConflictingSteps: two steps of one kind meet in a tensor. InputRefused: see `_whole_groups`.
+        NoTensorMatched: a step works on nothing. ConflictingSteps: two steps of one kind meet in a tensor. InputRefused: see `_whole_groups`, `_experts_stay`.
     """
     check_matched(recipe, tensors)
     steps = [(step, matcher(step)) for step in recipe.steps if isinstance(step, Targeted) and not narrows(step)]
@@ -111,12 +113,25 @@ def treat(
             treatments[name].notes = (f"{stack.experts} experts, each {' and '.join(done)} for itself", *(() if stack.told else (ASSUMED,)))
         if output == "compressed-tensors":
             _whole_groups(treatments[name])
+    if output == "compressed-tensors" and stacked:
+        _experts_stay(treatments, config, next(iter(stacked)))
     for i, step in enumerate(recipe.steps):
         if not any(step is s for s, _ in steps) or isinstance(step, Lossless):
             continue
         if not any(type(s) is type(step) and s.targets == step.targets for t in treatments.values() for s in t.steps):
             _refuse_idle(i, step, treatments)
     return treatments
+
+
+def _experts_stay(treatments: Mapping[str, Treatment], config: dict | None, experts: str) -> None:
+    """Experts that stay as they are beside quantized layers are found again by those who load the result.
+
+    Raises:
+        InputRefused: `not-representable`.
+    """
+    if (config or {}).get("model_type") in TAKEN_APART and any(t.quantize for t in treatments.values()):
+        why = f"of a {config['model_type']} model under compressed-tensors transformers looks for every expert by itself, and would make up what is in {experts}"
+        raise InputRefused("not-representable", f"{why}; choose packed, which carries it")
 
 
 def _whole_groups(t: Treatment) -> None:

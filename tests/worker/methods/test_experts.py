@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from app.errors import NoTensorMatched
+from app.errors import InputRefused, NoTensorMatched
 from app.recipe import parse_recipe
 from tensors import checkpoint
 from worker import report
@@ -130,6 +130,8 @@ def test_what_is_taken_and_what_is_said_of_the_others():
     assert {n for n, p in plans.items() if p.steps} == {UP, DOWN, "model.layers.0.self_attn.q_proj.weight", "model.layers.0.mlp.shared_expert.up_proj.weight"}
     plans = plan(checkpoint(tensors, {}), parse_recipe({"steps": [{"method": "quantize", "num_bits": 4}]}), "compressed-tensors")
     assert "does not carry 2 experts in one tensor; packed does" in plans[UP].reason and not plans[UP].steps
+    with pytest.raises(InputRefused, match="llama4_text model .* packed"):
+        plan(checkpoint(tensors, {"model_type": "llama4_text"}), parse_recipe({"steps": [{"method": "quantize", "num_bits": 4}]}), "compressed-tensors")
     with pytest.raises(NoTensorMatched, match="2 experts in one tensor"):
         plan(checkpoint(tensors, {}), parse_recipe({"steps": [{"method": "quantize", "num_bits": 4, "targets": ["*experts.gate*"]}]}), "compressed-tensors")
     alone_ = plan(checkpoint({"x.experts.up_proj": torch.randn(2, 6, 10)}), parse_recipe({"steps": [{"method": "quantize", "num_bits": 4, "targets": ["*experts*"]}]}), "packed")

@@ -27,13 +27,23 @@ def compress(inp: str, out: str, recipe: dict, beside: dict) -> dict:
     return {"bits": 8 * sum(r["bytes_after"] for r in rows) / weights} | figures
 
 
-def search(inp: str, out: str, recipe: dict, budget: dict, beside: dict) -> None:
-    """The search of `auto`, and what it has found carried out."""
+def search(inp: str, out: str, recipe: dict, budgets: list[dict], beside: dict) -> None:
+    """The search of `auto` for one budget after another, from one table, and what it has found carried out: into out/0, out/1, ..."""
+    from app.errors import BudgetNotMet
     from worker import result, searching
+    from worker.search.telling import told
 
-    spec = {"recipe": recipe, "output": {"format": "packed"}, "sanitize": "report", "seed": 0, "gates": {}, "budget": budget, "beside": beside}
-    searching.run(Path(inp), Path(out) / "searched", spec, lambda event: None)
-    _carry_out(Path(inp), Path(out), spec | result.searched(Path(out) / "searched" / searching.NAME))
+    spec = {"recipe": recipe, "output": {"format": "packed"}, "sanitize": "report", "seed": 0, "gates": {}, "budget": budgets[0], "beside": beside}
+    with searching.opened(Path(inp), Path(out) / "searched", spec, lambda event: None) as found:
+        for i, budget in enumerate(budgets):
+            (folder := Path(out) / str(i)).mkdir()
+            try:
+                trial = found.find(budget)
+            except BudgetNotMet as e:
+                (folder / "refused.json").write_text(json.dumps(e.detail))
+                continue
+            (folder / searching.NAME).write_text(json.dumps({"recipe": trial.recipe, "search": told(found, trial)}))
+            _carry_out(Path(inp), folder, spec | {"budget": budget} | result.searched(folder / searching.NAME))
 
 
 def _carry_out(inp: Path, out: Path, spec: dict) -> None:

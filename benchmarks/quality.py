@@ -9,24 +9,20 @@ those rows alone whose name has one of the words.
 
 from __future__ import annotations
 
-import argparse
-import shutil
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
 from safetensors.torch import load_file
 
 from benchmarks import peers
+from benchmarks.fixed import LOSSLESS
 from benchmarks.row import Broke, measured
-from benchmarks.subjects import SUBJECTS, Subject, weights_of
-from worker.reloaded import Weights, reloaded
+from benchmarks.subjects import Subject, weights_of
+from benchmarks.table import Table, arguments, calibrated, restored, subjects
 
-DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
-LOSSLESS = {"method": "lossless"}
 GRIDS = {
     "nf, group 64": {"type": "nf", "group_size": 64},
     "nf, group 64, mse": {"type": "nf", "group_size": 64, "scale_search": "mse"},
@@ -85,23 +81,9 @@ def others() -> Iterator[tuple[str, str, dict, str]]:
 
 def table(subject: Subject, wanted: list[str], recover: int) -> int:
     """Prints it. Returns how many rows broke."""
-    broken = 0
-    heads = "".join(f"{c.replace('_agreement', ''):>12}" for c in subject.columns)
-    print(f"\n{subject.title}\n{'row':42}{'bits/weight':>12}{heads}{'seconds':>9}{'MB':>7}", flush=True)
-
-    def show(name: str, bits: float, score: dict[str, float], took: dict | None = None) -> None:
-        figures = "".join(f"{'-':>12}" if score[c] is None else f"{score[c]:12.4f}" if score[c] < 1e6 else f"{score[c]:12.3g}" for c in subject.columns)
-        print(f"{name:42}{bits:12.3f}{figures}" + (f"{took['seconds']:9.1f}{took['memory'] / 1e6:7.0f}" if took else ""), flush=True)
-
-    show("the original", 32, subject.score(weights_of(subject.folder)))
-    with tempfile.TemporaryDirectory(prefix="modelpress-bench-") as d:
-        root = Path(d)
-        (data := root / "data").mkdir()
-        (data / subject.calibration.name).write_bytes(subject.calibration.read_bytes())
-        (root / "calibrated").mkdir()
-        took = measured("benchmarks.ours:calibrate", root, inp=subject.folder, out=root / "calibrated", beside={"calibration": str(data)})
-        print(f"{'gradients of the calibration data, once':42}{'':{12 + 12 * len(subject.columns)}}{took['seconds']:9.1f}{took['memory'] / 1e6:7.0f}", flush=True)
-        beside = {"statistics": str(root / "calibrated" / "statistics.safetensors"), "calibration": str(data)}
+    broken, shown = 0, Table(subject, subject.columns)
+    shown.row("the original", 32, subject.score(weights_of(subject.folder)))
+    with calibrated(subject, shown) as (root, beside):
         for name, work in rows(subject, root, beside, recover):
             if wanted and not any(word in name for word in wanted):
                 continue
@@ -109,12 +91,12 @@ def table(subject: Subject, wanted: list[str], recover: int) -> int:
                 took, weights = work()
             except Broke as e:
                 broken += 1
-                print(f"{name:42}  {e}", flush=True)
+                shown.said(name, e)
             except ModuleNotFoundError as e:
-                print(f"{name:42}  {e.name} is not installed (pip install -e .[bench]): not run", flush=True)
+                shown.said(name, f"{e.name} is not installed (pip install -e .[bench]): not run")
             else:
                 with weights as found:
-                    show(name, took["bits"], subject.score(found), took)
+                    shown.row(name, took["bits"], subject.score(found), took)
     return broken
 
 
@@ -140,30 +122,12 @@ def rows(subject: Subject, root: Path, beside: dict, recover: int) -> Iterator[t
         yield name, partial(theirs, work, options, module)
 
 
-@contextmanager
-def restored(out: Path) -> Iterator[Weights]:
-    with reloaded("packed", out / "files", out, lambda nbytes: None) as (_, checkpoint):
-        yield Weights(checkpoint)
-    shutil.rmtree(out)
-
-
 def main() -> int:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--models", nargs="+", choices=SUBJECTS, default=list(SUBJECTS))
-    parser.add_argument("--data", type=Path, default=DATA)
+    parser = arguments()
     parser.add_argument("--rows", nargs="+", default=[], metavar="WORD")
     parser.add_argument("--recover", type=int, default=300, metavar="STEPS", help="of training in the rows that recover; 0 leaves them out")
     args = parser.parse_args()
-    broken = 0
-    with tempfile.TemporaryDirectory(prefix="modelpress-bench-") as work:
-        for name in args.models:
-            try:
-                subject = SUBJECTS[name](args.data, Path(work))
-            except FileNotFoundError as e:
-                print(f"{name}: {e.filename} is not there; --data names another folder")
-                continue
-            broken += table(subject, args.rows, args.recover)
-    return int(broken > 0)
+    return int(sum(table(subject, args.rows, args.recover) for subject in subjects(args)) > 0)
 
 
 if __name__ == "__main__":

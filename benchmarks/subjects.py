@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from demo.__main__ import model_folder
 from worker.quality import Divergence, Perplexity
 
-Score = Callable[[Mapping[str, torch.Tensor]], dict[str, float]]
+Score = Callable[[Mapping[str, torch.Tensor]], dict]
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,8 @@ class Subject:
     folder: of the model, as transformers loads it.
     calibration: a file; the scores have never seen it.
     names: of the matrices that are compressed; `targets` and `ignore` name the same ones in a recipe.
-    columns: of `score`, which takes all weights and puts them into the model.
+    columns: of `score`, which takes all weights and puts them into the model. Beside them it has `each`: what each sample loses (1 - cosine, KL), a list
+        whose mean is what is lost in all.
     """
 
     title: str
@@ -49,7 +50,7 @@ def minilm(data: Path, work: Path) -> Subject:
     def score(weights: Mapping[str, torch.Tensor]) -> dict[str, float]:
         _put(model, weights, names)
         cosines = (protocol.embed(model, sentences["test"]) * original).sum(1)
-        return {"cosine": cosines.mean().item(), "cosine_min": cosines.min().item()}
+        return {"cosine": cosines.mean().item(), "cosine_min": cosines.min().item(), "each": (1 - cosines).tolist()}
 
     title = f"MiniLM: {len(names)} matrices, {len(sentences['calibration'])} sentences to learn from, {len(sentences['test'])} others to score"
     return Subject(title, model_folder(), calibration, names, ["encoder.layer.*.weight"], ["*LayerNorm*"], ("cosine", "cosine_min"), score)
@@ -71,12 +72,13 @@ def stories(data: Path, work: Path) -> Subject:
     @torch.no_grad()
     def score(weights: Mapping[str, torch.Tensor]) -> dict[str, float]:
         _put(model, weights, names)
-        divergence, perplexity = Divergence(), Perplexity()
+        divergence, perplexity, each = Divergence(), Perplexity(), []
         for ids, before in zip(test, original, strict=True):
-            after = model(ids).logits[0]
+            after, parts = model(ids).logits[0], len(divergence.kl)
             divergence.add(before, after)
+            each.append(len(test) * sum(float(part.sum()) for part in divergence.kl[parts:]))
             perplexity.add(before[:-1], after[:-1], ids[0, 1:])
-        return divergence.figures() | {"perplexity": perplexity.figures()["perplexity_after"]}
+        return divergence.figures() | {"perplexity": perplexity.figures()["perplexity_after"], "each": [kl / divergence.positions for kl in each]}
 
     title = f"stories260k (Llama): {len(names)} matrices, 100 stories to learn from, {len(test)} others to score, {sum(map(torch.numel, test)):,} tokens"
     return Subject(title, folder, calibration, names, ["model.layers.*.weight"], ["*norm*"], ("kl", "kl_p99", "top1_agreement", "perplexity"), score)

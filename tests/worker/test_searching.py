@@ -14,7 +14,7 @@ from tiny_models import VOCABULARY, build
 from app.recipe import parse_recipe
 from worker.__main__ import main
 from worker.search import options
-from worker.searching import WEIGHTS_ONLY
+from worker.search.finding import WEIGHTS_ONLY
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +33,8 @@ def fewer():
     """A few of the options: all of them differ in nothing but how long they take."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(options, "UNIFORM", {2: ({"strategy": "channel"},), 4: ({"group_size": 8}, {"strategy": "channel"}), 8: ({"strategy": "channel"},)})
+        patch.setattr(options, "WIDE", {5: ({"strategy": "channel"},)})
+        patch.setattr(options, "NORMAL", {3: ({"group_size": 32},)})
         yield
 
 

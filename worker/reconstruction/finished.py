@@ -69,8 +69,14 @@ def _made(told: Any, get: Callable[[str], torch.Tensor]) -> Any:
     if "tensor" in told:
         return get(told["tensor"])
     if "step" in told:
-        return Quantize(**told["step"])
+        return _step(told["step"])
     return _CLASSES[told["class"]](**{name: _made(field, get) for name, field in told["fields"].items()})
+
+
+def _step(told: dict[str, Any]) -> Quantize:
+    """One whose bits were allotted has the width that it was given beside the bits that were asked for, which no step of a recipe has."""
+    allotted = told["num_bits"] is not None and told["avg_bits"] is not None
+    return Quantize(**(told | {"avg_bits": None})).model_copy(update={"avg_bits": told["avg_bits"]}) if allotted else Quantize(**told)
 
 
 def load(path: Path, plans: dict[str, TensorPlan], recipe: str) -> dict[str, Encoded] | None:

@@ -2,7 +2,7 @@
 
 Losses of matrices are taken to add up, which they nearly do; what is chosen by them is verified as a whole. Three ways to weigh are tried where outputs
 were measured: by them, by gradients, and by the geometric mean of both, for each of the first two may mislead. Beside them stands the best recipe that has
-one and the same option for all, so that a search is never worse than those.
+one and the same option for all, so that a search is never worse than those. What is rounded by gptq is not verified here, for that takes the whole model.
 """
 
 from __future__ import annotations
@@ -61,37 +61,46 @@ class Choosing:
 
     def finalists(self, room: float) -> Iterator[tuple[str, Choice]]:
         """What may be best of all whose groups come to `room` bytes at most."""
-        for how, losses in self.ways.items():
-            found = best_within(self.sizes, losses, math.floor(room))
-            if found is not None:
-                yield f"chosen by {how}", tuple(found)
+        for how in self.ways:
+            if (choice := self.by(how, room)) is not None:
+                yield f"chosen by {how}", choice
         if (found := self.alike(room)) is not None:
             yield "one option for all", found
 
-    def by_scales(self, room: float) -> Choice | None:
-        """The best within so many bytes of what has plain scale factors alone, which other ways of rounding can do something for."""
-        plain = [[i for i, o in enumerate(r.options) if o.plain] for r in self.rows]
-        if not all(plain):
-            return None
-        losses = next(iter(self.ways.values()))
-        sizes = [[s[i] for i in own] for s, own in zip(self.sizes, plain, strict=True)]
-        found = best_within(sizes, [[x[i] for i in own] for x, own in zip(losses, plain, strict=True)], math.floor(room))
-        return None if found is None else tuple(own[o] for own, o in zip(plain, found, strict=True))
+    def options(self, choice: Choice) -> tuple:
+        """The options themselves."""
+        return tuple(r.options[o] for r, o in zip(self.rows, choice, strict=True))
 
-    def alike(self, room: float, plain: bool = False) -> Choice | None:
-        """The best choice that has one option for all groups. Args: plain: of scale factors alone."""
-        losses, best = next(iter(self.ways.values())), None
+    def foreseen(self, choice: Choice) -> float:
+        """What a choice loses, by the way that is trusted most."""
+        return sum(x[o] for x, o in zip(list(self.ways.values())[-1], choice, strict=True))
+
+    def alike(self, room: float) -> Choice | None:
+        """The best choice that has one option for all groups."""
+        best = None
         for option in self.rows[0].options if self.rows else ():
-            if plain and not option.plain:
-                continue
             try:
                 choice = tuple(r.options.index(option) for r in self.rows)
             except ValueError:
                 continue
-            lost = sum(x[o] for x, o in zip(losses, choice, strict=True))
+            lost = self.foreseen(choice)
             if self.bytes(choice) - self.fixed <= room and (best is None or lost < best[0]):
                 best = lost, choice
         return best and best[1]
+
+    def by(self, how: str, room: float) -> Choice | None:
+        """The best within so many bytes by one of the ways."""
+        found = best_within(self.sizes, self.ways[how], math.floor(room))
+        return None if found is None else tuple(found)
+
+    def as_good_as(self, lost: float) -> Choice:
+        """The smallest on the path of the way that is trusted most that is foreseen to lose no more."""
+        along = path(self.sizes, list(self.ways.values())[-1])
+        low, high = 0, len(along) - 1
+        while low < high:
+            middle = (low + high) // 2
+            low, high = (low, middle) if self.foreseen(tuple(along[middle])) <= lost else (middle + 1, high)
+        return tuple(along[high])
 
     def verified(self, how: str, choice: Choice) -> Point:
         """What a choice comes to: on the model, or by what was added up where that is not run."""

@@ -46,20 +46,16 @@ class Effect:
         self.task = self.model.task
         self.figure = next(f for f in ("kl", "cosine", "relative_output_error") if f in gates.figures(self.task, False))
         self.size = min(8, batch_size(self.data, self.model, checkpoint))
-        self.seen = _Answers(self.model, self._batches(self._few()), self.task)
+        self.seen = _Answers(self.model, self.some(_TOKENS, _SAMPLES), self.task)
         held = split(len(self.data), "stop")
         self.held = _Answers(self.model, self._batches(held[:_HELD]), self.task)
 
-    def _few(self) -> list[int]:
-        """Samples of `fit`, evenly spaced."""
-        positions, out, tokens = chosen(self.data), [], 0
-        for i in range(min(_SAMPLES, len(positions))):
-            at = positions[i * len(positions) // min(_SAMPLES, len(positions))]
-            tokens += self.data.length(at)
-            if tokens > _TOKENS and len(out) >= _LEAST:
-                break
-            out.append(at)
-        return out
+    def some(self, tokens: int, samples: int) -> list[Batch]:
+        """Samples of `fit`, evenly spaced. Args: tokens, samples: of all batches together, at most; _LEAST samples in any case."""
+        positions = chosen(self.data)
+        total = sum(map(self.data.length, positions))
+        count = min(samples, len(positions), max(_LEAST, len(positions) * tokens // max(1, total)))
+        return self._batches([positions[i * len(positions) // count] for i in range(count)])
 
     def _batches(self, positions: list[int]) -> list[Batch]:
         """Of samples of like length together, so that little is padding."""

@@ -16,5 +16,6 @@ def _one(step: Step) -> str:
         return f"prune {step.saliency} " + (f"{step.sparsity:g}" if step.mask_structure == "unstructured" else step.mask_structure)
     if isinstance(step, Quantize):
         width = f"{step.num_bits} bits" if step.num_bits else f"{step.avg_bits:g} bits on average"
-        return f"{'codebook' if step.mapping == 'gradient' else step.mapping} {width}, {step.strategy}" + (f" {step.group_size}" if step.group_size else "") + (f", scales of {step.scale_bits} bits" if step.scale_bits else "")
+        how = "".join(f", {w}" for w, told in ((step.type, step.type != "int"), ("absmax", step.mapping == "uniform" and step.scale_search == "absmax"), ("offsets", not step.symmetric), ("gptq", step.reconstructs)) if told)
+        return f"{'codebook' if step.mapping == 'gradient' else step.mapping} {width}, {step.strategy}" + (f" {step.group_size}" if step.group_size else "") + (f", scales of {step.scale_bits} bits" if step.scale_bits else "") + how
     return step.method

@@ -11,8 +11,13 @@ from worker.search.labels import label
 
 _ROW = {"strategy": "channel"}
 _GROUPINGS = ({"group_size": 32}, {"group_size": 64}, {"group_size": 128}, _ROW)
-UNIFORM = {2: _GROUPINGS, 3: _GROUPINGS, 4: _GROUPINGS, 5: _GROUPINGS, 6: _GROUPINGS[2:], 7: (_ROW,), 8: (_ROW,)}
+UNIFORM = {2: _GROUPINGS, 3: _GROUPINGS, 4: _GROUPINGS, 5: _GROUPINGS[2:], 6: (_ROW,), 7: (_ROW,), 8: (_ROW,)}
 """Bits -> what shares a scale: the more bits, the less is gained by many scales."""
+WIDE = {3: (_ROW,), 4: (_ROW, {"strategy": "tensor"}), 5: (_ROW, {"strategy": "tensor"}), 6: (_ROW, {"strategy": "tensor"}), 7: ({"strategy": "tensor"},)}
+"""The same of grids that reach as far as the largest weight: most codes lie in their middle, which entropy coding gains by."""
+_OFFSETS = {"scale_bits": 6, "symmetric": False}
+TWO_LEVEL = {b: ({"group_size": 32} | _OFFSETS, {"group_size": 64} | _OFFSETS) for b in (2, 3, 4)}
+NORMAL = {b: ({"group_size": 64}, {"group_size": 32, "scale_bits": 6}) for b in (3, 4)}
 
 
 @dataclass(frozen=True)
@@ -35,9 +40,14 @@ class Option:
         return len(self.steps) == 1 and isinstance(self.steps[0], Quantize) and self.steps[0].mapping == "uniform"
 
     @property
-    def plain(self) -> bool:
-        """Whether these are integers whose rounding can make up for its errors (`algorithm: gptq`)."""
-        return self.uniform and self.steps[0].type == "int" and self.steps[0].plain_scales
+    def compensated(self) -> bool:
+        """Whether its rounding makes up for its errors (`algorithm: gptq`), which takes what goes into the layer."""
+        return any(getattr(s, "reconstructs", False) for s in self.steps)
+
+    @property
+    def twin(self) -> Option:
+        """Of scale factors alone: the same, rounded by gptq."""
+        return _option(self.steps[0].model_dump(exclude_defaults=True) | {"algorithm": "gptq"})
 
 
 PRICED = Quantize(method="quantize", mapping="gradient", avg_bits=8.0, strategy="tensor")
@@ -45,7 +55,7 @@ PRICED = Quantize(method="quantize", mapping="gradient", avg_bits=8.0, strategy=
 
 
 def options(output: str, gradients: bool) -> list[Option]:
-    """All that are tried, codebooks under a price aside.
+    """All that are tried, codebooks under a price and what is rounded by gptq aside.
 
     Args:
         output: packed or compressed-tensors, which carries scale factors alone.
@@ -57,17 +67,29 @@ def options(output: str, gradients: bool) -> list[Option]:
 def _listed(packed: bool, gradients: bool) -> Iterator[Option]:
     for bits, groupings in UNIFORM.items():
         for grouping in groupings:
-            yield _option({"method": "quantize", "num_bits": bits, "scale_search": "mse"} | grouping)
-    if packed:
-        for bits in (2, 3, 4, 5):
-            yield _option({"method": "quantize", "num_bits": bits, "scale_search": "mse", "scale_bits": 6, "group_size": 32, "symmetric": False})
-    if packed and gradients:
+            yield _quantized(bits, grouping)
+    if not packed:
+        return
+    for bits, groupings in WIDE.items():
+        for grouping in groupings:
+            yield _quantized(bits, grouping, scale_search="absmax")
+    for bits, groupings in TWO_LEVEL.items():
+        for grouping in groupings:
+            yield _quantized(bits, grouping)
+    for bits, groupings in NORMAL.items():
+        for grouping in groupings:
+            yield _quantized(bits, grouping, type="nf")
+    if gradients:
         for bits in (2, 3, 4, 5):
             yield _option({"method": "quantize", "mapping": "gradient", "num_bits": bits})
         for pruned in ({"sparsity": 0.5}, {"mask_structure": "2:4"}):
             for bits in (3, 4, 6):
                 prune = {"method": "prune", "saliency": "fisher"} | pruned
                 yield _option(prune, {"method": "quantize", "num_bits": bits, "scale_search": "mse", "group_size": 128})
+
+
+def _quantized(bits: int, grouping: dict, **fields) -> Option:
+    return _option({"method": "quantize", "num_bits": bits, "scale_search": "mse"} | grouping | fields)
 
 
 def _option(*steps: dict) -> Option:

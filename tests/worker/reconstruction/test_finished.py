@@ -55,8 +55,9 @@ def test_what_is_kept_comes_back(tmp_path, steps, transposed):
     assert [p.name for p in tmp_path.iterdir()] == ["00000.safetensors"]
 
 
-def test_codebooks_come_back(tmp_path):
-    plan, step = plan_of("w", dtype="F16"), Quantize(method="quantize", mapping="gradient", num_bits=2)
+@pytest.mark.parametrize("allotted", [{}, {"avg_bits": 1.5}])
+def test_codebooks_come_back(tmp_path, allotted):
+    plan, step = plan_of("w", dtype="F16"), Quantize(method="quantize", mapping="gradient", num_bits=2).model_copy(update=allotted)
     book = Codebook(torch.randint(0, 4, (6, 20), dtype=torch.uint8), torch.randn(6, 4).sort(1).values.half(), 20, 2, step)
     encoded = Encoded(plan.spec, "quantized", book.dequantize().half(), quantized=book)
     finished.save(tmp_path / "x.safetensors", {"w": encoded}, RECIPE)

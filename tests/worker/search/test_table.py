@@ -14,7 +14,7 @@ from worker.search.table import Row, anchors, slope_at
 
 
 def row(told: list[tuple[float, float]], measured: dict[int, float] | None = None) -> Row:
-    return Row(SimpleNamespace(count=8), [None] * len(told), [Told(s, x, 0.1) for s, x in told], measured or {})
+    return Row(SimpleNamespace(count=8), [SimpleNamespace(uniform=True, compensated=False, price=None)] * len(told), [Told(s, x, 0.1) for s, x in told], measured or {})
 
 
 @given(st.lists(st.tuples(st.floats(1, 100), st.floats(1e-6, 1e6)), min_size=1, max_size=8), st.data())
@@ -48,7 +48,16 @@ def test_the_slope_is_the_one_that_the_path_has_at_that_size(groups, target):
 
 def test_what_is_measured_lies_around_what_is_likely():
     told = [(float(i), 4.0 ** (12 - i)) for i in range(13)]  # a byte is a bit of 8 weights: it takes three quarters of the loss
-    near = anchors(row(told), 3 * 4.0**6)
-    assert 6 in near and len(near) == 5 and max(near) - min(near) == 4
-    spread = anchors(row(told), None)
-    assert len(spread) == len(set(spread)) >= 4
+    everything = list(range(13))
+    near = anchors(row(told), 3 * 4.0**6, everything)
+    assert len(near) == 2 and min(near) <= 6 <= max(near) <= min(near) + 3
+    assert set(anchors(row(told), 3 * 4.0**6, everything[:5])) <= set(everything[:5])
+    spread = anchors(row(told), None, everything)
+    assert len(spread) == len(set(spread)) == 2
+
+
+def test_each_kind_of_option_goes_by_its_own_measured_ones():
+    scales, levels = (SimpleNamespace(uniform=u, compensated=False, price=None) for u in (True, False))
+    told = [Told(4.0, 1.0, 0.1), Told(2.0, 4.0, 0.1), Told(4.0, 1.0, 0.1), Told(2.0, 4.0, 0.1)]
+    both = Row(SimpleNamespace(count=8), [scales, scales, levels, levels], told, {0: 10.0, 2: 30.0})
+    assert both.losses() == pytest.approx([10, 40, 30, 120])

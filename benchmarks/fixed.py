@@ -1,0 +1,33 @@
+"""Recipes that are one and the same for every model, which `auto` is held against (`benchmarks.auto`)."""
+
+from __future__ import annotations
+
+LOSSLESS = {"method": "lossless"}
+_FISHER = {"method": "prune", "saliency": "fisher", "sparsity": 0.5}
+
+
+def uniform(bits: int, group: int | None, *more: dict, **fields) -> list[dict]:
+    """Args: group: None: a row. more: further steps."""
+    return [{"method": "quantize", "num_bits": bits, "scale_search": "mse"} | ({"group_size": group} if group else {"strategy": "channel"}) | fields, *more]
+
+
+def gptq(bits: int, group: int | None, *more: dict) -> list[dict]:
+    return uniform(bits, group, *more, algorithm="gptq")
+
+
+def codebook(*more: dict, **width) -> list[dict]:
+    return [{"method": "quantize", "mapping": "gradient"} | width, *more]
+
+
+FIXED = {
+    **{f"uniform {b} bits, group {g}": uniform(b, g) for b in (2, 3, 4) for g in (128, 64)},
+    **{f"uniform {b} bits, group 32, coded": uniform(b, 32, LOSSLESS) for b in (3, 4)},
+    **{f"uniform {b} bits, row, coded": uniform(b, None, LOSSLESS) for b in (5, 6)},
+    **{f"codebook {b} bits, row, coded": codebook(LOSSLESS, num_bits=b) for b in (3, 4)},
+    **{f"codebook, {a} bits allocated": codebook(LOSSLESS, avg_bits=a) for a in (2.1, 2.6, 3.1, 4.1)},
+    **{f"gptq {b} bits, group 128": gptq(b, 128) for b in (2, 3, 4)},
+    **{f"gptq {b} bits, group 128, coded": gptq(b, 128, LOSSLESS) for b in (2, 3, 4)},
+    **{f"gptq {b} bits, row, coded": gptq(b, None, LOSSLESS) for b in (3, 4, 5, 6)},
+    "prune 50 % fisher, 4 bits, group 128": [_FISHER, *uniform(4, 128)],
+}
+"""Name -> steps."""

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Column, Table
 
+from app import budget as budgets
 from app.bars import bars, byte_bar, comparison_bar
 from app.client import Client
 from app.commands.compress import given_gates, given_recipe, given_tags
@@ -19,6 +20,7 @@ def compare(
     source: Annotated[Path, typer.Argument(metavar="FILE_OR_FOLDER", exists=True, help="A model: a file, an archive or a Hugging Face folder.")],
     preset: Annotated[list[str] | None, typer.Option(help=f"One of: {', '.join(PRESETS)}; may be repeated.")] = None,
     recipe: Annotated[list[Path] | None, typer.Option(exists=True, dir_okay=False, help='A JSON file: {"steps": [...]}; may be repeated.')] = None,
+    budget: Annotated[list[str] | None, typer.Option(help='A line of the preset auto within it: ratio=4, or {"ratio": 4, "min_cosine": 0.9} for several bounds at once; may be repeated.')] = None,
     format: Annotated[str | None, typer.Option(help=f"One of: {', '.join(FORMATS)}. Default: what fits each recipe.")] = None,
     gradients: Annotated[Path | None, typer.Option(exists=True, dir_okay=False, help="Gradients of the model, a safetensors file.")] = None,
     calibration: Annotated[Path | None, typer.Option(exists=True, dir_okay=False, help="Data to run the model on: .txt, .jsonl, .json, .npz or .npy.")] = None,
@@ -32,8 +34,9 @@ def compare(
 ) -> None:
     """Upload a model, compress it by each recipe, and print one table: bytes, ratio, error, quality, seconds, memory, restore time."""
     recipes: list[Any] = [*(preset or []), *({"name": path.stem[:100], "recipe": given_recipe(path)} for path in recipe or [])]
+    recipes += [{"name": f"auto {text}"[:100], "preset": "auto", "budget": budgets.given([text])} for text in budget or []]
     if not recipes:
-        raise typer.BadParameter("give --preset or --recipe, each as often as you like")
+        raise typer.BadParameter("give --preset, --recipe or --budget, each as often as you like")
     spec: dict[str, Any] = {"output": {"format": format} if format else None, "gates": given_gates(gate or []), "seed": seed, "device": device}
     spec = {k: v for k, v in (spec | {"tags": given_tags(tag or [])}).items() if v}
     with Client(url) as client, bars(err) as shown:

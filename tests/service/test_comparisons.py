@@ -77,9 +77,9 @@ def test_on_the_command_line(service, model, tmp_path):
         command = [sys.executable, "-m", "app.cli", "compare", str(model), "--preset", "lossless", "--recipe", str(recipe), *more]
         return subprocess.run(command, env=variables, capture_output=True, text=True, timeout=120, cwd=ROOT)
 
-    told = run("--json")
+    told = run("--json", "--budget", "avg_bits=6")
     rows = json.loads(told.stdout)["rows"]
-    assert told.returncode == 0 and [row["name"] for row in rows] == ["lossless", "ours"] and {row["state"] for row in rows} == {"succeeded"}
+    assert told.returncode == 0 and [row["name"] for row in rows] == ["lossless", "ours", "auto avg_bits=6"] and {row["state"] for row in rows} == {"succeeded"}
     shown = run()
     assert shown.returncode == 0 and "ours" in shown.stdout and f"{rows[1]['bytes_after']:,}" in shown.stdout and "restore s" in shown.stdout
     missed = run("--gate", "max_bytes=1")

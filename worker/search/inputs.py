@@ -20,18 +20,19 @@ _TOKENS = 1 << 14
 
 
 def rounds(found: list[Group], effect: Effect | None) -> Iterator[tuple[list[Group], Mapping[str, Sum]]]:
-    """All groups, so many at a time that the moments of their layers take no more than `app.memory.TRIED` bytes, with the moments by the names of the weights.
-    Of a layer that is too wide by itself there are none, nor of experts in one tensor, nor without a model."""
+    """All groups, so many at a time that the moments of their layers take little memory, with the moments by the names of the weights. Of a layer that is too
+    wide for that there are none, nor of experts in one tensor, nor without a model."""
+    most = max(TRIED // 8, sum(g.count for g in found) // 3)  # of one layer, and rounding by them takes six times as much
     part, size = [], 0
     for group in found:
         own = sum(_size(p) for p in group.plans)
-        if part and size + own > TRIED:
-            yield part, _seen(part, effect)
+        if part and size + own > 2 * most:
+            yield part, _seen(part, effect, most)
             part, size = [], 0
         part.append(group)
         size += own
     if part:
-        yield part, _seen(part, effect)
+        yield part, _seen(part, effect, most)
 
 
 def _size(plan) -> int:
@@ -39,11 +40,11 @@ def _size(plan) -> int:
 
 
 @torch.no_grad()
-def _seen(part: list[Group], effect: Effect | None) -> dict[str, Sum]:
+def _seen(part: list[Group], effect: Effect | None, most: int) -> dict[str, Sum]:
     if effect is None:
         return {}
     known = effect.model.parameters
-    wanted = {known[p.spec.name]: p.spec.name for g in part for p in g.plans if p.spec.name in known and p.experts is None and _size(p) <= TRIED}
+    wanted = {known[p.spec.name]: p.spec.name for g in part for p in g.plans if p.spec.name in known and p.experts is None and _size(p) <= most}
     layers = [m for m in effect.model.module.modules() if has_moments(m) and m.weight in wanted]
     batch = None
     with Moments(layers, lambda: batch.mask) as moments:

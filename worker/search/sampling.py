@@ -82,8 +82,8 @@ class Look:
             self.f = gradient_mapping.sensitivity(square, None)[chosen] * float(square.double().mean())
             self.sampled = Sampled(plan, PRICED, Encoded(plan.spec, "copied", tensor))
             if seen is not None:
-                self.seen, self.gram = seen, (seen.gram / seen.tokens).to(device).double()
-                self.by_row = self.f.double().sum(1) / self.gram.diagonal().sum()
+                self.seen, self.gram = seen, (seen.gram / seen.tokens).to(device)
+                self.by_row = self.f.double().sum(1) / self.gram.diagonal().double().sum()
 
     def told(self, option: Option, output: str) -> Told:
         """Of an option that has no price."""
@@ -113,7 +113,7 @@ class Look:
         else:
             loss = float((squares * self.f).sum()) * self.scale
         if self.seen is not None:
-            whole = float((((gone @ self.gram) * gone).sum(1) * self.by_row).sum()) * self.scale
+            whole = float((((gone.float() @ self.gram) * gone).sum(1) * self.by_row).sum()) * self.scale
             if fisher and loss > 0 and whole > 0:
                 self._more.append(math.log(whole / loss))
             loss = whole

@@ -19,6 +19,7 @@ from worker.devices import device_of
 from worker.formats import open_checkpoint
 from worker.formats.safetensors_writer import Shard
 from worker.progress import Emit, Progress
+from worker.routing import few
 from worker.runnable import Runnable, open_runnable
 from worker.statistics import ABSOLUTE, INPUTS, SQUARE
 
@@ -48,14 +49,15 @@ def run(inp: Path, out: Path, spec: dict, emit: Emit) -> None:
 
 
 def write(path: Path, checkpoint: Checkpoint, runnable: Runnable, sums: calibration.Sums) -> None:
-    """Every matrix of the checkpoint is in it, under its own name; one that the network does not use has zeros."""
+    """Every matrix of the checkpoint is in it, under its own name; one that the network does not use has zeros, and so has an expert that too few tokens reach."""
     known = calibration.weights(runnable)
     names = [n for n, s in checkpoint.tensors.items() if n in known or (len(s.shape) >= 2 and checkpoint.read(n).is_floating_point() and s.nbytes)]
     sources: dict[str, torch.Tensor] = {}
     for name in names:
         shape, parameter = checkpoint.tensors[name].shape, known.get(name)
         for prefix, of in ((ABSOLUTE, sums.absolute), (SQUARE, sums.square)):
-            sources[prefix + name] = torch.zeros(()).expand(shape) if parameter is None else of[parameter]
+            unknown = few(sums.tokens.get(parameter), of[parameter]) if parameter is not None else None
+            sources[prefix + name] = torch.zeros(()).expand(shape) if parameter is None else of[parameter].masked_fill(unknown, 0) if bool(unknown.any()) else of[parameter]
         if parameter in sums.inputs:
             sources[INPUTS + name] = sums.inputs[parameter].float()
     shard = Shard(path, [Entry(name, "F32", tuple(t.shape)) for name, t in sources.items()])

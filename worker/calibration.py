@@ -16,6 +16,7 @@ from torch import nn
 
 from app.errors import InputRefused
 from worker.losses import losses
+from worker.routing import Routing
 from worker.runnable.runnable import Runnable
 from worker.samples.data import Data
 from worker.samples.split import split
@@ -29,11 +30,12 @@ _CLOSE = 1e-3  # of the largest gradient of a tensor: float32 sums in another or
 
 @dataclass
 class Sums:
-    """By parameter; `inputs` are float64 [I]."""
+    """By parameter; `inputs` are float64 [I], `tokens` how many have reached its experts (`worker.routing`)."""
 
     absolute: dict[nn.Parameter, torch.Tensor] = field(default_factory=dict)
     square: dict[nn.Parameter, torch.Tensor] = field(default_factory=dict)
     inputs: dict[nn.Parameter, torch.Tensor] = field(default_factory=dict)
+    tokens: dict[nn.Parameter, torch.Tensor] = field(default_factory=dict)
     samples: int = 0
 
     @classmethod
@@ -147,7 +149,9 @@ def _pass(
     for p in unseen:
         p.requires_grad_(True)
     try:
-        with Watch(runnable.module, wanted - unseen, lambda p, g: g.add(sums.absolute[p], sums.square[p]), saw) as watch:
+        seen = Watch(runnable.module, wanted - unseen, lambda p, g: g.add(sums.absolute[p], sums.square[p]), saw)
+        with seen as watch, Routing(runnable.module, lambda: mask) as routing:
+            sums.tokens = routing.counts
             for positions in batches:
                 batch = data.batch(positions).to(runnable.device)
                 mask = batch.mask

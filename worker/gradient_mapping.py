@@ -44,7 +44,7 @@ def quantize(plan: TensorPlan, step: Quantize, encoded: Encoded) -> Encoded:
     without = [i for i, one in enumerate(plan.each(square)) if not bool(one.any())]
     notes = ["no gradient reaches it: every weight counts alike"] if len(without) == (plan.experts or 1) else []
     if without and not notes:
-        notes = [f"no gradient reaches {len(without)} of {plan.experts} experts: every weight of these counts alike"]
+        notes = [f"no gradient of 16 tokens or more reaches {len(without)} of {plan.experts} experts: every weight of these counts alike"]
     if plan.allotment is not None:
         notes.append(f"allotted {plan.allotment.bits / matrix.numel():.3f} bits a weight, levels included")
     return replace(encoded, action="quantized", reason=None, dense=plan.shaped(dense), quantized=codebook, notes=(*encoded.notes, *notes))

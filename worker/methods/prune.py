@@ -63,7 +63,7 @@ def by_magnitude(plan: TensorPlan, step: Prune) -> Prune:
     without = [i for i, square in enumerate(plan.each(plan.statistic("square"))) if not bool(square.any())]
     if not without or len(without) < (plan.experts or 1):
         if without:
-            plan.notes = (*plan.notes, f"no gradient reaches experts {some(without)}: these are pruned by magnitude, not by {step.saliency}")
+            plan.notes = (*plan.notes, f"no gradient of 16 tokens or more reaches experts {some(without)}: these are pruned by magnitude, not by {step.saliency}")
         return step
     plan.notes = (*plan.notes, f"no gradient reaches it: pruned by magnitude, not by {step.saliency}")
     return step.model_copy(update={"saliency": "magnitude"})

@@ -53,7 +53,7 @@ def unstack(module: nn.Module, stacked: Mapping[nn.Parameter, bool]) -> dict[nn.
     """
     found: dict[nn.Parameter, list[nn.Parameter]] = {}
     for parent, attribute, fused in list(_fused(module)):
-        first, last = next(held(fused, name) for name in _FIRST if _stack(fused, name)), held(fused, _LAST)
+        first, last = stacked_weights(fused)
         if first not in stacked and last not in stacked:
             continue
         split = next((s for s in _candidates(fused, first, last, stacked.get(first, stacked.get(last))) if _same(fused, s)), None)
@@ -67,10 +67,16 @@ def _stack(module: nn.Module, name: str) -> bool:
     return getattr(getattr(module, name, None), "ndim", 0) == 3
 
 
+def stacked_weights(module: nn.Module) -> list[nn.Parameter]:
+    """The first and the last matrices of the experts that a module holds in tensors of rank 3; empty of other modules."""
+    first = next((held(module, name) for name in _FIRST if _stack(module, name)), None)
+    return [first, held(module, _LAST)] if first is not None and _stack(module, _LAST) else []
+
+
 def _fused(module: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Module]]:
     for parent in module.modules():
         for attribute, child in parent.named_children():
-            if _stack(child, _LAST) and any(_stack(child, name) for name in _FIRST):
+            if stacked_weights(child):
                 yield parent, attribute, child
 
 

@@ -114,7 +114,7 @@ def check_companions(spec: JobSpec) -> None:
     if spec.recipe.recovers and not spec.calibration:
         missing("calibration", "recover trains on calibration data")
     if spec.recipe.reconstructs and not spec.calibration:
-        missing("calibration", "gptq, autoround, wanda and sparsegpt look at what goes into each layer when the model runs on calibration data")
+        missing("calibration", "gptq, awq, autoround, wanda and sparsegpt look at what goes into each layer when the model runs on calibration data")
     if spec.labels and not spec.calibration:
         missing("calibration", "labels belong to calibration data")
     if spec.gates.max_kl is not None and not spec.calibration:
@@ -193,7 +193,7 @@ def check_output(recipe: Recipe, output: str, has_config: bool, program: bool = 
         if any(q.mapping == "gradient" for q in recipe.step(Quantize)):
             refuse("compressed-tensors carries scale factors, and mapping gradient makes codebooks; choose packed, or safetensors for the values")
         if any(not q.plain_scales for q in recipe.step(Quantize)):
-            refuse("compressed-tensors carries floating scales and integer zero points, not scale_bits, a float zero_point or type nf; choose packed, or safetensors for the values")
+            refuse("compressed-tensors carries floating scales and integer zero points, not scale_bits, a float zero_point, type nf or the factors of inputs of algorithm awq; choose packed, or safetensors for the values")
         if any(q.type == "float" and q.strategy == "group" for q in recipe.step(Quantize)):
             refuse("compressed-tensors carries fp8 per tensor or channel, not per group; choose packed")
         if recipe.step(Lossless):

@@ -27,6 +27,7 @@ of sums over the inputs of layers that are fitted together."""
 TRIED = 512 * _MB
 """Most that a search keeps of matrices as options leave them."""
 _RUNS, _FELT, _TRAINED, _SEARCHED = 8, 12, 24, 16  # bytes of an element of a model that is run: two in float32 side by side; one and two sums; one that is trained by another; one in which matrices are replaced
+_LEARNED = 20  # one of whose blocks the rounding is learned: eight numbers for each weight of it
 
 
 def peak_memory(treatments: Iterable[Treatment], *, proof: bool, runs: int = 0) -> int:
@@ -55,6 +56,8 @@ def run_bytes(spec: JobSpec) -> int:
         return 0
     if spec.recipe.searches:
         return _SEARCHED
+    if any(step.learns for step in spec.recipe.step(Quantize)):
+        return _LEARNED
     felt = spec.recipe.needs_gradients and spec.gradients is None
     return _TRAINED if spec.recipe.recovers else _FELT if felt or spec.recipe.reconstructs else _RUNS
 

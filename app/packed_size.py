@@ -109,12 +109,13 @@ def _quantized(t: Treatment, q: Quantize, values: Values, entropy: bool) -> Told
     floats = values.floats()
     kind, width = ("float", 1) if q.type == "float" else ("codes", q.num_bits)
     scale_width = 2 if q.scale_bits or half_scales(floats, q, min(group, columns)) else 4
-    parts = _factors(q, scales, rows * max(1, -(-columns // SUPER)), scale_width)
+    parts = _factors(q, scales, rows * max(1, -(-columns // SUPER)), scale_width, (t.experts or 1) * columns)
     beside, heads = sum(n for _, _, n in parts), payload_head(1) * (1 + len(parts))
     if not entropy:
         total = raw_payload(kind, width, count) + sum(raw_payload(*p) for p in parts)
         # every value decides whether float16 is enough for the scales
         margin = 0 if q.scale_bits else 2 * scales * sum(n == scales and kind == "float" for kind, _, n in parts)
+        margin += raw_payload(*parts[-1]) if q.scales_inputs else 0  # where scaled inputs are no better there are no factors of theirs
         return Told(Size(total, margin), Size(total - heads, margin), False, beside)
     found, sizes = codes(floats, q, count // scales if q.strategy == "tensor" else group)
     dtype = "F16" if scale_width == 2 else "F32"
@@ -125,11 +126,12 @@ def _quantized(t: Treatment, q: Quantize, values: Values, entropy: bool) -> Told
     return _coded(found, q.num_bits, (rows, columns), more, heads, doubt, beside)
 
 
-def _factors(q: Quantize, scales: int, shared: int, width: int) -> list[tuple[str, int, int]]:
+def _factors(q: Quantize, scales: int, shared: int, width: int, inputs: int) -> list[tuple[str, int, int]]:
     """(kind, width, values) of the payloads beside the codes."""
     of_one = [("codes", q.scale_bits, scales), ("float", 2, shared)] if q.scale_bits else [("float", width, scales)]
     levels = [("float", 4, 1 << q.num_bits)] if q.type == "nf" else []
-    return levels + of_one + ([] if q.symmetric else of_one if q.zero_point == "float" else [("int", 1, scales)])
+    offsets = [] if q.symmetric else of_one if q.zero_point == "float" else [("int", 1, scales)]
+    return levels + of_one + offsets + ([("float", 2, inputs)] if q.scales_inputs else [])
 
 
 def _codebook(t: Treatment, q: Quantize, values: Values) -> Told:
@@ -217,8 +219,8 @@ def described(t: Treatment, offset: int, whole: bool, in_bundle: bool = False) -
             entry["quantized"] |= {"scale_dtype": "F16", "scale_shape": [(t.experts or 1) if q.strategy == "tensor" else rows, groups]}
         if q.mapping == "uniform" and not q.plain_scales:
             entry["quantized"] |= {"type": "grid"} | ({"scale_bits": q.scale_bits, "shared_by": SUPER, "exponent": -16} if q.scale_bits else {})
-            entry["quantized"] |= ({} if q.symmetric else {"offset": True}) | ({"levels": True} if q.type == "nf" else {})
-        beside = 1 if q.mapping == "gradient" else len(_factors(q, 1, 1, 2))
+            entry["quantized"] |= ({} if q.symmetric else {"offset": True}) | ({"levels": True} if q.type == "nf" else {}) | ({"inputs": True} if q.scales_inputs else {})
+        beside = 1 if q.mapping == "gradient" else len(_factors(q, 1, 1, 2, 1))
         entry["quantized"] |= {"sections": [rows * columns * num_bits // 8 + 36, *[rows * 2 + 36] * beside], "step": 0}
     return entry
 

@@ -73,7 +73,7 @@ def parse_recipe(data: Any, prefix: str = "/recipe") -> Recipe:
     recipe = validate(Recipe, data, prefix, METHODS)
     if recipe.recovers and recipe.reconstructs:
         at = next(i for i, s in enumerate(recipe.steps) if getattr(s, "reconstructs", False))
-        raise ConflictingSteps("gptq, autoround, wanda and sparsegpt go layer by layer, and recover trains all layers at once: use one of them", pointer=f"{prefix}/steps/{at}")
+        raise ConflictingSteps("gptq, awq, autoround, wanda and sparsegpt go layer by layer, and recover trains all layers at once: use one of them", pointer=f"{prefix}/steps/{at}")
     _one_pass(recipe, prefix)
     order = [list(METHODS.values()).index(type(s)) for s in recipe.steps]
     named: dict[tuple, set[str]] = {}
@@ -104,7 +104,7 @@ def _one_pass(recipe: Recipe, prefix: str) -> None:
         for field in ("sequential", "damping") if getattr(step, "reconstructs", False) else ():
             value = getattr(step, field)
             if value is not None and told.setdefault(field, value) != value:
-                raise ConflictingSteps(f"{field} is {told[field]} in an earlier step; gptq, autoround, wanda and sparsegpt go through the model once, so give one value", pointer=f"{prefix}/steps/{i}/{field}")
+                raise ConflictingSteps(f"{field} is {told[field]} in an earlier step; gptq, awq, autoround, wanda and sparsegpt go through the model once, so give one value", pointer=f"{prefix}/steps/{i}/{field}")
 
 
 def check_matched(recipe: Recipe, names: Collection[str]) -> None:

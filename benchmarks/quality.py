@@ -58,6 +58,7 @@ def recipes(recover: int) -> Iterator[tuple[str, list[dict]]]:
             gptq = {"method": "quantize", "algorithm": "gptq", "num_bits": bits, "group_size": GROUP, "scale_search": "mse"} | options
             yield f"gptq {bits} bits, group {GROUP}, mse" + "".join(f", {k}" if v else f", not {k}" for k, v in options.items()), [gptq]
     for bits in (4, 3, 2):
+        yield f"awq {bits} bits, group {GROUP}, mse", [{"method": "quantize", "algorithm": "awq", "num_bits": bits, "group_size": GROUP, "scale_search": "mse"}]
         yield f"autoround {bits} bits, group {GROUP}, mse", [{"method": "quantize", "algorithm": "autoround", "num_bits": bits, "group_size": GROUP, "scale_search": "mse"}]
     for saliency in ("wanda", "sparsegpt"):
         for share in ({"sparsity": 0.5}, {"sparsity": 0.7}, {"mask_structure": "2:4"}):

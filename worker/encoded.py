@@ -81,6 +81,7 @@ class Grid:
         group_size: inputs that share them; I for channels and tensors. The last group may be short.
         params: the step that made it, with what was resolved.
         levels: float32 [2^b], ascending; without an offset only.
+        inputs: float16 [1 or E, I], by which the values of each input are multiplied (see `worker.kernels.input_scaling`); None: by nothing.
         zero: the code whose value is nearest to 0 stands for exactly 0 (see `worker.kernels.affine`); with an offset only.
         transposed, experts: as in `Quantized`.
     """
@@ -94,15 +95,17 @@ class Grid:
     zero: bool = False
     transposed: bool = False
     experts: int | None = None
+    inputs: Factors | None = None
 
     def dequantize(self, rows: slice = slice(None)) -> torch.Tensor:
         """float32 [O, I], or some of its rows."""
         scale, offset = (None if f is None else f.floats(rows, len(self.codes)) for f in (self.scale, self.offset))
-        return grid_values(self.codes[rows], scale, offset, self.params.num_bits, self.group_size, self.zero, self.levels)
+        values = grid_values(self.codes[rows], scale, offset, self.params.num_bits, self.group_size, self.zero, self.levels)
+        return values if self.inputs is None else values * self.inputs.floats(rows, len(self.codes))
 
     def to(self, device: torch.device) -> Grid:
-        offset, levels = (None if part is None else part.to(device) for part in (self.offset, self.levels))
-        return replace(self, codes=self.codes.to(device), scale=self.scale.to(device), offset=offset, levels=levels)
+        offset, levels, inputs = (None if part is None else part.to(device) for part in (self.offset, self.levels, self.inputs))
+        return replace(self, codes=self.codes.to(device), scale=self.scale.to(device), offset=offset, levels=levels, inputs=inputs)
 
 
 @dataclass(frozen=True)

@@ -137,6 +137,12 @@ class Scheme:
         groups = torch.nn.functional.pad(x, (0, -x.shape[1] % size)).unflatten(1, (-1, size))
         return self.encode(groups, p).flatten(1)[:, : x.shape[1]]
 
+    def decode_rows(self, codes: torch.Tensor, p: Parameters) -> torch.Tensor:
+        """`decode` of what `encode_rows` gave."""
+        size = max(1, codes.shape[1]) if p.scale.shape[1] == 1 else self.group_size
+        groups = torch.nn.functional.pad(codes, (0, -codes.shape[1] % size)).unflatten(1, (-1, size))
+        return self.decode(groups, p).flatten(1)[:, : codes.shape[1]]
+
     def stored(self, codes: torch.Tensor) -> torch.Tensor:
         """What `encode` gave, as it is kept: int8 or float8_e4m3fn as in `Quantized`, uint8 as in `Grid`."""
         if self.offset == "float":
@@ -250,8 +256,8 @@ def _scale_dtype(matrix: torch.Tensor, size: int, levels: uniform.Levels | affin
     return torch.float16
 
 
-def assembled(scheme: Scheme, codes: torch.Tensor, p: Parameters, step: Quantize, transposed: bool = False, experts: int | None = None) -> Quantized | Grid:
-    """Args: codes: [O, I] as `stored`. p: of all rows and groups, of one ([1, 1]), or of each expert ([E, 1])."""
+def assembled(scheme: Scheme, codes: torch.Tensor, p: Parameters, step: Quantize, transposed: bool = False, experts: int | None = None, inputs: torch.Tensor | None = None) -> Quantized | Grid:
+    """Args: inputs: [1 or E, I], see `Grid`. codes: [O, I] as `stored`. p: of all rows and groups, of one ([1, 1]), or of each expert ([E, 1])."""
     size = scheme.group_size if step.strategy == "group" else max(1, codes.shape[1])
     table = scheme.levels.tensor(codes.device) if isinstance(scheme.levels, Table) else None
     if step.plain_scales:
@@ -262,5 +268,7 @@ def assembled(scheme: Scheme, codes: torch.Tensor, p: Parameters, step: Quantize
             return Factors(floats.to(scheme.dtype))
         return Factors(integers.to(torch.int8 if signed else torch.uint8), above.half(), SUPER // size, scheme.scale_bits, scheme.exponent)
 
+    if codes.dtype == torch.int8:
+        codes = (codes.short() - int(scheme.levels.low)).to(torch.uint8)
     offset = None if p.offset is None else factors(p.offset, p.offset_codes, p.offset_above, False)
-    return Grid(codes, factors(p.scale, p.scale_codes, p.scale_above, offset is None), offset, size, step, table, scheme.zero, transposed, experts)
+    return Grid(codes, factors(p.scale, p.scale_codes, p.scale_above, offset is None), offset, size, step, table, scheme.zero, transposed, experts, None if inputs is None else Factors(inputs.half()))

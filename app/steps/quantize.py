@@ -31,6 +31,7 @@ class Quantize(Targeted):
     `algorithm: gptq` rounds one input after another and lets those after it make up for the error in the layer's output (`rtn` rounds each to the nearest);
     `scale_search: mse` then weighs errors by the size of the inputs. `damping` is added to the second moments of the inputs, as a share of their mean;
     `activation_order` begins with the largest inputs, scales being found before; `sequential` takes them from the model as quantized so far.
+    `algorithm: awq` scales inputs before rounding by a power of their size, found for each matrix; their factors are stored beside the codes.
     `algorithm: autoround` learns in `steps` batches, block by block, which way each weight is rounded and how wide the levels of its group are, so that what
     the block puts out comes near to the original's.
     """
@@ -47,7 +48,7 @@ class Quantize(Targeted):
     zero_point: Literal["integer", "float"] = "integer"
     scale_search: Literal["absmax", "mse", "hqq"] = "absmax"
     activations: Literal["none", "dynamic"] = "none"
-    algorithm: Literal["rtn", "gptq", "autoround"] = "rtn"
+    algorithm: Literal["rtn", "gptq", "awq", "autoround"] = "rtn"
     steps: Annotated[int, Field(ge=1, le=10_000)] | None = None
     damping: Damping | None = None
     activation_order: bool | None = None
@@ -62,12 +63,17 @@ class Quantize(Targeted):
     @property
     def plain_scales(self) -> bool:
         """Whether floating scales and integer zero points are all that its codes need."""
-        return self.mapping == "uniform" and self.type != "nf" and self.scale_bits is None and self.zero_point == "integer"
+        return self.mapping == "uniform" and self.type != "nf" and self.scale_bits is None and self.zero_point == "integer" and not self.scales_inputs
 
     @property
     def reconstructs(self) -> bool:
         """As of `Prune`."""
-        return self.algorithm in ("gptq", "autoround")
+        return self.algorithm in ("gptq", "awq", "autoround")
+
+    @property
+    def scales_inputs(self) -> bool:
+        """Whether a factor of each input may be stored beside its codes."""
+        return self.algorithm == "awq"
 
     @property
     def learns(self) -> bool:
@@ -84,7 +90,7 @@ class Quantize(Targeted):
                 data = data | {"strategy": "group"}
             if data.get("scale_bits") is not None and data.get("strategy", "group") == "group":
                 data = {"strategy": "group", "group_size": 32} | data
-            if data.get("symmetric") is False and (data.get("scale_bits") is not None or data.get("scale_search") == "hqq"):
+            if data.get("symmetric") is False and (data.get("scale_bits") is not None or data.get("scale_search") == "hqq" or data.get("algorithm") == "awq"):
                 data = {"zero_point": "float"} | data
             if data.get("strategy") == "group" and "group_size" not in data:
                 data = data | {"group_size": 128}
@@ -95,7 +101,7 @@ class Quantize(Targeted):
                 data = data | {"steps": STEPS}
             if algorithm == "gptq" and data.get("activation_order") is None:
                 data = data | {"activation_order": False}
-            data = filled(data, algorithm in ("gptq", "autoround"), algorithm == "gptq")
+            data = filled(data, algorithm in ("gptq", "awq", "autoround"), algorithm == "gptq")
         return data
 
     @model_validator(mode="after")
@@ -127,13 +133,17 @@ class Quantize(Targeted):
 
     def _algorithm(self):
         for field, goes, what in (
-            ("sequential", self.reconstructs, "gptq or autoround"),
+            ("sequential", self.reconstructs, "gptq, awq or autoround"),
             ("damping", self.algorithm == "gptq", "gptq"),
             ("activation_order", self.algorithm == "gptq", "gptq"),
             ("steps", self.learns, "autoround"),
         ):
             if getattr(self, field) is not None and not goes:
                 refuse(field, "this goes with algorithm {what}", what=what)
+        if self.scales_inputs and self.type == "float":
+            refuse("type", "fp8 has an exponent of its own; awq goes with type int or nf")
+        if self.scales_inputs and not self.symmetric and self.zero_point == "integer":
+            refuse("zero_point", "beside scaled inputs offsets are floats: zero_point float, or leave it out")
         if self.learns and self.type != "int":
             refuse("type", "autoround learns how integers are rounded: type int")
 

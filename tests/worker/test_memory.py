@@ -73,4 +73,6 @@ def test_a_model_that_is_run_takes_all_its_weights_in_float32():
     fisher = {"method": "prune", "saliency": "fisher"}
     unrun, measured, felt = peak(fisher, "gradients"), peak(fisher, "gradients", "calibration"), peak(fisher, "calibration")
     trained = peak(fisher | {"recover": {"steps": 10}}, "calibration")
+    learned, rounded = (peak({"method": "quantize", "num_bits": 4, "algorithm": a}, "calibration") for a in ("autoround", "gptq"))
+    assert rounded < learned and learned > 20 * elements
     assert unrun <= measured < trained and measured <= felt < trained and felt > 12 * elements and trained > 24 * elements

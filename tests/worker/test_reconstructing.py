@@ -22,6 +22,7 @@ from worker.zygote import Limits, Zygote
 LIMITS = Limits(memory=4 << 30, file_bytes=1 << 30, threads=1)
 GPTQ = {"method": "quantize", "algorithm": "gptq", "num_bits": 4, "group_size": 8, "scale_search": "mse"}
 ROUND = {"method": "quantize", "algorithm": "autoround", "num_bits": 3, "group_size": 8, "scale_search": "mse", "steps": 8}
+AWQ = {"method": "quantize", "algorithm": "awq", "num_bits": 3, "group_size": 8, "scale_search": "mse"}
 SPARSE = {"method": "prune", "saliency": "sparsegpt", "sparsity": 0.5}
 
 
@@ -105,7 +106,7 @@ def _plain(model: Path, out: Path, steps: list[dict]) -> None:
 SUPER = {"num_bits": 4, "group_size": 32, "scale_bits": 6, "symmetric": False}
 
 
-@pytest.mark.parametrize("steps", [[GPTQ], [SPARSE, GPTQ | SUPER], [SPARSE, GPTQ | {"activation_order": True}], [{"method": "prune", "saliency": "wanda", "mask_structure": "2:4"}], [SPARSE, ROUND]], ids=["gptq", "super", "both", "wanda", "autoround"])
+@pytest.mark.parametrize("steps", [[GPTQ], [SPARSE, GPTQ | SUPER], [SPARSE, GPTQ | {"activation_order": True}], [{"method": "prune", "saliency": "wanda", "mask_structure": "2:4"}], [SPARSE, ROUND], [AWQ | {"symmetric": False}]], ids=["gptq", "super", "both", "wanda", "autoround", "awq"])
 def test_what_goes_on_from_finished_blocks_comes_to_the_same_bytes(calibration, tmp_path, steps, monkeypatch):
     tiny_models.build("bert", tmp_path / "m")
     here(tmp_path / "m", tmp_path / "whole", steps, {"calibration": calibration})
@@ -245,3 +246,26 @@ def test_learned_rounding_keeps_masks_and_its_seed(calibration, tmp_path):
     found = [values(here(tmp_path / "m", tmp_path / f"{i}", steps, {"calibration": calibration}, seed=seed) and tmp_path / f"{i}") for i, seed in enumerate((0, 0, 1))]
     assert all(float((w == 0).float().mean()) >= 0.5 for w in found[0].values())
     assert all(torch.equal(w, found[1][name]) for name, w in found[0].items()) and not all(torch.equal(w, found[2][name]) for name, w in found[0].items())
+
+
+def test_scaled_inputs_are_never_worse_for_a_layer_than_rounding_is(calibration, tmp_path):
+    """Told of each matrix; what is read back is what was meant, and takes a float16 more for each input where it is scaled."""
+    tiny_models.build("bert", tmp_path / "m")
+    rows = {out: {r["name"]: r for r in here(tmp_path / "m", tmp_path / out, [step | {"sequential": False}], {"calibration": calibration})["tensors"] if r["action"] == "quantized"}
+            for out, step in (("a", AWQ), ("b", ROUND | {"steps": 1}))}  # fmt: skip
+    of = lambda r: float(re.search(r"output error ([\d.]+)", " ".join(r["notes"]))[1])  # noqa: E731
+    scaled = [name for name, r in rows["a"].items() if "to the power of" in " ".join(r["notes"])]
+    assert len(rows["a"]) == 13 and scaled
+    plain = rounded_by(tmp_path / "m", calibration, tmp_path / "c")
+    assert all(of(r) <= plain[name] + 1e-4 for name, r in rows["a"].items()) and any(of(rows["a"][name]) < 0.97 * plain[name] for name in scaled)
+    assert all(rows["a"][name]["bytes_after"] > rows["b"][name]["bytes_after"] for name in scaled)
+
+
+def rounded_by(model: Path, calibration: Path, out: Path) -> dict[str, float]:
+    """Output errors of layers that are rounded as awq does without scales."""
+    from worker.kernels import input_scaling
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(input_scaling, "ALPHAS", (0.0,))
+        report = here(model, out, [AWQ | {"sequential": False}], {"calibration": calibration})
+    return {r["name"]: float(re.search(r"output error ([\d.]+)", " ".join(r["notes"]))[1]) for r in report["tensors"] if r["action"] == "quantized"}

@@ -99,7 +99,7 @@ class PackedQuantized(_Strict):
 
 class PackedGrid(_Strict):
     """Codes of a matrix [rows, columns] under scales and offsets (see docs/packed.md). `sections`: bytes of the payloads codes, with `levels` these, scale,
-    with `scale_bits` the floats above it, and the same of an offset."""
+    with `scale_bits` the floats above it, the same of an offset, and with `inputs` what the values of each input are multiplied by."""
 
     type: Literal["grid"]
     num_bits: Annotated[int, Field(ge=1, le=8)]
@@ -116,7 +116,8 @@ class PackedGrid(_Strict):
     levels: bool = False
     offset: bool = False
     zero: bool = False
-    sections: Annotated[tuple[Natural, ...], Field(min_length=2, max_length=5)]
+    inputs: bool = False
+    sections: Annotated[tuple[Natural, ...], Field(min_length=2, max_length=6)]
     step: Natural | None = None  # of Index.steps
 
     @property
@@ -136,8 +137,9 @@ class PackedGrid(_Strict):
 
     @property
     def beside(self) -> int:
-        """Levels, scales, offsets, and what is above them."""
-        return (self.levels << self.num_bits) + self.factors * (math.prod(self.scale_shape) + (math.prod(self.above) if self.scale_bits else 0))
+        """Levels, scales, offsets, what is above them, and factors of inputs."""
+        each = math.prod(self.scale_shape) + (math.prod(self.above) if self.scale_bits else 0)
+        return (self.levels << self.num_bits) + self.factors * each + self.inputs * (self.experts or 1) * self.columns
 
 
 class PackedCodebook(_Strict):

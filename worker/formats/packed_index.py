@@ -119,7 +119,7 @@ def _levels_fit(q: PackedCodebook) -> bool:
 
 def _grid_fits(q: PackedGrid) -> bool:
     rows, groups = q.scale_shape
-    fits = rows in (q.experts or 1, q.rows) and groups == _groups(q) and len(q.sections) == 1 + q.levels + q.factors * (2 if q.scale_bits else 1)
+    fits = rows in (q.experts or 1, q.rows) and groups == _groups(q) and len(q.sections) == 1 + q.levels + q.factors * (2 if q.scale_bits else 1) + q.inputs
     fits &= q.offset >= q.zero and not (q.offset and q.levels)
     if q.scale_bits is None:
         return fits and q.shared_by is None and not q.exponent

@@ -76,7 +76,7 @@ def parts_of(encoded: Encoded, restored: int) -> list[Part]:
     if isinstance(q, Grid):
         codes = Part(tensor_bytes(q.codes), Layout("codes", q.params.num_bits), columns, entropy, weight)
         levels = [] if q.levels is None else [_numbers(q.levels, entropy=entropy)]
-        return [codes, *levels, *(part for f in (q.scale, q.offset) if f is not None for part in _factors(f, entropy))]
+        return [codes, *levels, *(part for f in (q.scale, q.offset, q.inputs) if f is not None for part in _factors(f, entropy))]
     if q.params.type == "float":
         codes = _numbers(q.codes, restored, columns, entropy)
     else:

@@ -169,8 +169,8 @@ class PackedReader:
         def found(shape: tuple[int, int], layout: Layout) -> np.ndarray:
             return self._values(t, layout, shape[0] * shape[1], 0, next(spans))
 
-        def floats(shape: tuple[int, int]) -> torch.Tensor:
-            return torch.from_numpy(found(shape, layout_of(q.scale_dtype, 0)[0]).view(np.uint8)).view(DTYPES[q.scale_dtype]).reshape(shape)
+        def floats(shape: tuple[int, int], dtype: str = q.scale_dtype) -> torch.Tensor:
+            return torch.from_numpy(found(shape, layout_of(dtype, 0)[0]).view(np.uint8)).view(DTYPES[dtype]).reshape(shape)
 
         def factors() -> Factors:
             if q.scale_bits is None:
@@ -182,9 +182,11 @@ class PackedReader:
 
         levels = torch.from_numpy(found((1, 1 << q.num_bits), Layout("float", 4)).view(np.float32)) if q.levels else None
         scale, offset = factors(), factors() if q.offset else None
+        inputs = Factors(floats((q.experts or 1, q.columns), "F16")) if q.inputs else None
 
         def decoded(rows: slice) -> torch.Tensor:
-            return grid_values(codes[rows], scale.floats(rows, q.rows), offset and offset.floats(rows, q.rows), q.num_bits, q.group_size, q.zero, levels)
+            values = grid_values(codes[rows], scale.floats(rows, q.rows), offset and offset.floats(rows, q.rows), q.num_bits, q.group_size, q.zero, levels)
+            return values if inputs is None else values * inputs.floats(rows, q.rows)
 
         return _by_rows(t, q, decoded)
 

@@ -54,7 +54,7 @@ class PackedWriter:
         if isinstance(q, Codebook):
             return PackedCodebook(type="codebook", num_bits=q.num_bits, levels_dtype=NAMES[q.levels.dtype], levels_shape=tuple(q.levels.shape), **common)
         if isinstance(q, Grid):
-            return PackedGrid(type="grid", num_bits=q.params.num_bits, levels=q.levels is not None, offset=q.offset is not None, zero=q.zero, **_scales(q), **common)
+            return PackedGrid(type="grid", num_bits=q.params.num_bits, levels=q.levels is not None, offset=q.offset is not None, zero=q.zero, inputs=q.inputs is not None, **_scales(q), **common)
         scales = {"scale_dtype": NAMES[q.scale.dtype], "scale_shape": tuple(q.scale.shape)}
         return PackedQuantized(type=q.params.type, num_bits=q.params.num_bits, **scales, **common)
 

@@ -10,7 +10,7 @@ import torch
 
 from app.recipe import Prune, Quantize, Step
 from worker.encoded import Encoded, Grid, Quantized
-from worker.kernels import compensation, least_squares, select
+from worker.kernels import compensation, input_scaling, least_squares, select
 from worker.methods import METHODS
 from worker.methods.prune import keep_mask, keep_n_of_m, some
 from worker.methods.quantize import decoded, rounded
@@ -117,13 +117,16 @@ def _by_weights(step: Step) -> str:
 
 @dataclass(frozen=True)
 class _Part:
-    """Of one matrix [O, I]: `values` in its dtype, or `codes` as they are stored and what they mean; `kept` where it is pruned; `damping` where there was any."""
+    """Of one matrix [O, I]: `values` in its dtype, or `codes` as they are stored and what they mean; `kept` where it is pruned; `damping` where there was any;
+    `inputs` [I] by which values are multiplied and the power of their size that they are, where inputs are scaled."""
 
     values: torch.Tensor | None
     kept: torch.Tensor | None
     codes: torch.Tensor | None = None
     parameters: Parameters | None = None
     damping: float | None = None
+    inputs: torch.Tensor | None = None
+    alpha: float = 0.0
 
 
 def _solved(plan: TensorPlan, prune: Prune | None, quantize: Quantize | None, encoded: Encoded, grams: list[torch.Tensor | None]) -> tuple[Encoded, Start | None]:
@@ -151,7 +154,9 @@ def _solved(plan: TensorPlan, prune: Prune | None, quantize: Quantize | None, en
 
 
 def _assembled(plan: TensorPlan, step: Quantize, scheme: Scheme, parts: list[_Part]) -> Quantized | Grid:
-    return assembled(scheme, torch.cat([p.codes for p in parts]), joined([p.parameters for p in parts], 0), step, plan.transposed, plan.experts)
+    codes, scaled = torch.cat([p.codes for p in parts]), any(p.inputs is not None for p in parts)
+    inputs = torch.stack([torch.ones_like(codes[0], dtype=torch.float32) if p.inputs is None else p.inputs for p in parts]) if scaled else None
+    return assembled(scheme, codes, joined([p.parameters for p in parts], 0), step, plan.transposed, plan.experts, inputs)
 
 
 def _left(w: torch.Tensor, kept: torch.Tensor | None) -> torch.Tensor:
@@ -168,6 +173,8 @@ def _told(plan: TensorPlan, matrix: torch.Tensor, values: torch.Tensor, parts: l
         notes = [f"{_ERROR} {sum(errors.values()) / len(errors):.4f} on the calibration data in the mean over experts, {errors[worst]:.4f} of expert {worst}"]
     if (most := max((p.damping for p in parts if p.damping is not None), default=asked)) != asked:
         notes.append(f"damping {most:g}: the inputs are nearly dependent")
+    if any(p.alpha for p in parts):
+        notes.append(f"inputs are scaled by their size to the power of {', '.join(f'{p.alpha:g}' for p in parts)}")
     return notes
 
 
@@ -182,10 +189,15 @@ def _one(matrix: torch.Tensor, prune: Prune | None, quantize: Quantize | None, s
     w, weight = matrix.float(), gram.diagonal().clone()
     asked = (quantize or prune).damping
     grid = Columns(scheme, quantize, matrix.shape[1]) if quantize else None
-    if quantize and quantize.learns:
+    if quantize and quantize.scales_inputs:
         w = _left(w, kept)
-        grid.begin_all(w, weight)
-        return _Part(None, kept, scheme.stored(scheme.encode_rows(single(w, scheme), grid.parameters())), grid.parameters())
+        inputs, alpha = input_scaling.search(w, gram, lambda x, counted: scheme.decode_rows(*_nearest(x, counted, scheme, quantize)))
+        scaled, counted = (w, weight) if inputs is None else (w / inputs, weight * inputs.square())
+        codes, found = _nearest(scaled, counted, scheme, quantize)
+        return _Part(None, kept, scheme.stored(codes), found, inputs=inputs, alpha=alpha)
+    if quantize and quantize.learns:
+        codes, found = _nearest(_left(w, kept), weight, scheme, quantize)
+        return _Part(None, kept, scheme.stored(codes), found)
     order = torch.argsort(weight, descending=True, stable=True) if quantize and quantize.activation_order else None
     if order is None:
         upper, damping = compensation.factor(gram, asked)
@@ -199,6 +211,13 @@ def _one(matrix: torch.Tensor, prune: Prune | None, quantize: Quantize | None, s
     if grid:
         return _Part(None, kept, scheme.stored(codes), grid.parameters(), damping)
     return _Part(_within(least_squares.solve(w, kept, gram, w @ gram, damping, _ITERATIONS), matrix.dtype), kept, damping=damping)
+
+
+def _nearest(w: torch.Tensor, weight: torch.Tensor, scheme: Scheme, step: Quantize) -> tuple[torch.Tensor, Parameters]:
+    """Codes [O, I] and what they mean; an error counts weight [I] when that is searched."""
+    grid = Columns(scheme, step, w.shape[1])
+    grid.begin_all(w, weight)
+    return scheme.encode_rows(single(w, scheme), grid.parameters()), grid.parameters()
 
 
 def _within(values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

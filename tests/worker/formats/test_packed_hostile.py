@@ -235,6 +235,8 @@ BAD_INDEXES = {
     "grid of a large exponent": (tensors(**GOOD, quantized=GRID | {"exponent": 127}), GRIDS),
     "grid with levels and an offset": (tensors(**GOOD, quantized=GRID | {"levels": True}), GRIDS),
     "grid with levels that are not there": (tensors(**GOOD, quantized=GRID | {"levels": True, "offset": False, "zero": False, "sections": GRID["sections"][:3]}), {"w": b"".join(GRID_PARTS)}),
+    "grid with factors of inputs that are not there": (tensors(**GOOD, quantized=GRID | {"inputs": True}), GRIDS),
+    "grid with factors of other inputs": (tensors(**GOOD, quantized=GRID | {"inputs": True, "sections": [*GRID["sections"], 0]}), GRIDS),
     "grid of 9 bits above": (tensors(**GOOD, quantized=GRID | {"scale_bits": 9}), GRIDS),
     "grid of integers": (tensors(**GOOD, quantized=GRID, dtype="I32"), GRIDS),
     "codebook bomb": (tensors(shape=[1 << 26], quantized=CODEBOOK | {"rows": 1, "columns": 1 << 26, "num_bits": 8, "group_size": 1, "levels_shape": [1 << 26, 256]}), BOOK),

@@ -287,6 +287,9 @@ def tensor(t: dict, data: bytes) -> bytes:
     if q["type"] == "grid":
         assert t["dtype"] == "F32"
         value = gridded(q, sections, rows, columns)
+        if q.get("inputs"):
+            value = value * by_row(q, np.frombuffer(sections.pop(0), np.float16).astype(np.float32).reshape(-1, columns))
+        assert not sections
         return placed(q, value.astype(np.float32))
     if q["type"] == "int":
         codes = np.frombuffer(sections[0], np.uint8).astype(np.float32) - (1 << (q["num_bits"] - 1))
@@ -319,7 +322,8 @@ def grid_parts(q: dict) -> list[tuple[int, int, int]]:
     one = [(1, ITEM[q["scale_dtype"]], rows * groups)]
     if "scale_bits" in q:
         one = [(3, q["scale_bits"], rows * groups), (1, 2, rows * -(-groups * q["group_size"] // q["shared_by"]))]
-    return [(1, 4, 1 << q["num_bits"])] * q.get("levels", False) + one * (2 if q.get("offset") else 1)
+    last = [(1, 2, q.get("experts", 1) * q["columns"])] * q.get("inputs", False)
+    return [(1, 4, 1 << q["num_bits"])] * q.get("levels", False) + one * (2 if q.get("offset") else 1) + last
 
 
 def gridded(q: dict, sections: list[bytes], rows: int, columns: int) -> np.ndarray:
@@ -476,6 +480,43 @@ def test_grids_are_decoded_by_the_page_alone(tmp_path, fields, sparsity):
     payloads, index = container((tmp_path / "packed" / "files" / "model.packed.safetensors").read_bytes())
     assert tensors(payloads, index)["w.weight"] == expected.numpy().tobytes()
     assert (expected == 0).sum() >= 6 * int(300 * sparsity) and (expected - w * (expected != 0 if sparsity else 1)).norm() < 0.4 * w.norm()
+
+
+@pytest.mark.parametrize("fields", [{}, {"scale_bits": 5}, {"symmetric": False, "group_size": 9}, {"type": "nf", "strategy": "tensor"}], ids=str)
+@pytest.mark.parametrize("experts", [None, 3])
+def test_factors_of_inputs_are_decoded_by_the_page_alone(tmp_path, fields, experts):
+    from dataclasses import replace
+
+    import torch
+    from safetensors.torch import save_file
+
+    from app.recipe import Quantize
+    from app.strict import validate
+    from worker.encoded import Encoded
+    from worker.formats import open_checkpoint
+    from worker.formats.packed import PackedWriter
+    from worker.schemes import assembled, joined, scheme_of
+
+    step = validate(Quantize, {"method": "quantize", "num_bits": 3, "algorithm": "awq"} | fields)
+    w = torch.randn(6, 40, generator=torch.Generator().manual_seed(8))
+    scheme = scheme_of(step, w)
+    whole = step.strategy == "tensor"
+    alone = replace(scheme, group_size=w.numel() // (experts or 1)) if whole else scheme
+    found = [alone.parameters(part) for part in (w.reshape(experts or 1, 1, -1) if whole else w.chunk(experts or 1))]
+    codes = torch.cat([scheme.encode_rows(part, p) for part, p in zip(w.chunk(experts or 1), found, strict=True)])
+    q = assembled(scheme, scheme.stored(codes), joined(found, 0), step, False, experts, torch.rand(experts or 1, 40) + 0.5)
+    dense = q.dequantize().reshape(w.shape if experts is None else (3, 2, 40)).contiguous()
+    save_file({"w": dense}, tmp_path / "model.safetensors")
+    checkpoint = open_checkpoint(tmp_path, tmp_path)
+    writer = PackedWriter(tmp_path / "packed", checkpoint)
+    writer.write(Encoded(checkpoint.tensors["w"], "quantized", dense, quantized=q))
+    writer.finish()
+    payloads, index = container((tmp_path / "packed").read_bytes())
+    assert index["tensors"][0]["quantized"]["inputs"] and tensors(payloads, index)["w"] == dense.numpy().tobytes()
+    from worker.formats.packed_reader import PackedReader
+
+    with PackedReader(tmp_path / "packed") as packed:
+        assert torch.equal(packed.read("w"), dense)
 
 
 def test_codes_by_their_frequency_are_decoded_by_the_page_alone():

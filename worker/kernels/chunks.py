@@ -26,9 +26,9 @@ from dataclasses import dataclass
 import numpy as np
 from isal.isal_zlib import crc32  # zlib's, four times as fast
 
-from worker.kernels import contexts, rans
+from worker.kernels import alias, contexts, native, rans
 from worker.kernels.bits import from_symbols, pack_bits, packed_bytes, to_symbols, unpack_bits
-from worker.kernels.codings import CONSTANT, CONTEXTS, GAPS, PAIRS, PLANE, RAW, ZSTD, CorruptPayload
+from worker.kernels.codings import ALIAS, CONSTANT, CONTEXTS, GAPS, PAIRS, PLANE, RAW, ZSTD, CorruptPayload
 from worker.kernels.codings import compress, expand, frame_content, read_table, squeeze, table
 from worker.kernels.masks import from_gaps, from_mask, nonzero, to_gaps, to_mask
 from worker.kernels.planes import from_pairs, merge, split, to_pairs
@@ -123,7 +123,12 @@ def _forms(values: np.ndarray, layout: Layout, columns: int) -> Iterator[tuple[i
 
 def _float_parts(planes: list[np.ndarray]) -> tuple[list[tuple[int, bytes]], int]:
     """(coding, bytes) of each plane of floats, and the escapes of the first."""
-    first, escapes = squeeze(planes[0], "huffman"), 0
+    counts = native.bytes_count(planes[0]) if native.available() else np.bincount(planes[0], minlength=256)
+    if len(planes) > 1 and alias.suits(counts):
+        stream, escapes = alias.encode(planes[0], counts)
+        first = ALIAS, stream
+    else:
+        first, escapes = squeeze(planes[0], "huffman"), 0
     if len(planes) > 1 and first[0] == ZSTD and len(first[1]) < _PAIRS_BELOW * len(planes[0]):
         top, pairs, out = to_pairs(planes[0])
         frame = compress("huffman", pairs)
@@ -251,6 +256,11 @@ def _merged(parts: list, layout: Layout, count: int, escapes: int) -> np.ndarray
         pairs = expand(ZSTD, data[PLANE.size :][:length], (count + 1) // 2)
         try:
             first = from_pairs(top, pairs, np.frombuffer(data[PLANE.size + length :], np.uint8), count, escapes)
+        except ValueError as e:
+            raise CorruptPayload(str(e)) from None
+    elif coding == ALIAS and layout.kind == "float" and layout.width > 1:
+        try:
+            first = alias.decode(data, count, escapes)
         except ValueError as e:
             raise CorruptPayload(str(e)) from None
     elif escapes:

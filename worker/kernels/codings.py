@@ -9,6 +9,7 @@
                           frame's content (the low one first) stands for the byte top - r, 15 for the next of the escapes
               4 gaps      a mask: a zstd frame of gap bytes (see masks.py)
               5 contexts  a mask: codes of one bit (see contexts.py)
+              6 alias     plane 0 of floats of two bytes or more: see alias.py
 
 zstandard serves as an order-0 Huffman coder (its LZ stage set so that it finds next to nothing: matches in exponents are accidents that cost more
 than they save). Two exponents in a symbol halve what a Huffman code loses to whole bits, and the work. What is not a number gets an ordinary level.
@@ -22,7 +23,7 @@ import threading
 import numpy as np
 import zstandard
 
-RAW, CONSTANT, ZSTD, PAIRS, GAPS, CONTEXTS = range(6)
+RAW, CONSTANT, ZSTD, PAIRS, GAPS, CONTEXTS, ALIAS = range(7)
 PLANE = struct.Struct("<BI")  # also the head of a plane coded as pairs
 
 _HUFFMAN = zstandard.ZstdCompressionParameters(strategy=1, min_match=7, window_log=17, hash_log=6, chain_log=6, target_length=0)

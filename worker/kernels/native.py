@@ -9,9 +9,14 @@ from __future__ import annotations
 import ctypes
 import importlib.util
 import logging
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+
+if TYPE_CHECKING:
+    from worker.kernels.alias import Tables
 
 _DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.float64: 3}
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
@@ -37,6 +42,17 @@ class _Uniform(ctypes.Structure):
     ]
 
 
+class _AliasEncode(ctypes.Structure):
+    _fields_ = [*((name, ctypes.c_void_p) for name in ("ranks", "frequencies", "slots", "words", "states")), ("count", ctypes.c_int64)]
+
+
+class _AliasDecode(ctypes.Structure):
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("symbols", "first", "second", "last", "states", "words", "escapes", "out")),
+        *((name, ctypes.c_int64) for name in ("count", "words_count", "escapes_count")),
+    ]
+
+
 class _Extent(ctypes.Structure):
     _fields_ = [("least", ctypes.c_float), ("most", ctypes.c_float)]
 
@@ -57,6 +73,12 @@ _CALLS = {
     "lowest_per_row": [_POINTER, _INT, _COUNT, _COUNT, _COUNT, _POINTER, _INT],
     "histogram": [_POINTER, _INT, _COUNT, _INT, ctypes.c_uint64, _POINTER, _INT],
     "lowest": [_POINTER, _INT, _COUNT, ctypes.c_uint64, _COUNT, _POINTER, _INT],
+    "bytes": [_POINTER, _COUNT, _POINTER],
+    "ranks": [_POINTER, _COUNT, _POINTER, _POINTER],
+    "alias_encode": [ctypes.POINTER(_AliasEncode)],
+    "alias_decode": [ctypes.POINTER(_AliasDecode)],
+    "split": [_POINTER, _INT, _COUNT, _POINTER],
+    "merge": [_POINTER, _INT, _COUNT, _POINTER],
     "pack": [_POINTER, _COUNT, _INT, ctypes.c_uint8, _POINTER, _INT],
     "unpack": [_POINTER, _COUNT, _INT, ctypes.c_uint8, _POINTER, _INT],
 }
@@ -73,7 +95,7 @@ def _loaded() -> ctypes.CDLL | None:
         return None
     for name, arguments in _CALLS.items():
         getattr(library, f"modelpress_{name}").argtypes = arguments
-    library.modelpress_lowest.restype = _COUNT
+    library.modelpress_lowest.restype = library.modelpress_alias_encode.restype = _COUNT
     return library
 
 
@@ -197,6 +219,62 @@ def unpack(packed: np.ndarray, num_bits: int, count: int, bias: int = 0) -> np.n
     if len(packed) != (count * num_bits + 7) // 8:
         raise ValueError(f"{len(packed)} bytes for {count} codes of {num_bits} bits")
     _LIBRARY.modelpress_unpack(packed.ctypes.data, count, num_bits, bias & 0xFF, out.ctypes.data, torch.get_num_threads())
+    return out
+
+
+def bytes_count(plane: np.ndarray) -> np.ndarray:
+    """How often each byte occurs in uint8 [n]: int64 [256]."""
+    plane, out = np.ascontiguousarray(plane, np.uint8), np.empty(256, np.int64)
+    _LIBRARY.modelpress_bytes(plane.ctypes.data, len(plane), out.ctypes.data)
+    return out
+
+
+def ranks(plane: np.ndarray, symbols: np.ndarray) -> np.ndarray:
+    """Of uint8 [n] the places in the first fifteen of `symbols`, uint8 [16]; 15 where they are not there."""
+    plane, symbols, out = np.ascontiguousarray(plane, np.uint8), np.ascontiguousarray(symbols, np.uint8), np.empty(len(plane), np.uint8)
+    _LIBRARY.modelpress_ranks(plane.ctypes.data, len(plane), symbols.ctypes.data, out.ctypes.data)
+    return out
+
+
+def alias_encode(ranks: np.ndarray, tables: Tables) -> tuple[np.ndarray, np.ndarray]:
+    """See `alias`: words uint16, and states uint32 [64], of ranks uint8 [n] below 16."""
+    words, states = np.empty(len(ranks), np.uint16), np.empty(64, np.uint32)
+    frequencies, slots = (tables.frequencies | tables.starts << 16).astype(np.uint32), tables.slots
+    call = _AliasEncode(ranks.ctypes.data, frequencies.ctypes.data, slots.ctypes.data, words.ctypes.data, states.ctypes.data, len(ranks))
+    used = _LIBRARY.modelpress_alias_encode(call)
+    return words[len(words) - used :], states
+
+
+def alias_decode(symbols: np.ndarray, tables: Tables, states: np.ndarray, words: np.ndarray, escapes: np.ndarray, count: int) -> np.ndarray:
+    """See `alias`: uint8 [count]. `words` are bytes.
+
+    Raises:
+        ValueError: words, escapes or states do not come out even.
+    """
+    out = np.empty(count, np.uint8)
+    inputs = (symbols, tables.first, tables.second, tables.last, states, words, escapes, out)
+    call = _AliasDecode(*(a.ctypes.data for a in inputs), count, len(words) // 2, len(escapes))
+    if wrong := _LIBRARY.modelpress_alias_decode(call):
+        raise ValueError(f"the {('words', 'escapes', 'states')[wrong - 1]} of a stream do not come out even")
+    return out
+
+
+def split(values: np.ndarray) -> list[np.ndarray]:
+    """See `planes.split` of floats of 2 or 4 bytes."""
+    values = np.ascontiguousarray(values)
+    out = np.empty((values.itemsize, len(values)), np.uint8)
+    _LIBRARY.modelpress_split(values.ctypes.data, values.itemsize, len(values), out.ctypes.data)
+    return list(out)
+
+
+def merge(planes: Sequence[np.ndarray]) -> np.ndarray:
+    """See `planes.merge` of floats, for 2 or 4 planes."""
+    planes = [np.ascontiguousarray(p, np.uint8) for p in planes]
+    if len(planes) not in (2, 4) or len({len(p) for p in planes}) != 1:
+        raise ValueError(f"planes of {[len(p) for p in planes]} bytes")
+    out = np.empty(len(planes[0]), f"<u{len(planes)}")
+    pointers = (ctypes.c_void_p * len(planes))(*(p.ctypes.data for p in planes))
+    _LIBRARY.modelpress_merge(pointers, len(planes), len(out), out.ctypes.data)
     return out
 
 

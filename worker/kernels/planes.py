@@ -15,6 +15,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from worker.kernels import native
+
 
 def split(values: np.ndarray, floating: bool) -> list[np.ndarray]:
     """The planes of `values`.
@@ -29,6 +31,8 @@ def split(values: np.ndarray, floating: bool) -> list[np.ndarray]:
     width = values.itemsize
     if width == 1:
         return [values]
+    if floating and width <= 4 and native.available():
+        return native.split(values)
     if not floating:
         return [(values >> 8 * i).astype(np.uint8) for i in reversed(range(width))]
     top = values if width == 2 else (values >> 8 * (width - 2)).astype(np.uint16)
@@ -43,6 +47,8 @@ def merge(planes: Sequence[np.ndarray], floating: bool) -> np.ndarray:
     width = len(planes)
     if width == 1:
         return planes[0]
+    if floating and width <= 4 and native.available():
+        return native.merge(planes)
     if floating:
         top = planes[0].astype(np.uint16)
         top <<= 7

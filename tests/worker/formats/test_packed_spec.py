@@ -94,8 +94,42 @@ def plane(part: tuple[int, bytes], m: int, escapes: int) -> bytes:
         nibbles = [(content[i // 2] >> 4 * (i % 2)) & 15 for i in range(m)]
         USED["escapes"] += escapes
         return bytes(escaped.pop(0) if r == 15 else (top - r) % 256 for r in nibbles)
+    if coding == 6:
+        return alias(data, m, escapes)
     assert len(data) == m
     return data
+
+
+def alias(data: bytes, m: int, escapes: int) -> bytes:
+    symbol, frequency, (words,) = data[:16], struct.unpack_from("<16H", data, 16), struct.unpack_from("<I", data, 48)
+    assert sum(frequency) == 4096 and max(frequency) < 4096 and not symbol[15]
+    state, word = list(struct.unpack_from("<64I", data, 52)), list(struct.unpack_from(f"<{words}H", data, 308))
+    escaped = list(data[308 + 2 * words :])
+    assert len(escaped) == escapes
+    left, keeps, other = list(frequency), [256] * 16, list(range(16))
+    few, many = [r for r in range(16) if frequency[r] < 256], [r for r in range(16) if frequency[r] >= 256]
+    while few and many:
+        s, l = few.pop(), many[-1]
+        keeps[s], other[s] = left[s], l
+        left[l] -= 256 - left[s]
+        if left[l] < 256:
+            few.append(many.pop())
+    rank = [r for b in range(16) for r in [b] * keeps[b] + [other[b]] * (256 - keeps[b])]
+    number, seen = [], [0] * 16
+    for r in rank:
+        number.append(seen[r])
+        seen[r] += 1
+    assert tuple(seen) == frequency
+    word, escaped, out = iter(word), iter(escaped), bytearray()
+    for i in range(m):
+        x = state[i % 64]
+        r = rank[x % 4096]
+        x = frequency[r] * (x >> 12) + number[x % 4096]
+        state[i % 64] = x << 16 | next(word) if x < 1 << 15 else x
+        out.append(next(escaped) if r == 15 else symbol[r])
+    assert set(state) == {1 << 15} and next(word, None) is None and next(escaped, None) is None
+    USED["escapes"] += escapes
+    return bytes(out)
 
 
 def merge(parts: list[tuple[int, bytes]], n: int, escapes: int, floating: bool) -> bytes:
@@ -525,6 +559,15 @@ def test_codes_by_their_frequency_are_decoded_by_the_page_alone():
     codes = np.random.default_rng(1).choice(16, 30_000, p=np.r_[3:11, 11:3:-1] / 112).astype(np.uint8)
     assert chunk(encode_chunk(codes, Layout("codes", 4)), 3, 4, len(codes)) == codes.tobytes()
     assert USED["codecs"] == {3}
+
+
+def test_exponents_by_their_frequency_are_decoded_by_the_page_alone():
+    from worker.kernels.chunks import Layout, encode_chunk
+
+    values = np.random.default_rng(2).standard_normal(70_001).astype(np.float32).view(np.uint32)
+    values[::999] = 1 << 30
+    assert chunk(encode_chunk(values, Layout("float", 4)), 1, 4, len(values)) == values.tobytes()
+    assert USED["codings"] == {0, 6} and USED["escapes"]
 
 
 @pytest.mark.parametrize("transposed", [False, True])

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from app.recipe import Quantize
 from app.strict import validate
 from worker import report
-from worker.kernels import bits, native, select, uniform
+from worker.kernels import agreement, bits, native, select, uniform
 from worker.kernels.shares import rows_of
 from worker.methods import quantize
 from worker.methods.apply import finite as all_finite
@@ -217,3 +217,12 @@ def test_where_it_was_not_built_the_log_says_so_once():
     command = "import importlib.util as u; u.find_spec = lambda n: None; from worker.kernels import native; print(native.available(), native.available())"
     done = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False False" and done.stderr.count("not built") == 1
+
+
+def test_an_instruction_set_that_differs_is_not_used(monkeypatch, caplog):
+    if len(LEVELS) == 1:
+        pytest.skip("this processor has the baseline only")
+    sampled = agreement.sampled
+    monkeypatch.setattr(agreement, "sampled", lambda: [b"wrong"] if native.use(-1) == LEVELS[-1] else sampled())
+    agreement.hold_to_baseline()
+    assert native.use(-1) == LEVELS[-2] and "differ from the baseline" in caplog.text

@@ -33,6 +33,24 @@ struct Difference {  // sums over two arrays of one dtype
     int64_t zeros;
 };
 
+struct AliasEncode {             // see alias.hpp
+    const uint8_t* ranks;        // [count], below 16
+    const uint32_t* frequencies; // [16]: frequency | start << 16
+    const uint16_t* slots;       // [4096 + 1]: where the r-th slot of a symbol lies, from its start on
+    uint16_t* words;             // [count]
+    uint32_t* states;            // [64]
+    int64_t count;
+};
+
+struct AliasDecode {
+    const uint8_t* symbols;                  // [16]
+    const uint32_t *first, *second;          // [16]: of each bucket, frequency | rank << 12 | (offset + 4096) << 16
+    const uint8_t* last;                     // [16]: in each bucket, the last slot of the first
+    const uint8_t *states, *words, *escapes; // as they lie in the stream: u32 [64], u16, u8
+    uint8_t* out;                            // [count]
+    int64_t count, words_count, escapes_count;
+};
+
 // One set of kernels per instruction set.
 struct Kernels {
     void (*quantize)(const Symmetric&, int64_t first, int64_t last, float* room);
@@ -40,6 +58,11 @@ struct Kernels {
     void (*compare)(const void* a, const void* b, int dtype, int64_t first, int64_t last, Difference& sums);
     void (*extents)(const void* values, int dtype, int64_t columns, int64_t group, int64_t first, int64_t last, Extent& found);
     void (*masked)(const void* values, const uint8_t* kept, int dtype, int64_t first, int64_t last, void* out);
+    void (*ranks)(const uint8_t* bytes, int64_t count, const uint8_t* symbols, uint8_t* ranks);
+    int64_t (*encode)(const AliasEncode&);
+    int (*decode)(const AliasDecode&);
+    void (*split)(const void* values, int width, int64_t count, uint8_t* planes);
+    void (*merge)(const uint8_t* const* planes, int width, int64_t count, void* values);
     bool (*finite)(const void* values, int dtype, int64_t first, int64_t last);
     void (*pack)(const uint8_t* codes, int64_t count, int num_bits, uint8_t bias, uint8_t* out);
     void (*unpack)(const uint8_t* packed, int64_t count, int num_bits, uint8_t bias, uint8_t* out);

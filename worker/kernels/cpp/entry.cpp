@@ -106,3 +106,22 @@ EXPORT void modelpress_pack(const uint8_t* codes, int64_t count, int num_bits, u
 EXPORT void modelpress_unpack(const uint8_t* packed, int64_t count, int num_bits, uint8_t bias, uint8_t* out, int threads) {
     share(count, PIECE, threads, [&](int64_t first, int64_t last) { kernels().unpack(packed + first / 8 * num_bits, last - first, num_bits, bias, out + first); });
 }
+
+// One chunk of a payload each, on the caller's thread: whoever calls has several.
+EXPORT void modelpress_ranks(const uint8_t* bytes, int64_t count, const uint8_t* symbols, uint8_t* ranks) { kernels().ranks(bytes, count, symbols, ranks); }
+EXPORT int64_t modelpress_alias_encode(const AliasEncode* a) { return kernels().encode(*a); }
+EXPORT int modelpress_alias_decode(const AliasDecode* a) { return kernels().decode(*a); }
+EXPORT void modelpress_split(const void* values, int width, int64_t count, uint8_t* planes) { kernels().split(values, width, count, planes); }
+EXPORT void modelpress_merge(const uint8_t* const* planes, int width, int64_t count, void* values) { kernels().merge(planes, width, count, values); }
+
+EXPORT void modelpress_bytes(const uint8_t* bytes, int64_t count, int64_t* histogram) {
+    uint32_t own[4][256] = {};  // equal neighbours do not wait for each other's count
+    int64_t i = 0;
+    for (; i + 8 <= count; i += 8) {
+        uint64_t w;
+        __builtin_memcpy(&w, bytes + i, 8);
+        for (int b = 0; b < 8; b++) own[b & 3][w >> 8 * b & 255]++;
+    }
+    for (; i < count; i++) own[0][bytes[i]]++;
+    for (int b = 0; b < 256; b++) histogram[b] = int64_t(own[0][b]) + own[1][b] + own[2][b] + own[3][b];
+}

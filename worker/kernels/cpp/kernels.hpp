@@ -1,7 +1,9 @@
 // All kernels once, for the instruction set of the file that includes this.
 #pragma once
 
+#include "alias.hpp"
 #include "arrays.hpp"
+#include "planes.hpp"
 #include "uniform.hpp"
 
 namespace {
@@ -36,6 +38,17 @@ constexpr Kernels KERNELS = {
     },
     [](const void* v, const uint8_t* kept, int dtype, int64_t first, int64_t last, void* out) {
         with(dtype, [&](auto n) { masked_range<decltype(n)>(v, kept, first, last, out); });
+    },
+    ranks_of,
+    alias_encode,
+    alias_decode,
+    [](const void* v, int width, int64_t n, uint8_t* planes) {
+        if (width == 2) split_floats(static_cast<const uint16_t*>(v), n, planes);
+        else split_floats(static_cast<const uint32_t*>(v), n, planes);
+    },
+    [](const uint8_t* const* planes, int width, int64_t n, void* v) {
+        if (width == 2) merge_floats(planes, n, static_cast<uint16_t*>(v));
+        else merge_floats(planes, n, static_cast<uint32_t*>(v));
     },
     [](const void* v, int dtype, int64_t first, int64_t last) { return with(dtype, [&](auto n) { return finite_range<decltype(n)>(v, first, last); }); },
     [](const uint8_t* codes, int64_t count, int b, uint8_t bias, uint8_t* out) { with_bits(b, [&]<int B>() { pack_codes<B>(codes, count, bias, out); }); },

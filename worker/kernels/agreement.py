@@ -1,0 +1,37 @@
+"""Compiled kernels are held to the baseline before any is used: a fault of an instruction set that could not be tested costs speed, never a model."""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+import torch
+
+from worker.kernels import alias, native, scale_search
+
+
+def hold_to_baseline() -> None:
+    """Go down from the best instruction set until everything agrees with the baseline on a sample."""
+    best = native.use(-1)
+    native.use(0)
+    expected = sampled()
+    for level in range(best, -1, -1):
+        native.use(level)
+        if sampled() == expected:
+            break
+        logging.getLogger(__name__).error("kernels for %s differ from the baseline on this processor and are not used", native.LEVELS[level])
+
+
+def sampled() -> list[bytes]:
+    """What kernels with code of their own for an instruction set make of a few thousand values."""
+    values = torch.from_numpy((np.sin(np.arange(5_000.0) ** 1.5) ** 5).astype(np.float32).reshape(4, 1250))
+    out = []
+    for dtype in native.FLOATS:
+        for num_bits in (2, 4, 8):
+            codes, scale = native.quantize(values.to(dtype), num_bits, 129, True, torch.float16, *scale_search.multipliers(num_bits))
+            dense = native.dequantize(codes, scale, None, 129, dtype, False)
+            out += [t.numpy().tobytes() for t in (codes, scale, dense.view(torch.uint8))]
+        out.append(repr(native.extents(values.to(dtype), 129)).encode())
+    plane = native.split(values.reshape(-1).numpy().view(np.uint32))[0]
+    stream, escapes = alias.encode(plane, native.bytes_count(plane))
+    return [*out, stream, alias.decode(stream, len(plane), escapes).tobytes()]

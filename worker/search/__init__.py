@@ -7,6 +7,7 @@
     encoding.py     an option carried out on a whole matrix, and its bytes
     table.py        bytes and losses of all options of all groups, the losses on outputs measured for some and interpolated for the others
     effect.py       what the model says with other weights, beside the original
+    cache.py        whole matrices as options leave them
     choosing.py     which options are taken, by the table
     bounds.py       what a budget says of a result
     finding.py      the search: the table once, a recipe for each budget

@@ -14,6 +14,7 @@ from worker.devices import device_of
 from worker.progress import Emit, Progress
 from worker.samples import shared
 from worker.search.bounds import Bounds
+from worker.search.cache import Cache
 from worker.search.choosing import Choice, Choosing
 from worker.search.effect import Effect
 from worker.search.encoding import asked_bits
@@ -22,7 +23,7 @@ from worker.search.options import Option, options
 from worker.search.quality import Smallest
 from worker.search.resolved import resolved
 from worker.search.size import Best
-from worker.search.table import Cache, Row, Table
+from worker.search.table import Row, Table
 from worker.search.trial import Carrying, Trial
 from worker.statistics import beside
 
@@ -105,7 +106,7 @@ class Search:
             target = room if math.isfinite(room) and not bounds.on_outputs else None
             self.timed("measure", lambda: self.table.measure(self.effect, target, bounds.most_error, self.cache, self._share("measure", self.weights)))
             self.choose()
-            if bounds.on_size and not bounds.on_outputs:
+            if bounds.on_size and not bounds.on_outputs and bounds.most_error is None:
                 return Best(self).within(room)
         return Smallest(self).found(room)
 

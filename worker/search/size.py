@@ -62,5 +62,9 @@ class Best:
                 yield f"chosen by {how}", full, lambda r, how=how: full.by(how, r)
             yield "one option for all", full, full.alike
         point = plain.within(room)
-        if point is not None and (not self.fit or point.lost < min(self.fit)[0]):
-            yield f"{point.how}, without gptq", plain, lambda r: plain.within(r).choice if plain.within(r) else None
+        if point is not None and (not self.fit or point.lost < min(f[0] for f in self.fit)):
+            yield f"{point.how}, without gptq", plain, self._verified
+
+    def _verified(self, room: float) -> Choice | None:
+        point = self.search.choosing.within(room)
+        return point and point.choice

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 
+from worker.kernels.front import path
 from worker.search.choosing import Choosing, front
 from worker.search.sampling import Told
 
@@ -47,6 +48,15 @@ def test_the_best_within_a_size_even_where_gradients_mislead(groups, room):
     assert (found is None) == (not fit)
     if fit:
         assert found.lost == min(fit) and found.bytes - 100 <= room
+
+
+@examples(deadline=None)
+@given(tables, st.integers(0, 3000))
+def test_what_is_foreseen_to_be_as_good_is_the_first_of_the_path_that_is(groups, limit):
+    choosing = Choosing((table := Table(groups)).rows, 0, table.verify)
+    found, along = choosing.as_good_as(limit), path(choosing.sizes, choosing.ways["both"])
+    each = [tuple(along[n]) for n in range(len(along))]
+    assert found == next((c for c in each if choosing.foreseen(c) <= limit), each[-1]) and not table.asked
 
 
 @examples(deadline=None)

@@ -86,7 +86,8 @@ class Scheme:
     @property
     def compiled(self) -> bool:
         """Whether `worker.kernels.native.quantize` does the same."""
-        return isinstance(self.levels, uniform.Levels) and not self.levels.floating and self.offset == "none" and self.scale_bits is None
+        plain = isinstance(self.levels, uniform.Levels) and self.offset == "none" and self.scale_bits is None
+        return plain and not (self.levels.floating and self.search == "mse")
 
     @property
     def span(self) -> int:

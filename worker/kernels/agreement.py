@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from worker.kernels import alias, native, scale_search
+from worker.kernels.uniform import Levels
 
 
 def hold_to_baseline() -> None:
@@ -27,10 +28,10 @@ def sampled() -> list[bytes]:
     values = torch.from_numpy((np.sin(np.arange(5_000.0) ** 1.5) ** 5).astype(np.float32).reshape(4, 1250))
     out = []
     for dtype in native.FLOATS:
-        for num_bits in (2, 4, 8):
-            codes, scale = native.quantize(values.to(dtype), num_bits, 129, True, torch.float16, *scale_search.multipliers(num_bits))
+        for levels in (Levels(2), Levels(4), Levels(8), Levels(8, floating=True)):
+            codes, scale = native.quantize(values.to(dtype), levels, 129, None if levels.floating else scale_search.multipliers(levels.num_bits), torch.float16)
             dense = native.dequantize(codes, scale, None, 129, dtype, False)
-            out += [t.numpy().tobytes() for t in (codes, scale, dense.view(torch.uint8))]
+            out += [t.view(torch.uint8).numpy().tobytes() for t in (codes, scale, dense)]
         out.append(repr(native.extents(values.to(dtype), 129)).encode())
     plane = native.split(values.reshape(-1).numpy().view(np.uint32))[0]
     stream, escapes = alias.encode(plane, native.bytes_count(plane))

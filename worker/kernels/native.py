@@ -17,6 +17,7 @@ import torch
 
 if TYPE_CHECKING:
     from worker.kernels.alias import Tables
+    from worker.kernels.uniform import Levels
 
 _DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.float64: 3}
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
@@ -28,7 +29,7 @@ class _Symmetric(ctypes.Structure):
     _fields_ = [
         *((name, ctypes.c_void_p) for name in ("values", "codes", "scales")),
         *((name, ctypes.c_int64) for name in ("rows", "columns", "group")),
-        *((name, ctypes.c_int32) for name in ("dtype", "scale_dtype", "search", "shift")),
+        *((name, ctypes.c_int32) for name in ("dtype", "scale_dtype", "search", "shift", "floating")),
         *((name, ctypes.c_float) for name in ("half_range", "low", "high")),
         ("multipliers", ctypes.c_int16 * _SIZES),
     ]
@@ -38,7 +39,7 @@ class _Uniform(ctypes.Structure):
     _fields_ = [
         *((name, ctypes.c_void_p) for name in ("codes", "scales", "zeros", "values")),
         *((name, ctypes.c_int64) for name in ("rows", "columns", "group", "shared")),
-        *((name, ctypes.c_int32) for name in ("dtype", "bounded")),
+        *((name, ctypes.c_int32) for name in ("dtype", "bounded", "floating")),
     ]
 
 
@@ -116,24 +117,28 @@ def takes(*tensors: torch.Tensor, also: tuple[torch.dtype, ...] = ()) -> bool:
     return all(t.device.type == "cpu" and t.dtype in (*FLOATS, *also) for t in tensors) and available()
 
 
-def quantize(matrix: torch.Tensor, num_bits: int, group_size: int, search: bool, scale_dtype: torch.dtype, multipliers: tuple[int, ...], shift: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Symmetric integers of a finite [R, C] (see `uniform` and `scale_search`, which makes `multipliers` and `shift`): codes int8 [R, C], and scales float32 [R, ceil(C / group_size)] as they are read back."""
+def quantize(matrix: torch.Tensor, levels: Levels, group_size: int, search: tuple[tuple[int, ...], int] | None, scale_dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    """Symmetric codes of a finite [R, C] (see `uniform` and, with `search`, its `multipliers`, `scale_search`).
+
+    Returns:
+        int8 or float8_e4m3fn [R, C], and scales float32 [R, ceil(C / group_size)] as they are read back.
+    """
     matrix = matrix.contiguous()
     rows, columns = matrix.shape
     codes, scales = torch.empty(rows, columns, dtype=torch.int8, device="cpu"), torch.empty(rows, -(-columns // group_size), device="cpu")
-    half, top = ((1 << num_bits) - 1) / 2, 1 << (num_bits - 1)
+    multipliers, shift = search or ((0,) * _SIZES, 1)
     call = _Symmetric(
         matrix.data_ptr(), codes.data_ptr(), scales.data_ptr(), rows, columns, min(group_size, max(1, columns)), _DTYPES[matrix.dtype], _DTYPES[scale_dtype],
-        search, shift, half, -top, top - 1, (ctypes.c_int16 * _SIZES)(*multipliers),
+        search is not None, shift, levels.floating, levels.half_range, levels.low, levels.high, (ctypes.c_int16 * _SIZES)(*multipliers),
     )  # fmt: skip
     _check(_LIBRARY.modelpress_quantize(call, torch.get_num_threads()))
-    return codes, scales
+    return codes.view(torch.float8_e4m3fn) if levels.floating else codes, scales
 
 
 def dequantize(codes: torch.Tensor, scale: torch.Tensor, zero_point: torch.Tensor | None, group_size: int, dtype: torch.dtype, bounded: bool) -> torch.Tensor:
-    """`(code - zero_point) * scale` in float32, rounded once to `dtype`, `bounded` by its largest: [R, C] of int8 codes, and scales (zero points: int8) [S, G], each row
+    """`(code - zero_point) * scale` in float32, rounded once to `dtype`, `bounded` by its largest: [R, C] of int8 or float8_e4m3fn codes, and scales (zero points: int8) [S, G], each row
     of which stands for R / S rows."""
-    codes, scale = codes.contiguous(), scale.float().contiguous()
+    floating, codes, scale = codes.dtype == torch.float8_e4m3fn, codes.contiguous().view(torch.int8), scale.float().contiguous()
     zero_point = None if zero_point is None else zero_point.to(torch.int8).contiguous()
     rows, columns = codes.shape
     values = torch.empty(rows, columns, dtype=dtype, device="cpu")
@@ -142,7 +147,7 @@ def dequantize(codes: torch.Tensor, scale: torch.Tensor, zero_point: torch.Tenso
     if scale.shape[1] != groups or (rows and (not len(scale) or rows % len(scale))) or (zero_point is not None and zero_point.shape != scale.shape):
         raise ValueError(f"scales {tuple(scale.shape)} for codes {tuple(codes.shape)} in groups of {group_size}")
     zeros = None if zero_point is None else zero_point.data_ptr()
-    call = _Uniform(codes.data_ptr(), scale.data_ptr(), zeros, values.data_ptr(), rows, columns, group, max(1, rows // max(1, len(scale))), _DTYPES[dtype], bounded)
+    call = _Uniform(codes.data_ptr(), scale.data_ptr(), zeros, values.data_ptr(), rows, columns, group, max(1, rows // max(1, len(scale))), _DTYPES[dtype], bounded, floating)
     _LIBRARY.modelpress_dequantize(call, torch.get_num_threads())
     return values
 

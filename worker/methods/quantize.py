@@ -66,7 +66,8 @@ def quantize_matrix(
 def rounded(matrix: torch.Tensor, step: Quantize, scheme: Scheme) -> tuple[torch.Tensor, Parameters]:
     """Codes [O, I] as they are stored, each the nearest, and what they mean."""
     if scheme.compiled and step.strategy != "tensor" and matrix.numel() and native.takes(matrix):
-        codes, scale = native.quantize(matrix, scheme.levels.num_bits, scheme.group_size, scheme.search == "mse", scheme.dtype, *multipliers(scheme.levels.num_bits))
+        search = multipliers(scheme.levels.num_bits) if scheme.search == "mse" else None
+        codes, scale = native.quantize(matrix, scheme.levels, scheme.group_size, search, scheme.dtype)
         return codes, Parameters(scale)
     whole = None
     if step.strategy == "tensor":

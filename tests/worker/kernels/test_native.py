@@ -58,8 +58,10 @@ def values(rows: int, columns: int, seed: int) -> dict[str, torch.Tensor]:
 def test_integers_are_those_of_the_reference(reference, shape, group, search):
     grouping = {"strategy": "group", "group_size": group} if group else {"strategy": "channel"}
     for kind, x in values(*shape, seed=7).items():
-        for dtype, num_bits in zip(DTYPES * 2, (2, 3, 4, 5, 7, 8), strict=True):
-            matrix, step = x.to(dtype), validate(Quantize, {"method": "quantize", "num_bits": num_bits, "scale_search": search} | grouping)
+        cases = [*zip(DTYPES * 2, (2, 3, 4, 5, 7, 8), strict=True), *((dtype, "float") for dtype in DTYPES if search == "absmax")]
+        for dtype, num_bits in cases:
+            levels = {"type": "float", "num_bits": 8} if num_bits == "float" else {"num_bits": num_bits}
+            matrix, step = x.to(dtype), validate(Quantize, {"method": "quantize", "scale_search": search} | levels | grouping)
             if not torch.isfinite(matrix).all():
                 continue
             for scale_dtype in (None, torch.bfloat16):
@@ -72,7 +74,7 @@ def test_integers_are_those_of_the_reference(reference, shape, group, search):
                 for level in LEVELS:
                     native.use(level)
                     for a, b in zip(expected, whole(), strict=True):
-                        assert a.dtype == b.dtype and torch.equal(a, b), (kind, dtype, num_bits, native.LEVELS[level])
+                        assert a.dtype == b.dtype and torch.equal(a.view(torch.uint8), b.view(torch.uint8)), (kind, dtype, num_bits, native.LEVELS[level])
 
 
 def test_any_number_of_threads_gives_the_same():
@@ -105,6 +107,16 @@ def test_codes_back_to_values(rows, columns, group, seed, zero, shared, dtype):
         assert torch.equal(native.dequantize(codes, scale, zero_point, group, dtype, False), expected)
         held = native.dequantize(codes, scale, zero_point, group, dtype, True)
         assert torch.equal(held, expected.clamp(torch.finfo(dtype).min, torch.finfo(dtype).max) if dtype == torch.float16 else expected)
+
+
+def test_every_eighth_is_read():
+    codes = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn)[None]
+    expected = codes.float()
+    for level in LEVELS:
+        native.use(level)
+        for dtype in DTYPES:
+            found = native.dequantize(codes, torch.ones(1, 1), None, 256, dtype, False).float()
+            assert torch.equal(found.nan_to_num(7777), expected.nan_to_num(7777)) and found.isnan().sum() == 2
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

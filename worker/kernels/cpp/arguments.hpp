@@ -7,10 +7,10 @@ constexpr int SIZES = 24;  // scales tried per sign
 
 struct Symmetric {       // quantize a matrix [rows, columns], row-major
     const void* values;  // of `dtype`
-    int8_t* codes;       // [rows, columns]
+    int8_t* codes;       // [rows, columns], or the bytes of e4m3
     float* scales;       // [rows, ceil(columns / group)], each as it reads back once it was stored
     int64_t rows, columns, group;
-    int32_t dtype, scale_dtype, search, shift;
+    int32_t dtype, scale_dtype, search, shift, floating;  // floating: codes are e4m3
     float half_range, low, high;
     int16_t multipliers[SIZES];  // a unit of 32767 times this, shifted by 15 + `shift`, is a code
 };
@@ -21,7 +21,7 @@ struct Uniform {  // codes back to values
     const int8_t* zeros;  // like scales, or null
     void* values;         // of `dtype`
     int64_t rows, columns, group, shared;  // rows that one row of scales stands for
-    int32_t dtype, bounded;                // float16 stays finite
+    int32_t dtype, bounded, floating;      // float16 stays finite; codes are e4m3
 };
 
 struct Extent {  // of the largest magnitudes of groups

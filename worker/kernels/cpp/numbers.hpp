@@ -20,7 +20,7 @@ struct Brain {
     static constexpr uint16_t EXPONENT = 0x7f80;
     static constexpr float LARGEST = 3.38953138925153547590e38f, EPSILON = 0.0078125f;
     static F read(const Stored* p) { return (F)(words(p) << 16); }
-    static void write(Stored* p, F v) {  // half to even; of numbers, not of NaN
+    static void write(Stored* p, F v) {  // half to even; NaN stays it, as its payloads here leave room
         const U b = (U)v;
         put(p, (b + 0x7fffu + ((b >> 16) & 1u)) >> 16, Stored());
     }
@@ -42,7 +42,22 @@ struct Half {
         const I size = (I)m;  // every instruction set compares these
         U h = size < (113 << 23) ? small : normal;
         h = size < (143 << 23) ? h : U{} + 0x7c00u;
+        h = size > (255 << 23) ? U{} + 0x7e00u : h;
         put(p, h | sign, Stored());
+    }
+};
+
+// e4m3 as bytes -128 to 127, of numbers of at most 448; as Half, with 120 for 112 and 2^-9 for the last bit.
+struct Eighth {
+    static constexpr float LARGEST = 448.0f;
+    static I code(F v) {
+        const U b = (U)v, sign = (b >> 24) & 0x80u, m = b & 0x7fffffffu;
+        const U normal = (m - (120u << 23) + 0x7ffffu + ((m >> 20) & 1u)) >> 20, small = (U)((F)m + 16384.0f) - (141u << 23);
+        return (I)((((I)m < (121 << 23) ? small : normal) | sign) << 24) >> 24;
+    }
+    static F value(I code) {
+        const U c = (U)code, m = c & 0x7fu, v = (U)((F)(m << 20) * 0x1p120f);
+        return (F)((m == 0x7fu ? v | 0x7fc00000u : v) | (c & 0x80u) << 24);
     }
 };
 

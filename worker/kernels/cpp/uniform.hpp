@@ -98,7 +98,8 @@ void quantize_rows(const Symmetric& a, int64_t first, int64_t last, float* room)
             a.scales[r * groups + g] = scale;
             int8_t* codes = a.codes + r * columns + at;
             for (size_t i = 0; i < n; i += WIDTH) {
-                const I c = integers(round_within(load<F>(x + i) / scale, a.low, a.high));
+                const F level = load<F>(x + i) / scale;
+                const I c = a.floating ? Eighth::code(within(level, -Eighth::LARGEST, Eighth::LARGEST)) : integers(round_within(level, a.low, a.high));
                 if (i + WIDTH <= n) put(codes + i, c, int8_t());
                 else for (size_t j = i; j < n; j++) codes[j] = int8_t(c[j - i]);
             }
@@ -117,7 +118,7 @@ void dequantize_rows(const Uniform& a, int64_t first, int64_t last) {
             const int8_t* codes = a.codes + r * columns + at;
             auto* out = static_cast<typename Number::Stored*>(a.values) + r * columns + at;
             const F scale = all(a.scales[p]), zero = all(a.zeros ? float(a.zeros[p]) : 0.0f);
-            auto values = [&](const int8_t* c) { return least(most((floats(bytes(c)) - zero) * scale, all(-bound)), all(bound)); };
+            auto values = [&](const int8_t* c) { return least(most(((a.floating ? Eighth::value(bytes(c)) : floats(bytes(c))) - zero) * scale, all(-bound)), all(bound)); };
             size_t i = 0;
             for (; i + WIDTH <= n; i += WIDTH) Number::write(out + i, values(codes + i));
             if (i < n) {

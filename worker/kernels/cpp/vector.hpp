@@ -42,19 +42,22 @@ inline void store(void* to, V v) {
 
 inline F all(float x) { return x - F{}; }
 inline F magnitude(F v) { return (F)((U)v & 0x7fffffffu); }
-inline F least(F a, F b) { return a < b ? a : b; }
-inline F most(F a, F b) { return a > b ? a : b; }
+inline F least(F a, F b) { return b < a ? b : a; }  // NaN where a is
+inline F most(F a, F b) { return a < b ? b : a; }
 inline I integers(F v) { return __builtin_convertvector(v, I); }
 inline F floats(I v) { return __builtin_convertvector(v, F); }
 
 // Half to even, of |v| < 2^22: adding 1.5 * 2^23 leaves no room for a fraction.
 inline F round_even(F v) { return (v + 12582912.0f) - 12582912.0f; }
 
-// The nearest integer within [low, high], both integers, so that they may be applied first; NaN (0 / 0) counts as 0.
-inline F round_within(F v, float low, float high) {
+// NaN (0 / 0) counts as 0.
+inline F within(F v, float low, float high) {
     v = v == v ? v : F{};
-    return round_even(least(most(v, all(low)), all(high)));
+    return least(most(v, all(low)), all(high));
 }
+
+// The nearest integer within [low, high], both integers, so that they may be applied first.
+inline F round_within(F v, float low, float high) { return round_even(within(v, low, high)); }
 
 // WIDTH numbers of 8 or 16 bits, to registers and back (from integers that fit).
 #if ISA == 2

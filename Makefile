@@ -37,6 +37,7 @@ up: install
 bench: install
 	$(BIN)/python -m benchmarks.lossless
 	-DISABLE_CUDA=1 $(BIN)/python -m pip install -q -e .[bench]
+	$(BIN)/python -m benchmarks.speed
 	$(BIN)/python -m benchmarks.quality
 	$(BIN)/python -m benchmarks.outliers
 	-$(BIN)/python -m benchmarks.auto

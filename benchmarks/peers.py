@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import importlib.util
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -100,6 +101,50 @@ def ggml(source: str, kind: str) -> dict:
             total += w.numel() * float((w - decoded).norm() / w.norm())
             count += w.numel()
     return {"bits": nbytes * 8 / 256, "relative_error": total / count, "cpu": cpu}
+
+
+def ggml_file(source: str, out: str, kind: str) -> None:
+    """From file to file, a tensor at a time, on two threads of rows: ggml's own quantizer on every matrix of a layer, the rest as it is. `kind`: Q8_0, Q4_0, Q4_K."""
+    number, block, nbytes = {"Q4_0": (2, 32, 18), "Q8_0": (8, 32, 34), "Q4_K": (12, 256, 144)}[kind]
+    library = ctypes.CDLL(str(next(Path(importlib.util.find_spec("xllamacpp").origin).parent.glob("*.so"))))
+    quantize = library.ggml_quantize_chunk
+    quantize.restype, quantize.argtypes = ctypes.c_size_t, [ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, *[ctypes.c_int64] * 3, ctypes.c_void_p]
+    threads = torch.get_num_threads()
+    with safe_open(source, "pt") as file, ThreadPoolExecutor(threads) as pool, Path(out, "model.bin").open("wb") as target:
+        for name in file.keys():
+            t = file.get_tensor(name)
+            if ".layers." not in name or t.dim() != 2:
+                target.write(t.view(torch.uint8).numpy())
+                continue
+            w, packed = t.float(), torch.empty(t.numel() // block * nbytes, dtype=torch.uint8)
+            step = -(-t.shape[0] // threads)
+
+            def part(first: int, w=w, packed=packed, step=step) -> None:
+                count = min(step, w.shape[0] - first)
+                quantize(number, w.data_ptr(), packed.data_ptr(), first * w.shape[1], count, w.shape[1], None)
+
+            list(pool.map(part, range(0, t.shape[0], step)))
+            target.write(packed.numpy())
+
+
+def quanto_file(source: str, out: str, num_bits: int) -> None:
+    """From file to file: the library's own quantization of every matrix of a layer, and its own packing of 4 bits; the rest as it is."""
+    from optimum.quanto import AbsmaxOptimizer, MaxOptimizer, qint4, qint8
+    from optimum.quanto.tensor.packed import pack_weights
+
+    made = {}
+    with safe_open(source, "pt") as file:
+        for name in file.keys():
+            t = file.get_tensor(name)
+            if ".layers." not in name or t.dim() != 2:
+                made[name] = t
+            elif num_bits == 8:
+                made[name + ".scale"] = scale = AbsmaxOptimizer()(t, qint8, 0)
+                made[name] = torch.ops.quanto.quantize_symmetric(t, torch.int8, 0, scale)
+            else:
+                made[name + ".scale"], made[name + ".shift"] = scale, shift = MaxOptimizer()(t, qint4, 0, 128)
+                made[name] = pack_weights(torch.ops.quanto.quantize_affine(t, bits=4, axis=0, group_size=128, scale=scale, shift=shift), 4)
+    save_file({name: t.contiguous() for name, t in made.items()}, Path(out, "model.safetensors"))
 
 
 def _linear(w: torch.Tensor) -> torch.nn.Linear:

@@ -142,12 +142,13 @@ def dequantize(codes: torch.Tensor, scale: torch.Tensor, zero_point: torch.Tenso
     zero_point = None if zero_point is None else zero_point.to(torch.int8).contiguous()
     rows, columns = codes.shape
     values = torch.empty(rows, columns, dtype=dtype, device="cpu")
-    group = min(group_size, max(1, columns))
-    groups = -(-columns // group)
-    if scale.shape[1] != groups or (rows and (not len(scale) or rows % len(scale))) or (zero_point is not None and zero_point.shape != scale.shape):
+    if not values.numel():
+        return values
+    group = columns if scale.shape[1] == 1 else min(group_size, columns)
+    if scale.shape[1] != -(-columns // group) or not len(scale) or rows % len(scale) or (zero_point is not None and zero_point.shape != scale.shape):
         raise ValueError(f"scales {tuple(scale.shape)} for codes {tuple(codes.shape)} in groups of {group_size}")
     zeros = None if zero_point is None else zero_point.data_ptr()
-    call = _Uniform(codes.data_ptr(), scale.data_ptr(), zeros, values.data_ptr(), rows, columns, group, max(1, rows // max(1, len(scale))), _DTYPES[dtype], bounded, floating)
+    call = _Uniform(codes.data_ptr(), scale.data_ptr(), zeros, values.data_ptr(), rows, columns, group, rows // len(scale), _DTYPES[dtype], bounded, floating)
     _LIBRARY.modelpress_dequantize(call, torch.get_num_threads())
     return values
 
@@ -266,7 +267,7 @@ def alias_decode(symbols: np.ndarray, tables: Tables, states: np.ndarray, words:
 
 def split(values: np.ndarray) -> list[np.ndarray]:
     """See `planes.split` of floats of 2 or 4 bytes."""
-    values = np.ascontiguousarray(values)
+    values = np.require(values, requirements=("C", "ALIGNED"))  # C++ reads no words at odd addresses
     out = np.empty((values.itemsize, len(values)), np.uint8)
     _LIBRARY.modelpress_split(values.ctypes.data, values.itemsize, len(values), out.ctypes.data)
     return list(out)

@@ -109,6 +109,21 @@ def test_codes_back_to_values(rows, columns, group, seed, zero, shared, dtype):
         assert torch.equal(held, expected.clamp(torch.finfo(dtype).min, torch.finfo(dtype).max) if dtype == torch.float16 else expected)
 
 
+def test_one_scale_for_a_row_and_rows_of_nothing(reference):
+    codes, scale = torch.arange(-4, 4, dtype=torch.int8).reshape(2, 4), torch.tensor([[0.5], [2.0]])
+    for c, s, group in ((codes, scale, 2), (codes[:, :0], scale, 1), (codes[:0], scale[:0], 4)):
+        assert torch.equal(uniform.dense(c, s, None, group, torch.float32), reference(lambda c=c, s=s, group=group: uniform.dense(c, s, None, group, torch.float32)))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_what_is_no_number_stays_so(dtype):
+    bits = torch.tensor([0x7F800001, 0x7FC00000, 0x7FFFFFFF, -1, -0x7FFFFF], dtype=torch.int32)
+    codes = torch.ones(len(bits), 19, dtype=torch.int8)
+    for level in LEVELS:
+        native.use(level)
+        assert native.dequantize(codes, bits.view(torch.float32)[:, None], None, 19, dtype, True).isnan().all()
+
+
 def test_every_eighth_is_read():
     codes = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn)[None]
     expected = codes.float()

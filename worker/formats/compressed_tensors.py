@@ -30,7 +30,7 @@ _PART = 1 << 20
 
 def pack_rows(codes: torch.Tensor, num_bits: int) -> torch.Tensor:
     """int8 codes [O, I], signed, to int32 [O, words(I, num_bits)]."""
-    if codes.shape[1] % 32 == 0 and native.available():
+    if codes.shape[1] % 32 == 0 and codes.numel() and native.available():
         return torch.from_numpy(native.pack(codes.numpy().view(np.uint8).reshape(-1), num_bits, 1 << (num_bits - 1))).view(torch.int32).reshape(codes.shape[0], -1)
     out = torch.empty(codes.shape[0], words(codes.shape[1], num_bits), dtype=torch.int32)
     step = max(1, _PART // max(1, codes.shape[1]))

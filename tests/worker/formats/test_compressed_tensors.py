@@ -27,6 +27,12 @@ PRESETS = {
 }
 
 
+@pytest.mark.parametrize("shape", [(0, 32), (3, 0), (0, 5)])
+def test_nothing_is_packed_to_nothing(shape):
+    packed = pack_rows(torch.zeros(shape, dtype=torch.int8), 4)
+    assert packed.shape == (shape[0], words(shape[1], 4)) and unpack_rows(packed, 4, shape[1]).shape == shape
+
+
 def test_the_packing_of_the_reference():
     codes = torch.tensor([[-8, -7, -6, -5, 0, 1, 2, 7]], dtype=torch.int8)
     assert pack_rows(codes, 4).view(torch.uint8).numpy().tobytes() == (0xFA983210).to_bytes(4, "little")

@@ -3,7 +3,7 @@
     0   u8   codec       0 raw, 1 constant, 2 zstd, 3 rans, 4 mask, 5 contexts
     1   u8   planes      records in the plane table; 0 where there is none
     2   u16  0
-    4   u32  escapes     values outside the window of a plane coded as pairs; 0 where there is none
+    4   u32  escapes     bytes of a plane coded as pairs or alias that have no symbol of their own; 0 where there are none
     8   u32  crc32       of bytes 0..7 and of everything from byte 12 on
     12  ...  body
 

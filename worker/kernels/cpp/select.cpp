@@ -133,7 +133,8 @@ EXPORT int modelpress_histogram(const void* values, int dtype, int64_t count, in
             const int above = shift + DIGIT, width = int(sizeof(typename Number::Key)) * 8;
             for (int64_t i = first; i < last; i++) {
                 const auto key = Number::at(values, i);
-                if (above >= width || key >> above == prefix) (i & 1 ? odd : even)[key >> shift & 0xffff]++;
+                uint32_t* const counted = i & 1 ? odd : even;
+                if (above >= width || key >> above == prefix) counted[key >> shift & 0xffff]++;
             }
         });
         const std::lock_guard lock(adding);

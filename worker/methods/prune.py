@@ -123,7 +123,8 @@ def _each_mask(matrix: torch.Tensor, step: Prune, threshold: Threshold | None, g
 
 def _equal(threshold: Threshold, matrix: torch.Tensor, step: Prune, g: torch.Tensor | None) -> int:
     """How many units are as good as the threshold."""
-    return sum(int((select.keys(s, threshold.dtype) == threshold.key).sum()) for s in units(matrix, step, g))
+    parts = (part for s in units(matrix, step, g) for part in s.split(max(1, _PART // max(1, s.shape[1]))))  # keys take 8 bytes each
+    return sum(int((select.keys(part, threshold.dtype) == threshold.key).sum()) for part in parts)
 
 
 def _weights(matrix: torch.Tensor, g: torch.Tensor | None, step: Prune) -> Iterator[torch.Tensor]:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from app.recipe import Prune, Quantize
 from app.strict import validate
-from worker.search.labels import label
 
 _ROW = {"strategy": "channel"}
 _GROUPINGS = ({"group_size": 32}, {"group_size": 64}, {"group_size": 128}, _ROW)
@@ -29,10 +28,6 @@ class Option:
 
     steps: tuple[Prune | Quantize, ...]
     price: float | None = None
-
-    @property
-    def label(self) -> str:
-        return label(self.steps) if self.price is None else f"codebook at {self.price:.3g} a bit"
 
     @property
     def uniform(self) -> bool:

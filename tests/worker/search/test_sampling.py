@@ -38,7 +38,7 @@ def lone(tmp_path_factory):
     checkpoint.close()
 
 
-@pytest.mark.parametrize("option", options("packed", True)[::3], ids=lambda o: o.label)
+@pytest.mark.parametrize("option", options("packed", True)[::3])
 def test_bytes_and_errors_are_foretold(lone, option):
     checkpoint, plan = lone
     told = Look(plan, checkpoint, CPU, felt=True).told(option, "packed")

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # before torch is imported; threads of several processes that share the cores spin while they wait for one another
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import postgres
 import pytest
 

@@ -7,7 +7,6 @@ import math
 import os
 import socket
 import subprocess
-import sys
 import time
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from pathlib import Path
 import httpx
 import pytest
 import s3 as store
+import warm
 from homes import DEFAULT, empty_database, new_storage
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session
@@ -61,7 +61,7 @@ class Api:
         return int(next(line for line in Path(f"/proc/{self.pid}/status").read_text().splitlines() if line.startswith("VmHWM")).split()[1]) << 10
 
 
-def start(home: Path, database: str, **settings: str) -> tuple[Api, subprocess.Popen]:
+def start(home: Path, database: str, **settings: str) -> tuple[Api, warm.Started]:
     """`database`: the URL of an empty one."""
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
@@ -72,8 +72,8 @@ def start(home: Path, database: str, **settings: str) -> tuple[Api, subprocess.P
         keys = {owner: create_key(s, owner) for owner in ("alice", "bob")}
     given = {"home": home, "port": port, "database_url": database, "storage_url": new_storage(home), "broker_url": "redis://127.0.0.1:1/0", **settings}
     mine = {f"MODELPRESS_{name.upper()}": str(value) for name, value in given.items()}
-    log = (home / "api.log").open("wb")
-    process = subprocess.Popen([sys.executable, "-m", "app.main"], env=os.environ | mine, stdout=log, stderr=log)
+    with (home / "api.log").open("wb") as log:
+        process = warm.start("app.main", env=os.environ | mine, stdout=log, stderr=log)
     api = Api(f"http://127.0.0.1:{port}", port, process.pid, home, engine, keys, Storage(given["storage_url"]))
     for _ in range(600):
         try:
@@ -87,7 +87,7 @@ def start(home: Path, database: str, **settings: str) -> tuple[Api, subprocess.P
     raise RuntimeError((home / "api.log").read_text()[-2000:])
 
 
-def stop(process: subprocess.Popen) -> None:
+def stop(process: warm.Started) -> None:
     process.terminate()
     try:
         process.wait(10)

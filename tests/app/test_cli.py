@@ -5,11 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
+import warm
 
 from app import signing
 from app.statement import provenance, sign_artifact
@@ -27,8 +25,7 @@ def modelpress(home, tmp_path):
     def run(*args, **env):
         variables = {k: v for k, v in os.environ.items() if not k.startswith("MODELPRESS_")}
         variables |= {"MODELPRESS_HOME": str(home), "MODELPRESS_PORT": "9", "COLUMNS": "200"} | env
-        command = [sys.executable, "-m", "app.cli", *map(str, args)]
-        return subprocess.run(command, env=variables, capture_output=True, text=True, timeout=60, cwd=Path(__file__).parents[2])
+        return warm.run("app.cli", *map(str, args), env=variables)
 
     return run
 

@@ -53,9 +53,9 @@ def follow(entries, rooms) -> Callable:
     return following
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def zygotes():
-    """Those of a worker, kept between its jobs."""
+    """Those of a worker, kept between its jobs: what they import takes seconds."""
     made: dict[tuple[str, ...], Zygote] = {}
     yield made
     for zygote in made.values():

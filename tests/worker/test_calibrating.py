@@ -13,16 +13,14 @@ from worker import child, pipeline
 from worker.calibrating import NAME
 from worker.formats import open_checkpoint
 from worker.statistics import Statistics, check
-from worker.zygote import Limits, Zygote
+from worker.zygote import Limits, serving
 
 LIMITS = Limits(memory=4 << 30, file_bytes=1 << 30, threads=1)
 
 
-@pytest.fixture(scope="module")
-def zygote():
-    made = Zygote("worker.calibrating:child")
-    yield made
-    made.close()
+@pytest.fixture
+def zygote(zygotes):
+    return serving(zygotes, "worker.calibrating:child")
 
 
 def calibrated(zygote, tmp_path, model: Path, lines: list[str], labels: list[int] | None = None, limits: Limits = LIMITS):

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from app.errors import InputRefused, LoadProofFailed
 from worker import child, pipeline
 from worker.program_proof import prove
-from worker.zygote import Limits, Zygote
+from worker.zygote import Limits, serving
 
 RESTORE = {"recipe": {"steps": [{"method": "restore"}]}, "output": {"format": "original"}, "sanitize": "report"}
 PRUNE, INT4, LOSSLESS = ([{"method": "prune"}], [{"method": "quantize", "num_bits": 4}], [{"method": "lossless"}])
@@ -104,11 +104,9 @@ def test_a_result_with_more_in_it_is_no_proof(tmp_path, source):
         prove(path)
 
 
-@pytest.fixture(scope="module")
-def prover():
-    zygote = Zygote("worker.proof:prove")
-    yield zygote
-    zygote.close()
+@pytest.fixture
+def prover(zygotes):
+    return serving(zygotes, "worker.proof:prove")
 
 
 @pytest.mark.parametrize("name", ["mlp", "convolution", "tokens"])

@@ -17,7 +17,7 @@ import torch
 from app.recipe import parse_recipe
 from worker import child, reconstructing
 from worker.output import reopen
-from worker.zygote import Limits, Zygote
+from worker.zygote import Limits, serving
 
 LIMITS = Limits(memory=4 << 30, file_bytes=1 << 30, threads=1)
 GPTQ = {"method": "quantize", "algorithm": "gptq", "num_bits": 4, "group_size": 8, "scale_search": "mse"}
@@ -26,11 +26,9 @@ AWQ = {"method": "quantize", "algorithm": "awq", "num_bits": 3, "group_size": 8,
 SPARSE = {"method": "prune", "saliency": "sparsegpt", "sparsity": 0.5}
 
 
-@pytest.fixture(scope="module")
-def zygote():
-    made = Zygote("worker.reconstructing:child")
-    yield made
-    made.close()
+@pytest.fixture
+def zygote(zygotes):
+    return serving(zygotes, "worker.reconstructing:child")
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ import torch
 from app.recipe import parse_recipe
 from worker import child, recovering
 from worker.output import reopen
-from worker.zygote import Limits, Zygote
+from worker.zygote import Limits, serving
 
 LIMITS = Limits(memory=4 << 30, file_bytes=1 << 30, threads=1)
 TRAIN = {"steps": 12, "batch_size": 8}
@@ -21,11 +21,9 @@ GRADUAL = {"method": "prune", "saliency": "fisher", "scope": "global", "sparsity
 CODES = {"method": "quantize", "mapping": "gradient", "num_bits": 3, "strategy": "tensor", "recover": TRAIN | {"bit_price": 1e-6}}
 
 
-@pytest.fixture(scope="module")
-def zygote():
-    made = Zygote("worker.recovering:child")
-    yield made
-    made.close()
+@pytest.fixture
+def zygote(zygotes):
+    return serving(zygotes, "worker.recovering:child")
 
 
 @pytest.fixture(scope="module")

@@ -324,7 +324,7 @@ def impatient(request, tmp_path):
 
 
 def test_nothing_that_is_referred_to_is_lost_and_nothing_else_stays(impatient):
-    run_state_machine_as_test(Together, settings=examples(max_examples=12, stateful_step_count=20, deadline=None))
+    run_state_machine_as_test(Together, settings=examples(max_examples=6, stateful_step_count=20, deadline=None))
 
 
 @pytest.mark.parametrize("stop", ["before it is promoted", "before it is referred to"])

@@ -80,7 +80,7 @@ STEPS = st.one_of(
 )
 
 
-@examples(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@examples(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(STEPS, min_size=10, max_size=40))
 def test_every_claim_is_the_one_whose_turn_it_is(steps):
     empty()
@@ -101,7 +101,7 @@ def test_every_claim_is_the_one_whose_turn_it_is(steps):
                     assert jobs.requeue(s, job.id, job.fence, why="x", costs_attempt=False)
 
 
-@examples(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@examples(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.dictionaries(st.sampled_from("abcde"), st.lists(st.sampled_from(sorted(PRIORITIES)), min_size=1, max_size=8), min_size=2), st.randoms(use_true_random=False))
 def test_with_one_worker_nobody_is_served_twice_while_another_waits(owners, order):
     empty()

@@ -427,7 +427,7 @@ def small(tmp_path_factory, serve_api):
         yield api, client
 
 
-@hypothesis_settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@hypothesis_settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(operations=_operations, fill=st.binary(min_size=1, max_size=3))
 def test_whatever_happens_on_the_way_the_digest_is_right(small, model, operations, fill):
     api, client = small

@@ -95,7 +95,16 @@ def test_fixed_rates_are_exact_to_the_byte_of_every_file(folder, tmp_path, case,
     assert all((r["action"], r["bytes_after"]) == (rows[r["name"]]["action"], rows[r["name"]]["bytes_after"]) for r in said["tensors"])
 
 
-@pytest.mark.parametrize("case", CODED)
+DTYPES = {torch.float32: CODED, torch.bfloat16: ("lossless", "half pruned", "2:4", "all")}
+"""Cases of every run; others are `slow`."""
+EVERY = (torch.float32, torch.bfloat16, torch.float16)
+
+
+@pytest.mark.parametrize(
+    "folder, case",
+    [pytest.param(t, c, marks=[] if c in DTYPES.get(t, ()) else pytest.mark.slow, id=f"{str(t)[6:]}-{c}") for t in EVERY for c in CODED],
+    indirect=["folder"],
+)
 def test_entropy_coded_bytes_are_within_two_percent_of_a_sample(folder, tmp_path, case):
     said, report = both(folder, tmp_path, "packed", CODED[case])
     real = report["totals"]["bytes_after"]

@@ -106,13 +106,15 @@ def test_a_checkpoint_becomes_an_exact_folder(tmp_path):
     assert said["exact"] and {f["path"]: f["bytes"] for f in said["files"]} == made["files"]
 
 
-def test_as_a_tool(tmp_path):
+def test_as_a_tool(tmp_path, capsys):
     torch.save(state(), tmp_path / "m.pt")
-    run = [sys.executable, "-m", "worker", str(tmp_path / "m.pt")]
-    done = subprocess.run([*run, "--estimate", "--preset", "w8a16", "--rate", "1000"], capture_output=True, text=True)
+    run = [sys.executable, "-m", "worker", str(tmp_path / "m.pt"), "--estimate"]
+    done = subprocess.run([*run, "--preset", "w8a16", "--rate", "1000"], capture_output=True, text=True)
     said = json.loads(done.stdout)
     assert done.returncode == 0 and said["output_format"] == "packed" and said["actions"]["quantized"]["tensors"] == 3 and [p.name for p in tmp_path.iterdir()] == ["m.pt"]
     (tmp_path / "m.pt").write_bytes(b"x" * 100)
-    bad = subprocess.run([*run, "--estimate", "--preset", "lossless"], capture_output=True, text=True)
-    assert bad.returncode == 1 and "[invalid-torch]" in bad.stderr and not bad.stdout
-    assert subprocess.run([*run, "--preset", "lossless"], capture_output=True).returncode == 2
+    assert main([str(tmp_path / "m.pt"), "--estimate", "--preset", "lossless"]) == 1
+    told = capsys.readouterr()
+    assert "[invalid-torch]" in told.err and not told.out
+    with pytest.raises(SystemExit, match="2"):
+        main([str(tmp_path / "m.pt"), "--preset", "lossless"])

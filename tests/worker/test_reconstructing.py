@@ -22,7 +22,7 @@ from worker.zygote import Limits, serving
 LIMITS = Limits(memory=4 << 30, file_bytes=1 << 30, threads=1)
 GPTQ = {"method": "quantize", "algorithm": "gptq", "num_bits": 4, "group_size": 8, "scale_search": "mse"}
 ROUND = {"method": "quantize", "algorithm": "autoround", "num_bits": 3, "group_size": 8, "scale_search": "mse", "steps": 8}
-AWQ = {"method": "quantize", "algorithm": "awq", "num_bits": 3, "group_size": 8, "scale_search": "mse"}
+AWQ = {"method": "quantize", "algorithm": "awq", "num_bits": 3, "group_size": 8}
 SPARSE = {"method": "prune", "saliency": "sparsegpt", "sparsity": 0.5}
 
 

@@ -79,7 +79,7 @@ class Reconstruction:
         batches = [data.batch(positions).to(device) for positions in batched(data, *(_LEARNED if learns else _SEEN))]
         changing = {name: p for name, p in runnable.parameters.items() if name in plans and any(s.method in ("prune", "quantize") for s in plans[name].steps)}
         apart = unstack(runnable.module, {p: plans[name].transposed for name, p in changing.items() if plans[name].experts is not None})
-        self._held = {name: apart.get(p, [p]) for name, p in changing.items()}
+        self._held = {name: apart.get(p, [p]) for name, p in changing.items() if p in apart or plans[name].experts is None}
         self._names = {weight: name for name, held in self._held.items() for weight in held}
         course = stages(runnable.module, runnable.forward, batches[0], set(self._names), {w: n for w, n in self._names.items() if plans[n].experts is not None})
         sizes = {id(stage): sum(plans[name].spec.nbytes for name in self._weights(stage)) for stage in course}

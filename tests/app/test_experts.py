@@ -45,8 +45,9 @@ def test_without_a_gate_the_hidden_size_tells(turned):
 
 
 def test_what_is_a_stack_of_experts():
-    yes = {"a.experts.w13_weight": (2, 8, 4), "a.block_sparse_moe.input_linear.weight": (2, 8, 4), "a.shared_experts.gate_proj": (2, 4, 4), "a.experts.fc1.weight": (2, 8, 4)}
+    yes = {"a.experts.w13_weight": (2, 8, 4), "a.block_sparse_moe.input_linear.weight": (2, 8, 4), "a.shared_experts.gate_proj": (2, 4, 4), "a.experts.fc1.weight": (2, 8, 4), "conv_moe.experts.fc2.weight": (2, 4, 8)}
     other = {"a.experts.odd": (2, 8, 4)}
     no = {"a.experts.gate_up_proj_bias": (2, 8), "a.experts.0.w1.weight": (8, 4), "conv.weight": (8, 4, 3), "a.gate_up_proj": (2, 8, 4)}
+    no |= {"vision_moe.conv1.weight": (8, 4, 3), "a.experts.0.conv1d.weight": (8, 4, 3), "moe.convs.2.weight": (8, 4, 3), "a.moe.dwconv.weight": (8, 1, 3)}
     got = stacks(specs(yes | other | no), None)
     assert got.keys() == yes.keys() | other.keys() and all(got[n].known for n in yes) and not got["a.experts.odd"].known

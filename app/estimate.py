@@ -278,7 +278,7 @@ def _actions(rows: list[dict]) -> dict[str, dict]:
 
 def _default_rate(treatments: dict[str, Treatment]) -> float:
     """Bytes of input a second, where no worker has measured its own; the slowest step counts, and what is done around it."""
-    slowest = max((speeds.of(s.method, getattr(s, "scale_search", None), getattr(s, "mapping", None)) for t in treatments.values() for s in t.steps), default=speeds.COPY)
+    slowest = max((speeds.of(s) for t in treatments.values() for s in t.steps), default=speeds.COPY)
     return 1 / (slowest + sum(speeds.STAGES[stage] for stage in ("fetch", "verify", "store")))
 
 

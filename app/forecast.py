@@ -46,7 +46,7 @@ def stages(spec: dict) -> list[str]:
 def by_thumb(spec: dict, nbytes: int) -> dict[str, float]:
     """Seconds by stage, of an input of `nbytes`, where nothing like it was measured."""
     steps = spec["recipe"]["steps"]
-    compress = sum(speeds.of(step["method"], step.get("scale_search"), step.get("mapping")) for step in steps)
+    compress = sum(speeds.of(step) for step in parse_recipe(spec["recipe"]).steps)
     samples = sum(trained["steps"] * trained["batch_size"] for step in steps if (trained := step.get("recover")))
     learned = max((step["steps"] for step in steps if step.get("algorithm") == "autoround"), default=0)
     rates = speeds.STAGES | {"compress": compress, "recover": speeds.TRAIN * samples, "reconstruct": speeds.STAGES["reconstruct"] + speeds.LEARN * learned}

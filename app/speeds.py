@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
-METHODS = {"lossless": 6e-9, "prune": 7e-8, "quantize": 4e-8, "auto": 6e-7, "restore": 1e-8}  # auto: to carry out what it has found
-SEARCH = 5e-7  # to quantize with `scale_search: mse` or `hqq`
+from app.steps import Step
+
+METHODS = {"lossless": 4e-9, "prune": 1.2e-8, "quantize": 4e-9, "auto": 6e-7, "restore": 5e-9}  # auto: to carry out what it has found
+COMPILED = 8e-9  # to quantize by the search of scales that is compiled (symmetric integers under plain scales)
+SEARCH, ROUND = 5e-7, 4e-8  # by those that are not, and without a search where rounding is not
 CODEBOOKS = 6e-7  # with `mapping: gradient`
-COPY, CHECK = 2e-9, 1.2e-8  # to carry a tensor over, and to look whether its values are finite
+COPY, CHECK = 2e-9, 5e-10  # to carry a tensor over, and to look whether its values are finite
 PROVE = 5.0  # seconds that a load proof takes to import transformers, whatever the size
 TRAIN = 1e-10  # with each sample of a batch that `recover` trains on: through the network and back, and through the original
 LEARN = 1e-8  # with each step that `algorithm: autoround` learns in
 STAGES = {
-    "fetch": 3e-9, "restore": METHODS["restore"], "calibrate": 3e-7, "search": 2e-6, "reconstruct": 3e-7, "verify": 1e-8, "measure": 3e-7, "prove": 2e-9, "store": 4e-9,
+    "fetch": 3e-9, "restore": METHODS["restore"], "calibrate": 3e-7, "search": 2e-6, "reconstruct": 3e-7, "verify": 4e-9, "measure": 3e-7, "prove": 2e-9, "store": 4e-9,
     "sign": 4e-9,
 }  # fmt: skip
 
 
-def of(method: str, scale_search: str | None = None, mapping: str | None = None) -> float:
+def of(step: Step) -> float:
     """Of one step of a recipe."""
-    if mapping == "gradient":
+    if step.method != "quantize":
+        return METHODS[step.method]
+    if step.mapping == "gradient":
         return CODEBOOKS
-    return SEARCH if scale_search in ("mse", "hqq") else METHODS[method]
+    compiled = step.plain_scales and step.symmetric and step.strategy != "tensor" and step.scale_search != "hqq"
+    if step.scale_search == "absmax":
+        return METHODS["quantize"] if compiled else ROUND
+    return COMPILED if compiled and step.type == "int" else SEARCH

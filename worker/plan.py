@@ -49,7 +49,7 @@ class TensorPlan(Treatment):
     @property
     def cost(self) -> float:
         """How long it takes, in seconds on a common core: what tells a job's progress by time and not by bytes."""
-        return self.spec.nbytes * (speeds.COPY + sum(speeds.of(s.method, getattr(s, "scale_search", None), getattr(s, "mapping", None)) for s in self.steps))
+        return self.spec.nbytes * (speeds.COPY + sum(speeds.of(s) for s in self.steps))
 
     @property
     def check_cost(self) -> float:

@@ -84,7 +84,7 @@ def test_stages_of_a_job():
     assert stages({"recipe": {"steps": [{"method": "restore"}]}, "output": {"format": "original"}}) == ["fetch", "restore", "store", "sign"]
     trained = {"recipe": PRESETS["deep-compression"], "output": {"format": "packed"}, "calibration": "x"}
     assert stages(trained) == ["fetch", "compress", "recover", "verify", "measure", "store", "sign"]  # it sees the gradients itself: nothing is calibrated
-    search = {"recipe": {"steps": [{"method": "quantize", "num_bits": 4, "scale_search": "mse"}]}, "output": {"format": "packed"}}
+    search = {"recipe": {"steps": [{"method": "quantize", "num_bits": 4, "scale_search": "mse", "type": "nf"}]}, "output": {"format": "packed"}}
     assert by_thumb(search, 10**9)["compress"] > 5 * by_thumb(SPEC, 10**9)["compress"]
 
 

@@ -7,17 +7,14 @@ import time
 import psutil
 import pytest
 from receiver import receiving
-from service.running import QUICK, Service, model
+from service.running import Service, model
 from standardwebhooks import Webhook
-
-HOOKS = {"MODELPRESS_WEBHOOK_ALLOW_PRIVATE": "true", "MODELPRESS_WEBHOOK_TIMEOUT": "2", "MODELPRESS_WEBHOOK_BACKOFF": "0.1"}
 
 
 @pytest.fixture(scope="module")
-def telling(tmp_path_factory):
-    running = Service(tmp_path_factory.mktemp("telling"), **QUICK, **HOOKS)
-    yield running
-    running.stop()
+def telling(fragile) -> Service:
+    """The one that may be killed: its settings let webhooks go to this machine."""
+    return fragile
 
 
 @pytest.fixture(scope="module")

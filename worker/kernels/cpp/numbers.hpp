@@ -20,9 +20,9 @@ struct Brain {
     static constexpr uint16_t EXPONENT = 0x7f80;
     static constexpr float LARGEST = 3.38953138925153547590e38f, EPSILON = 0.0078125f;
     static F read(const Stored* p) { return (F)(words(p) << 16); }
-    static void write(Stored* p, F v) {  // half to even; what rounds a payload would carry NaN over to 0
-        const U b = (U)v, near = b + 0x7fffu + ((b >> 16) & 1u);
-        put(p, (v == v ? near : b | 0x400000u) >> 16, Stored());
+    static void write(Stored* p, F v) {  // half to even; NaN stays it, as its payloads here leave room
+        const U b = (U)v;
+        put(p, (b + 0x7fffu + ((b >> 16) & 1u)) >> 16, Stored());
     }
 };
 

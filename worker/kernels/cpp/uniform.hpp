@@ -117,7 +117,8 @@ void dequantize_rows(const Uniform& a, int64_t first, int64_t last) {
             const size_t at = g * group, n = columns - at < group ? columns - at : group, p = r / a.shared * groups + g;
             const int8_t* codes = a.codes + r * columns + at;
             auto* out = static_cast<typename Number::Stored*>(a.values) + r * columns + at;
-            const F scale = all(a.scales[p]), zero = all(a.zeros ? float(a.zeros[p]) : 0.0f);
+            const float own = a.scales[p];  // whose NaN, which a file may have, gets the payload that rounding has room for
+            const F scale = all(own == own ? own : __builtin_nanf("")), zero = all(a.zeros ? float(a.zeros[p]) : 0.0f);
             auto values = [&](const int8_t* c) { return least(most(((a.floating ? Eighth::value(bytes(c)) : floats(bytes(c))) - zero) * scale, all(-bound)), all(bound)); };
             size_t i = 0;
             for (; i + WIDTH <= n; i += WIDTH) Number::write(out + i, values(codes + i));

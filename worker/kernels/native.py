@@ -1,6 +1,6 @@
 """The compiled kernels (`worker/kernels/cpp/`), where they were built: thin calls by ctypes, which lets go of the GIL.
 
-Every function has its reference in torch or numpy beside it (`uniform`, `bits`, and what is named below) and gives the same bytes on every instruction set. Where
+Every function has its reference in torch or numpy beside it (`uniform`, `bits`, and what is named below) and gives the same bytes on every instruction set (of `compare`, float64 sums for a report, the last bits may differ). Where
 nothing was compiled `available()` is False, the log says so once, and references run.
 """
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
+import subprocess
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -22,7 +24,10 @@ GROUP = 64
 """Weights that share a scale and a zero point, float16 each: the libraries' own choice or near it."""
 
 
-def missing(module: str) -> bool:
+def missing(module: str, python: str = sys.executable) -> bool:
+    """Args: python: of the environment that is asked."""
+    if python != sys.executable:
+        return subprocess.run([python, "-c", f"import importlib.util, sys; sys.exit(importlib.util.find_spec({module!r}) is None)"]).returncode != 0
     try:
         return importlib.util.find_spec(module) is None
     except ModuleNotFoundError:

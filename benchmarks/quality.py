@@ -1,10 +1,10 @@
 """Quality of every method beside other libraries: one table per model, all rows in one run, by one protocol, every stored bit counted.
 
-    .venv/bin/python -m benchmarks.quality [--models minilm stories] [--data DIR] [--rows WORD ...] [--recover STEPS]
+    .venv/bin/python -m benchmarks.quality [--models minilm stories] [--data DIR] [--rows WORD ...] [--recover STEPS] [--peers-python PYTHON]
 
 Our results are written as `packed`, restored, and scored as restored. DIR (../shared/data) has the models' data and protocols; a model whose data are not
 there is left out. Each row is worked out in a process of its own: seconds of the work without imports, peak of its memory beyond them. `--rows` takes
-those rows alone whose name has one of the words.
+those rows alone whose name has one of the words. PYTHON is that of an environment with the libraries of `benchmarks.elsewhere`; what is not there is not run.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 
 from safetensors.torch import load_file
 
-from benchmarks import peers
+from benchmarks import elsewhere, peers
 from benchmarks.fixed import LOSSLESS
 from benchmarks.row import Broke, measured
 from benchmarks.subjects import Subject, weights_of
@@ -80,12 +80,20 @@ def others() -> Iterator[tuple[str, str, dict, str]]:
         yield f"optimum-quanto {bits} bits, " + ("row" if bits == 8 else f"group {peers.GROUP}"), "quanto", {"num_bits": bits}, "optimum.quanto"
 
 
-def table(subject: Subject, wanted: list[str], recover: int) -> int:
+def visitors() -> Iterator[tuple[str, str, dict, str]]:
+    """The same, of the libraries that have an environment of their own (`benchmarks.elsewhere`)."""
+    for bits in (4, 3, 2):
+        for symmetric in (True, False):
+            name, options = f"{bits} bits, group {elsewhere.GROUP}" + ("" if symmetric else ", offsets"), {"num_bits": bits, "symmetric": symmetric}
+            yield f"torchao {name}", "torchao", options | ({} if symmetric else {"algorithm": "HQQ_SCALE_ONLY"}), "torchao"
+
+
+def table(subject: Subject, wanted: list[str], recover: int, python: str | None) -> int:
     """Prints it. Returns how many rows broke."""
     broken, shown = 0, Table(subject, subject.columns)
     shown.row("the original", 32, subject.score(weights_of(subject.folder)))
     with calibrated(subject, shown) as (root, beside):
-        for name, work in rows(subject, root, beside, recover):
+        for name, work in rows(subject, root, beside, recover, python):
             if wanted and not any(word in name for word in wanted):
                 continue
             try:
@@ -94,14 +102,14 @@ def table(subject: Subject, wanted: list[str], recover: int) -> int:
                 broken += 1
                 shown.said(name, e)
             except ModuleNotFoundError as e:
-                shown.said(name, f"{e.name} is not installed (pip install -e .[bench]): not run")
+                shown.said(name, e)
             else:
                 with weights as found:
                     shown.row(name, took["bits"], subject.score(found), took)
     return broken
 
 
-def rows(subject: Subject, root: Path, beside: dict, recover: int) -> Iterator[tuple[str, Callable]]:
+def rows(subject: Subject, root: Path, beside: dict, recover: int, python: str | None) -> Iterator[tuple[str, Callable]]:
     """Name -> what does the work: it returns what `measured` does, and a context with the weights that came of it."""
 
     def ours(steps: list[dict], out: Path):
@@ -110,25 +118,29 @@ def rows(subject: Subject, root: Path, beside: dict, recover: int) -> Iterator[t
         took = measured("benchmarks.ours:compress", root, inp=subject.folder, out=out, recipe={"steps": steps}, beside=beside)
         return took, restored(out)
 
-    def theirs(work: str, options: dict, module: str):
-        if peers.missing(module):
-            raise ModuleNotFoundError(name=module)
+    def theirs(work: str, options: dict, module: str, python: str = sys.executable):
+        if peers.missing(module, python):
+            raise ModuleNotFoundError(f"{module} is not installed ({'pip install -e .[bench]' if python == sys.executable else python}): not run")
         out = root / "peer.safetensors"
-        took = measured(f"benchmarks.peers:{work}", root, source=subject.folder / "model.safetensors", out=out, names=subject.names, **options)
+        took = measured(work, root, python, out=out, names=subject.names, **options)
         return took, nullcontext(load_file(out))
 
     for number, (name, steps) in enumerate(recipes(recover)):
         yield name, partial(ours, steps, root / str(number))
     for name, work, options, module in others():
-        yield name, partial(theirs, work, options, module)
+        yield name, partial(theirs, f"benchmarks.peers:{work}", {"source": subject.folder / "model.safetensors"} | options, module)
+    for name, work, options, module in visitors() if python else ():
+        whole = {"source": subject.folder, "calibration": subject.calibration}
+        yield name, partial(theirs, f"benchmarks.elsewhere:{work}", whole | options, module, python)
 
 
 def main() -> int:
     parser = arguments()
     parser.add_argument("--rows", nargs="+", default=[], metavar="WORD")
     parser.add_argument("--recover", type=int, default=300, metavar="STEPS", help="of training in the rows that recover; 0 leaves them out")
+    parser.add_argument("--peers-python", metavar="PYTHON")
     args = parser.parse_args()
-    return int(sum(table(subject, args.rows, args.recover) for subject in subjects(args)) > 0)
+    return int(sum(table(subject, args.rows, args.recover, args.peers_python) for subject in subjects(args)) > 0)
 
 
 if __name__ == "__main__":

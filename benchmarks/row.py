@@ -25,18 +25,19 @@ def anonymous() -> int:
     return next(int(line.split()[1]) << 10 for line in lines if line.startswith("RssAnon:"))
 
 
-def measured(work: str, folder: Path, **arguments) -> dict:
+def measured(work: str, folder: Path, python: str = sys.executable, **arguments) -> dict:
     """Run `work` in a new process and return what it returns, `seconds` and `memory`.
 
     Args:
         folder: where the job's file goes.
+        python: that of another environment, if `work` needs one.
 
     Raises:
         Broke: it did not end well; why is on stderr.
     """
     job = folder / "job.json"
     job.write_text(json.dumps({"work": work, "arguments": arguments}, default=str))
-    if code := subprocess.run([sys.executable, "-m", "benchmarks.row", str(job)]).returncode:
+    if code := subprocess.run([python, "-m", "benchmarks.row", str(job)], stdout=sys.stderr).returncode:  # stdout is the table's
         raise Broke(f"{work} ended with {code}")
     return json.loads(job.read_text())
 

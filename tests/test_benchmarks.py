@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from app.recipe import parse_recipe
-from benchmarks import auto, deep_compression, outliers, peers, quality
+from benchmarks import auto, deep_compression, elsewhere, outliers, peers, quality
 from benchmarks.row import Broke, measured
 
 
@@ -82,6 +83,14 @@ def test_other_quantizers(matrices, work, num_bits, worst):
     weights = matrices[0]
     assert num_bits < bits <= num_bits + 0.6 and all((made[n] - weights[n]).norm() < worst * weights[n].norm() for n in made)
     assert all(len(row.unique()) <= 2**num_bits * (row.numel() // peers.GROUP + 2) for w in made.values() for row in w)
+
+
+def test_libraries_of_another_environment_are_looked_for_there(tmp_path):
+    (python := tmp_path / "python").write_text(f'#!/bin/sh\nexec "{sys.executable}" -S "$@"\n')  # without site-packages
+    python.chmod(0o755)
+    assert peers.missing("torch", str(python)) and not peers.missing("json", str(python)) and not peers.missing("torch")
+    assert all(hasattr(elsewhere, work) for _, work, _, _ in quality.visitors())
+    assert elsewhere._stored(4, True) == {"bits": 4.125} and elsewhere._stored(2, False) == {"bits": 2 + 18 / 128}
 
 
 @pytest.mark.slow

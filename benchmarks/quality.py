@@ -4,7 +4,7 @@
 
 Our results are written as `packed`, restored, and scored as restored. DIR (../shared/data) has the models' data and protocols; a model whose data are not
 there is left out. Each row is worked out in a process of its own: seconds of the work without imports, peak of its memory beyond them. `--rows` takes
-those rows alone whose name has one of the words. PYTHON is that of an environment with the libraries of `benchmarks.elsewhere`; what is not there is not run.
+those rows alone whose name has one of the words. PYTHON is that of an environment with the libraries of `benchmarks.blockwise`; what is not there is not run.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 
 from safetensors.torch import load_file
 
-from benchmarks import elsewhere, peers
+from benchmarks import blockwise, peers
 from benchmarks.fixed import LOSSLESS
 from benchmarks.row import Broke, measured
 from benchmarks.subjects import Subject, weights_of
@@ -80,12 +80,17 @@ def others() -> Iterator[tuple[str, str, dict, str]]:
         yield f"optimum-quanto {bits} bits, " + ("row" if bits == 8 else f"group {peers.GROUP}"), "quanto", {"num_bits": bits}, "optimum.quanto"
 
 
-def visitors() -> Iterator[tuple[str, str, dict, str]]:
-    """The same, of the libraries that have an environment of their own (`benchmarks.elsewhere`)."""
+def learners() -> Iterator[tuple[str, str, dict, str]]:
+    """The same, of the libraries that have an environment of their own (`benchmarks.blockwise`)."""
     for bits in (4, 3, 2):
         for symmetric in (True, False):
-            name, options = f"{bits} bits, group {elsewhere.GROUP}" + ("" if symmetric else ", offsets"), {"num_bits": bits, "symmetric": symmetric}
+            name, options = f"{bits} bits, group {blockwise.GROUP}" + ("" if symmetric else ", offsets"), {"num_bits": bits, "symmetric": symmetric}
+            yield f"llm-compressor gptq {name}", "llmcompressor", options, "llmcompressor"
+            yield f"gptqmodel {name}", "gptqmodel", options, "gptqmodel"
+            yield f"auto-round {name}", "autoround", options, "auto_round"
             yield f"torchao {name}", "torchao", options | ({} if symmetric else {"algorithm": "HQQ_SCALE_ONLY"}), "torchao"
+    for name, structure in (("50%", "0:0"), ("2:4", "2:4")):
+        yield f"llm-compressor sparsegpt {name}", "llmcompressor_pruned", {"sparsity": 0.5, "structure": structure}, "llmcompressor"
 
 
 def table(subject: Subject, wanted: list[str], recover: int, python: str | None) -> int:
@@ -129,9 +134,9 @@ def rows(subject: Subject, root: Path, beside: dict, recover: int, python: str |
         yield name, partial(ours, steps, root / str(number))
     for name, work, options, module in others():
         yield name, partial(theirs, f"benchmarks.peers:{work}", {"source": subject.folder / "model.safetensors"} | options, module)
-    for name, work, options, module in visitors() if python else ():
+    for name, work, options, module in learners() if python else ():
         whole = {"source": subject.folder, "calibration": subject.calibration}
-        yield name, partial(theirs, f"benchmarks.elsewhere:{work}", whole | options, module, python)
+        yield name, partial(theirs, f"benchmarks.blockwise:{work}", whole | options, module, python)
 
 
 def main() -> int:

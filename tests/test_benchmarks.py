@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import sys
 from pathlib import Path
 
@@ -12,8 +13,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from app.recipe import parse_recipe
-from benchmarks import auto, deep_compression, elsewhere, outliers, peers, quality
+from benchmarks import auto, blockwise, deep_compression, outliers, peers, quality
 from benchmarks.row import Broke, measured
+from tiny_models import build
 
 
 @pytest.mark.parametrize("name", sorted(p.stem for p in Path(quality.__file__).parent.glob("*.py")))
@@ -89,8 +91,49 @@ def test_libraries_of_another_environment_are_looked_for_there(tmp_path):
     (python := tmp_path / "python").write_text(f'#!/bin/sh\nexec "{sys.executable}" -S "$@"\n')  # without site-packages
     python.chmod(0o755)
     assert peers.missing("torch", str(python)) and not peers.missing("json", str(python)) and not peers.missing("torch")
-    assert all(hasattr(elsewhere, work) for _, work, _, _ in quality.visitors())
-    assert elsewhere._stored(4, True) == {"bits": 4.125} and elsewhere._stored(2, False) == {"bits": 2 + 18 / 128}
+    assert all(hasattr(blockwise, work) for _, work, _, _ in quality.learners())
+    assert blockwise._stored(4, True) == {"bits": 4.125} and blockwise._stored(2, False) == {"bits": 2 + 18 / 128}
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("encoder")
+    build("bert", folder)
+    lengths = [3, 5, 4, 3, 3, 6, 5, 3] * 2
+    (folder / "samples.jsonl").write_text("".join(json.dumps({"input_ids": [4 + (7 * i + j) % 50 for j in range(n)]}) + "\n" for i, n in enumerate(lengths)))
+    model = blockwise._load(str(folder))
+    names = [f"{n}.weight" for n, m in model.named_modules() if isinstance(m, torch.nn.Linear) and "layer." in n]
+    return model, names, list(blockwise._batches(str(folder), str(folder / "samples.jsonl"), 3))
+
+
+def test_samples_of_one_length_are_a_batch(encoder):
+    _, _, batches = encoder
+    assert sum(len(b["input_ids"]) for b in batches) == 16 and len(batches) == 7 and all(len(b["input_ids"]) <= 3 and b["attention_mask"].all() for b in batches)
+    assert not any((b["input_ids"] == 0).any() for b in batches)  # of padding
+
+
+def test_layers_see_what_those_before_them_have_become(encoder):
+    """Twice each weight: the inputs that each layer is given are those of the model whose layers before it are changed."""
+    model, names, batches = encoder
+    groups, given = [], {}
+
+    def begin(layer):
+        name = next(n for n, m in model.named_modules() if m is layer)
+        given[name] = []
+        groups.append(name)
+        return lambda x, y: given[name].append(x), lambda: layer.weight * 2
+
+    original = {n: model.get_parameter(n).clone() for n in names}
+    blockwise._block_by_block(model, iter(batches), names, begin)
+    assert sorted(groups) == sorted(n.removesuffix(".weight") for n in names)
+    assert all(torch.equal(model.get_parameter(n), original[n] * 2) for n in names)
+    for name, inputs in given.items():  # those behind a layer change nothing of its inputs
+        seen = []
+        hook = model.get_submodule(name).register_forward_hook(lambda _, x, y, seen=seen: seen.append(x[0]))
+        for batch in batches:
+            model(**batch)
+        hook.remove()
+        assert len(inputs) == len(batches) and all(torch.allclose(a, b, atol=1e-5) for a, b in zip(inputs, seen, strict=True)), name
 
 
 @pytest.mark.slow

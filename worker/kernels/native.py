@@ -1,19 +1,19 @@
-"""The compiled kernels (`worker/kernels/cpp/`), where they were built: thin calls by ctypes, which lets go of the GIL.
+"""Calls of the compiled kernels, where they were built: by ctypes, which lets go of the GIL.
 
-Every function has its reference in torch or numpy beside it (`uniform`, `bits`, and what is named below) and gives the same bytes on every instruction set (of `compare`, float64 sums for a report, the last bits may differ). Where
-nothing was compiled `available()` is False, the log says so once, and references run.
+Every function has its reference in torch or numpy beside it (`uniform`, `scale_search`, `select`, `bits`, `planes`, `alias`, `report` for sums) and gives the same bytes on every
+instruction set; of `compare`, float64 sums for a report, the last bits may differ. Where `available()` is False, references run.
 """
 
 from __future__ import annotations
 
 import ctypes
-import importlib.util
-import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+
+from worker.kernels.library import SIZES, AliasDecode, AliasEncode, Difference, Extent, Symmetric, Uniform, loaded
 
 if TYPE_CHECKING:
     from worker.kernels.alias import Tables
@@ -22,85 +22,7 @@ if TYPE_CHECKING:
 _DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.float64: 3}
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 LEVELS = ("baseline", "avx2", "avx512")
-_SIZES = 24
-
-
-class _Symmetric(ctypes.Structure):
-    _fields_ = [
-        *((name, ctypes.c_void_p) for name in ("values", "codes", "scales")),
-        *((name, ctypes.c_int64) for name in ("rows", "columns", "group")),
-        *((name, ctypes.c_int32) for name in ("dtype", "scale_dtype", "search", "shift", "floating")),
-        *((name, ctypes.c_float) for name in ("half_range", "low", "high")),
-        ("multipliers", ctypes.c_int16 * _SIZES),
-    ]
-
-
-class _Uniform(ctypes.Structure):
-    _fields_ = [
-        *((name, ctypes.c_void_p) for name in ("codes", "scales", "zeros", "values")),
-        *((name, ctypes.c_int64) for name in ("rows", "columns", "group", "shared")),
-        *((name, ctypes.c_int32) for name in ("dtype", "bounded", "floating")),
-    ]
-
-
-class _AliasEncode(ctypes.Structure):
-    _fields_ = [*((name, ctypes.c_void_p) for name in ("ranks", "frequencies", "slots", "words", "states")), ("count", ctypes.c_int64)]
-
-
-class _AliasDecode(ctypes.Structure):
-    _fields_ = [
-        *((name, ctypes.c_void_p) for name in ("symbols", "first", "second", "last", "states", "words", "escapes", "out")),
-        *((name, ctypes.c_int64) for name in ("count", "words_count", "escapes_count")),
-    ]
-
-
-class _Extent(ctypes.Structure):
-    _fields_ = [("least", ctypes.c_float), ("most", ctypes.c_float)]
-
-
-class _Difference(ctypes.Structure):
-    _fields_ = [*((name, ctypes.c_double) for name in ("signal", "energy", "dot", "noise")), ("zeros", ctypes.c_int64)]
-
-
-_POINTER, _COUNT, _INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
-_CALLS = {
-    "use": [_INT],
-    "quantize": [ctypes.POINTER(_Symmetric), _INT],
-    "dequantize": [ctypes.POINTER(_Uniform), _INT],
-    "compare": [_POINTER, _POINTER, _INT, _COUNT, _INT, ctypes.POINTER(_Difference)],
-    "extents": [_POINTER, _INT, _COUNT, _COUNT, _COUNT, _INT, ctypes.POINTER(_Extent)],
-    "masked": [_POINTER, _POINTER, _INT, _COUNT, _POINTER, _INT],
-    "finite": [_POINTER, _INT, _COUNT, _INT],
-    "lowest_per_row": [_POINTER, _INT, _COUNT, _COUNT, _COUNT, _POINTER, _INT],
-    "histogram": [_POINTER, _INT, _COUNT, _INT, ctypes.c_uint64, _POINTER, _INT],
-    "lowest": [_POINTER, _INT, _COUNT, ctypes.c_uint64, _COUNT, _POINTER, _INT],
-    "bytes": [_POINTER, _COUNT, _POINTER],
-    "ranks": [_POINTER, _COUNT, _POINTER, _POINTER],
-    "alias_encode": [ctypes.POINTER(_AliasEncode)],
-    "alias_decode": [ctypes.POINTER(_AliasDecode)],
-    "split": [_POINTER, _INT, _COUNT, _POINTER],
-    "merge": [_POINTER, _INT, _COUNT, _POINTER],
-    "pack": [_POINTER, _COUNT, _INT, ctypes.c_uint8, _POINTER, _INT],
-    "unpack": [_POINTER, _COUNT, _INT, ctypes.c_uint8, _POINTER, _INT],
-}
-
-
-def _loaded() -> ctypes.CDLL | None:
-    found = importlib.util.find_spec("worker.kernels._native")
-    try:
-        library = ctypes.CDLL(found.origin) if found else None
-    except OSError:
-        library = None
-    if library is None:
-        logging.getLogger(__name__).warning("native kernels were not built (no C++ compiler?): the references run, some ten times as slow")
-        return None
-    for name, arguments in _CALLS.items():
-        getattr(library, f"modelpress_{name}").argtypes = arguments
-    library.modelpress_lowest.restype = library.modelpress_alias_encode.restype = _COUNT
-    return library
-
-
-_LIBRARY = _loaded()  # at once: a jailed child can open no library any more
+_LIBRARY = loaded()  # at once: a jailed child can open no library any more
 
 
 def available() -> bool:
@@ -126,10 +48,10 @@ def quantize(matrix: torch.Tensor, levels: Levels, group_size: int, search: tupl
     matrix = matrix.contiguous()
     rows, columns = matrix.shape
     codes, scales = torch.empty(rows, columns, dtype=torch.int8, device="cpu"), torch.empty(rows, -(-columns // group_size), device="cpu")
-    multipliers, shift = search or ((0,) * _SIZES, 1)
-    call = _Symmetric(
+    multipliers, shift = search or ((0,) * SIZES, 1)
+    call = Symmetric(
         matrix.data_ptr(), codes.data_ptr(), scales.data_ptr(), rows, columns, min(group_size, max(1, columns)), _DTYPES[matrix.dtype], _DTYPES[scale_dtype],
-        search is not None, shift, levels.floating, levels.half_range, levels.low, levels.high, (ctypes.c_int16 * _SIZES)(*multipliers),
+        search is not None, shift, levels.floating, levels.half_range, levels.low, levels.high, (ctypes.c_int16 * SIZES)(*multipliers),
     )  # fmt: skip
     _check(_LIBRARY.modelpress_quantize(call, torch.get_num_threads()))
     return codes.view(torch.float8_e4m3fn) if levels.floating else codes, scales
@@ -148,14 +70,14 @@ def dequantize(codes: torch.Tensor, scale: torch.Tensor, zero_point: torch.Tenso
     if scale.shape[1] != -(-columns // group) or not len(scale) or rows % len(scale) or (zero_point is not None and zero_point.shape != scale.shape):
         raise ValueError(f"scales {tuple(scale.shape)} for codes {tuple(codes.shape)} in groups of {group_size}")
     zeros = None if zero_point is None else zero_point.data_ptr()
-    call = _Uniform(codes.data_ptr(), scale.data_ptr(), zeros, values.data_ptr(), rows, columns, group, rows // len(scale), _DTYPES[dtype], bounded, floating)
+    call = Uniform(codes.data_ptr(), scale.data_ptr(), zeros, values.data_ptr(), rows, columns, group, rows // len(scale), _DTYPES[dtype], bounded, floating)
     _LIBRARY.modelpress_dequantize(call, torch.get_num_threads())
     return values
 
 
 def compare(a: torch.Tensor, b: torch.Tensor) -> tuple[float, float, float, float, int]:
     """Sums in float64 over two tensors of one shape and dtype: a^2, (a - b)^2, b^2, a b, and how many of b are 0."""
-    a, b, sums = a.contiguous(), b.contiguous(), _Difference()
+    a, b, sums = a.contiguous(), b.contiguous(), Difference()
     if a.numel() != b.numel() or a.dtype != b.dtype:
         raise ValueError(f"{a.dtype} {tuple(a.shape)} beside {b.dtype} {tuple(b.shape)}")
     _check(_LIBRARY.modelpress_compare(a.data_ptr(), b.data_ptr(), _DTYPES[a.dtype], a.numel(), torch.get_num_threads(), sums))
@@ -164,7 +86,7 @@ def compare(a: torch.Tensor, b: torch.Tensor) -> tuple[float, float, float, floa
 
 def extents(matrix: torch.Tensor, group_size: int) -> tuple[float, float]:
     """Of the largest magnitudes of the groups of a finite [R, C] the least that is not 0 (else infinite), and the most."""
-    matrix, found = matrix.contiguous(), _Extent()
+    matrix, found = matrix.contiguous(), Extent()
     rows, columns = matrix.shape
     _LIBRARY.modelpress_extents(matrix.data_ptr(), _DTYPES[matrix.dtype], rows, columns, min(group_size, max(1, columns)), torch.get_num_threads(), found)
     return found.least, found.most
@@ -246,7 +168,7 @@ def alias_encode(ranks: np.ndarray, tables: Tables) -> tuple[np.ndarray, np.ndar
     """See `alias`: words uint16, and states uint32 [64], of ranks uint8 [n] below 16."""
     words, states = np.empty(len(ranks), np.uint16), np.empty(64, np.uint32)
     frequencies, slots = (tables.frequencies | tables.starts << 16).astype(np.uint32), tables.slots
-    call = _AliasEncode(ranks.ctypes.data, frequencies.ctypes.data, slots.ctypes.data, words.ctypes.data, states.ctypes.data, len(ranks))
+    call = AliasEncode(ranks.ctypes.data, frequencies.ctypes.data, slots.ctypes.data, words.ctypes.data, states.ctypes.data, len(ranks))
     used = _LIBRARY.modelpress_alias_encode(call)
     return words[len(words) - used :], states
 
@@ -259,7 +181,7 @@ def alias_decode(symbols: np.ndarray, tables: Tables, states: np.ndarray, words:
     """
     out = np.empty(count, np.uint8)
     inputs = (symbols, tables.first, tables.second, tables.last, states, words, escapes, out)
-    call = _AliasDecode(*(a.ctypes.data for a in inputs), count, len(words) // 2, len(escapes))
+    call = AliasDecode(*(a.ctypes.data for a in inputs), count, len(words) // 2, len(escapes))
     if wrong := _LIBRARY.modelpress_alias_decode(call):
         raise ValueError(f"the {('words', 'escapes', 'states')[wrong - 1]} of a stream do not come out even")
     return out

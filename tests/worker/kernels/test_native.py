@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from app.recipe import Quantize
 from app.strict import validate
 from worker import report
-from worker.kernels import agreement, bits, native, select, uniform
+from worker.kernels import agreement, bits, library, native, select, uniform
 from worker.kernels.shares import rows_of
 from worker.methods import quantize
 from worker.methods.apply import finite as all_finite
@@ -253,3 +253,11 @@ def test_an_instruction_set_that_differs_is_not_used(monkeypatch, caplog):
     monkeypatch.setattr(agreement, "sampled", lambda: [b"wrong"] if native.use(-1) == LEVELS[-1] else sampled())
     agreement.hold_to_baseline()
     assert native.use(-1) == LEVELS[-2] and "differ from the baseline" in caplog.text
+
+
+def test_a_library_of_other_sources_is_not_used(monkeypatch, caplog):
+    monkeypatch.setattr(library, "_STRUCTS", library._STRUCTS[::-1])
+    assert library.loaded() is None and "other sources" in caplog.text
+    monkeypatch.undo()
+    monkeypatch.setitem(library._CALLS, "of_tomorrow", [])
+    assert library.loaded() is None

@@ -40,6 +40,11 @@ int64_t rows_of_a_piece(int64_t columns) { return std::max<int64_t>(1, PIECE / s
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
 
+// By which Python sees that it was built from the same sources.
+EXPORT void modelpress_sizes(int64_t* sizes) {
+    for (const size_t size : {sizeof(Symmetric), sizeof(Uniform), sizeof(AliasEncode), sizeof(AliasDecode), sizeof(Extent), sizeof(Difference)}) *sizes++ = int64_t(size);
+}
+
 // 0 baseline, 1 AVX2, 2 AVX-512. Returns what is in use: never more than the processor has.
 EXPORT int modelpress_use(int wanted) {
     if (wanted >= 0) level = std::min(wanted, supported());

@@ -216,3 +216,7 @@ class Index(_Strict):
         sizes = {t.name: t.nbytes for t in self.tensors}
         levels = sum(t.quantized.levels_bytes for t in self.tensors if isinstance(t.quantized, PackedCodebook))
         return sum(f.size for f in self.files) + sum(sizes.values()) + sum(sizes[target] for target in self.aliases.values()) + levels
+
+    def beside_bytes(self) -> int:
+        """Of scales, offsets, levels and factors of inputs, float32 each, once they are read."""
+        return 4 * sum(t.quantized.beside for t in self.tensors if t.quantized)

@@ -48,6 +48,8 @@ def parse_index(text: bytes, payloads: set[str], size: int, limits: Limits) -> I
         raise refuse("the index does not use every payload exactly once")
     if (total := index.restored_bytes()) > limits.expanded(size):
         raise refuse(f"{size} bytes claim to restore to {total}; at most {limits.expanded(size)} are taken")
+    if (beside := index.beside_bytes()) > limits.expanded(size):
+        raise refuse(f"{size} bytes claim scales and what else stands beside codes of {beside}; at most {limits.expanded(size)} are taken")
     return index
 
 

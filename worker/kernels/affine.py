@@ -170,6 +170,7 @@ def factors(values: torch.Tensor, above: torch.Tensor | None, each: int, exponen
     """Scales or offsets of groups [R, G] as they were stored: floats, or integers under a float16 [R, ceil(G / each)] (see `two_level`). float32."""
     if above is None:
         return values.float()
+    each = min(each, max(1, values.shape[1]))  # a file may claim more groups for each than there are
     return above.float().repeat_interleave(each, dim=1)[:, : values.shape[1]] * values.float() * 2.0**exponent
 
 

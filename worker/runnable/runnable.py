@@ -96,4 +96,4 @@ def replace(runnable: Runnable, tensors: Mapping[str, torch.Tensor]) -> None:
 
 def not_runnable(why: str, instead: str) -> InputRefused:
     """Args: instead: what would work, a noun."""
-    return InputRefused("not-runnable", f"the model cannot be run: {why}; needed is {instead}, or upload `gradients` and leave `calibration` out")
+    return InputRefused("not-runnable", f"the model cannot be run: {why}; needed is {instead}, or, where a step goes by gradients, upload `gradients` and leave `calibration` out")

@@ -240,6 +240,7 @@ BAD_INDEXES = {
     "grid of 9 bits above": (tensors(**GOOD, quantized=GRID | {"scale_bits": 9}), GRIDS),
     "grid of integers": (tensors(**GOOD, quantized=GRID, dtype="I32"), GRIDS),
     "codebook bomb": (tensors(shape=[1 << 26], quantized=CODEBOOK | {"rows": 1, "columns": 1 << 26, "num_bits": 8, "group_size": 1, "levels_shape": [1 << 26, 256]}), BOOK),
+    "scale bomb": (tensors(shape=[1 << 29, 0], quantized=CODES | {"rows": 1 << 29, "columns": 0, "scale_shape": [1 << 29, 1]}), WEIGHT),
     "bundle that is not filled": (bundle({"size": 27}), PARTS),
     "bundle that is too small": (bundle({"size": 29}), PARTS),
     "bundle of one tensor twice": (bundle({}, {"name": "v"}), PARTS),
@@ -292,6 +293,20 @@ def test_a_claimed_terabyte_costs_no_memory(tmp_path):
         with pytest.raises(InputRefused, match="restore to"):
             restored(forge(index, REST if index["kind"] == "files" else WEIGHT), tmp_path)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 32 << 10  # KiB
+
+
+def test_more_groups_for_a_factor_than_there_are_cost_nothing(tmp_path):
+    found = []
+    for i, shared in enumerate((4, 1 << 40)):
+        (tmp_path / str(i)).mkdir()
+        found.append(restored(forge(tensors(**GOOD, quantized=GRID | {"shared_by": shared}), GRIDS), tmp_path / str(i)))
+    assert found[0] == found[1]
+
+
+def test_a_matrix_of_no_columns_is_read(tmp_path):
+    parts = [payload(np.zeros(0, np.uint8), Layout("codes", 4)), payload(np.ones(4, np.uint32), Layout("float", 4))]
+    empty = CODES | {"rows": 4, "columns": 0, "scale_shape": [4, 1], "sections": [len(p) for p in parts]}
+    assert list(restored(forge(tensors(shape=[4, 0], quantized=empty), {"w": b"".join(parts)}), tmp_path)) == ["m.safetensors"]
 
 
 def test_a_bundle_of_the_forger_is_read(tmp_path):

@@ -14,13 +14,13 @@ import json
 import os
 import statistics
 import tempfile
-import time
 from pathlib import Path
 
 import torch
 
 from benchmarks import peers
 from benchmarks.checkpoints import llama
+from benchmarks.lossless import median
 from benchmarks.row import measured
 from worker import pipeline
 from worker.kernels import native, scale_search, select
@@ -74,16 +74,7 @@ def in_memory(runs: int) -> dict:
         MEMORY[5]: lambda: native.lowest_per_row(w, w.shape[1] // 2),
         "kthvalue": lambda: part.kthvalue(part.numel() // 2),
     }
-    return {name: _median(f, runs) for name, f in work.items()} | {"weights": w.numel(), "kth_weights": part.numel()}
-
-
-def _median(work, runs: int) -> float:
-    times = []
-    for _ in range(runs):
-        start = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times)
+    return {name: median(f, runs) for name, f in work.items()} | {"weights": w.numel(), "kth_weights": part.numel()}
 
 
 def main() -> None:

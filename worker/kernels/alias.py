@@ -36,6 +36,11 @@ _MOST_ESCAPES = 64  # one in so many
 _HEAD = struct.Struct("<16s32sI256s")
 
 
+def counted(plane: np.ndarray) -> np.ndarray:
+    """How often each byte occurs: int64 [256]."""
+    return native.bytes_count(plane) if native.available() else np.bincount(plane, minlength=256)
+
+
 def suits(counts: np.ndarray) -> bool:
     """Whether bytes that occur so often, int64 [256], are mostly fifteen, but not one."""
     n, common = int(counts.sum()), np.sort(counts)[::-1]

@@ -26,7 +26,7 @@ from dataclasses import dataclass
 import numpy as np
 from isal.isal_zlib import crc32  # zlib's, four times as fast
 
-from worker.kernels import alias, contexts, native, rans
+from worker.kernels import alias, contexts, rans
 from worker.kernels.bits import from_symbols, pack_bits, packed_bytes, to_symbols, unpack_bits
 from worker.kernels.codings import ALIAS, CONSTANT, CONTEXTS, GAPS, PAIRS, PLANE, RAW, ZSTD, CorruptPayload
 from worker.kernels.codings import compress, expand, frame_content, read_table, squeeze, table
@@ -123,18 +123,22 @@ def _forms(values: np.ndarray, layout: Layout, columns: int) -> Iterator[tuple[i
 
 def _float_parts(planes: list[np.ndarray]) -> tuple[list[tuple[int, bytes]], int]:
     """(coding, bytes) of each plane of floats, and the escapes of the first."""
-    counts = native.bytes_count(planes[0]) if native.available() else np.bincount(planes[0], minlength=256)
-    if len(planes) > 1 and alias.suits(counts):
-        stream, escapes = alias.encode(planes[0], counts)
-        first = ALIAS, stream
-    else:
-        first, escapes = squeeze(planes[0], "huffman"), 0
-    if len(planes) > 1 and first[0] == ZSTD and len(first[1]) < _PAIRS_BELOW * len(planes[0]):
-        top, pairs, out = to_pairs(planes[0])
+    first, escapes = _exponents(planes[0]) if len(planes) > 1 else (squeeze(planes[0], "huffman"), 0)
+    return [first, *(squeeze(p, "huffman") for p in planes[1:])], escapes
+
+
+def _exponents(plane: np.ndarray) -> tuple[tuple[int, bytes], int]:
+    """(coding, bytes) of plane 0 of floats that have others, and its escapes."""
+    if len(plane) >= alias.FROM and alias.suits(counts := alias.counted(plane)):
+        stream, escapes = alias.encode(plane, counts)
+        return (ALIAS, stream), escapes
+    first = squeeze(plane, "huffman")
+    if first[0] == ZSTD and len(first[1]) < _PAIRS_BELOW * len(plane):
+        top, pairs, out = to_pairs(plane)
         frame = compress("huffman", pairs)
         if PLANE.size + len(frame) + len(out) < len(first[1]):
-            first, escapes = (PAIRS, PLANE.pack(top, len(frame)) + frame + out.tobytes()), len(out)
-    return [first, *(squeeze(p, "huffman") for p in planes[1:])], escapes
+            return (PAIRS, PLANE.pack(top, len(frame)) + frame + out.tobytes()), len(out)
+    return first, 0
 
 
 def _frame(codec: int, planes: int, escapes: int, body: bytes) -> bytes:

@@ -39,6 +39,11 @@ def takes(*tensors: torch.Tensor, also: tuple[torch.dtype, ...] = ()) -> bool:
     return all(t.device.type == "cpu" and t.dtype in (*FLOATS, *also) for t in tensors) and available()
 
 
+def decodes(codes: torch.Tensor, dtype: torch.dtype) -> bool:
+    """Whether `dequantize` takes these codes to that dtype."""
+    return codes.device.type == "cpu" and codes.dtype in (torch.int8, torch.float8_e4m3fn) and dtype in FLOATS and available()
+
+
 def quantize(matrix: torch.Tensor, levels: Levels, group_size: int, search: tuple[tuple[int, ...], int] | None, scale_dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
     """Symmetric codes of a finite [R, C] (see `uniform` and, with `search`, its `multipliers`, `scale_search`).
 

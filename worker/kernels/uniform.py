@@ -105,8 +105,12 @@ def dequantize(codes: torch.Tensor, scale: torch.Tensor, zero_point: torch.Tenso
 
 
 def dense(codes: torch.Tensor, scale: torch.Tensor, zero_point: torch.Tensor | None, group_size: int, dtype: torch.dtype, bounded: bool = False) -> torch.Tensor:
-    """`dequantize` rounded once to `dtype`, some rows at a time; one row of scales may stand for several (see `shares`). `bounded`: what a scale rounded up decodes beyond the largest float16 stays at it."""
-    if codes.dtype in (torch.int8, torch.float8_e4m3fn) and native.takes(scale.new_empty(0, dtype=dtype)) and codes.device.type == "cpu":
+    """`dequantize` rounded once to `dtype`, some rows at a time; one row of scales may stand for several (see `shares`).
+
+    Args:
+        bounded: what a scale rounded up decodes beyond the largest float16 stays at it.
+    """
+    if native.decodes(codes, dtype):
         return native.dequantize(codes, scale, zero_point, group_size, dtype, bounded)
     out = torch.empty(codes.shape, dtype=dtype, device=codes.device)
     most = torch.finfo(dtype).max if bounded and dtype == torch.float16 else math.inf

@@ -467,15 +467,28 @@ def test_the_reader_still_reads_them(kind, tmp_path):
     assert kind != "files" or digests == EXPECTED["files"]
 
 
+def written(folder: Path, dense, q) -> tuple[dict[str, bytes], dict]:
+    """Payloads and index of a packed file, `folder`/packed, of one tensor."""
+    from safetensors.torch import save_file
+
+    from worker.encoded import Encoded
+    from worker.formats import open_checkpoint
+    from worker.formats.packed import PackedWriter
+
+    save_file({"w": dense}, folder / "model.safetensors")
+    checkpoint = open_checkpoint(folder, folder)
+    writer = PackedWriter(folder / "packed", checkpoint)
+    writer.write(Encoded(checkpoint.tensors["w"], "quantized", dense, quantized=q))
+    writer.finish()
+    return container((folder / "packed").read_bytes())
+
+
 @pytest.mark.parametrize("strategy, transposed", [("tensor", False), ("channel", True), ("group", False)])
 def test_codebooks_are_decoded_by_the_page_alone(tmp_path, strategy, transposed):
     import torch
-    from safetensors.torch import save_file
 
     from app.recipe import Quantize
-    from worker.encoded import Codebook, Encoded
-    from worker.formats import open_checkpoint
-    from worker.formats.packed import PackedWriter
+    from worker.encoded import Codebook
 
     torch.manual_seed(3)
     rows, columns = 40, 75
@@ -484,12 +497,7 @@ def test_codebooks_are_decoded_by_the_page_alone(tmp_path, strategy, transposed)
     codes = torch.where(torch.rand(rows, columns) < 0.7, 2, torch.randint(0, 6, (rows, columns))).to(torch.uint8)
     q = Codebook(codes, torch.randn(count, 6).half(), group_size, 3, Quantize(method="quantize", num_bits=3), transposed)
     dense = (q.dequantize().T if transposed else q.dequantize()).contiguous()
-    save_file({"w": dense}, tmp_path / "model.safetensors")
-    checkpoint = open_checkpoint(tmp_path, tmp_path)
-    writer = PackedWriter(tmp_path / "packed", checkpoint)
-    writer.write(Encoded(checkpoint.tensors["w"], "quantized", dense, quantized=q))
-    writer.finish()
-    payloads, index = container((tmp_path / "packed").read_bytes())
+    payloads, index = written(tmp_path, dense, q)
     assert tensors(payloads, index)["w"] == dense.numpy().tobytes()
     assert 5 in USED["codecs"]
 
@@ -522,13 +530,9 @@ def test_factors_of_inputs_are_decoded_by_the_page_alone(tmp_path, fields, exper
     from dataclasses import replace
 
     import torch
-    from safetensors.torch import save_file
 
     from app.recipe import Quantize
     from app.strict import validate
-    from worker.encoded import Encoded
-    from worker.formats import open_checkpoint
-    from worker.formats.packed import PackedWriter
     from worker.schemes import assembled, joined, scheme_of
 
     step = validate(Quantize, {"method": "quantize", "num_bits": 3, "algorithm": "awq"} | fields)
@@ -540,12 +544,7 @@ def test_factors_of_inputs_are_decoded_by_the_page_alone(tmp_path, fields, exper
     codes = torch.cat([scheme.encode_rows(part, p) for part, p in zip(w.chunk(experts or 1), found, strict=True)])
     q = assembled(scheme, scheme.stored(codes), joined(found, 0), step, False, experts, torch.rand(experts or 1, 40) + 0.5)
     dense = q.dequantize().reshape(w.shape if experts is None else (3, 2, 40)).contiguous()
-    save_file({"w": dense}, tmp_path / "model.safetensors")
-    checkpoint = open_checkpoint(tmp_path, tmp_path)
-    writer = PackedWriter(tmp_path / "packed", checkpoint)
-    writer.write(Encoded(checkpoint.tensors["w"], "quantized", dense, quantized=q))
-    writer.finish()
-    payloads, index = container((tmp_path / "packed").read_bytes())
+    payloads, index = written(tmp_path, dense, q)
     assert index["tensors"][0]["quantized"]["inputs"] and tensors(payloads, index)["w"] == dense.numpy().tobytes()
     from worker.formats.packed_reader import PackedReader
 

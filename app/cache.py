@@ -25,7 +25,8 @@ def cache_key(owner: str, input_digest: str, spec: dict, backend: str, companion
         backend: the class of device that computes it.
         companions: role -> digest of what the job brings beside its input.
     """
-    parts = {k: spec[k] for k in _DECIDES} | {"owner": owner, "input": input_digest, "versions": versions(), "backend": backend}
+    parts = {k: spec[k] for k in _DECIDES} | {"owner": owner, "input": input_digest, "versions": versions(spec.get("kind", "model")), "backend": backend}
+    parts |= {} if spec.get("kind", "model") == "model" else {"kind": spec["kind"]}
     parts |= {"with": dict(companions)} | ({"budget": bounds(spec["budget"])} if spec.get("budget") else {})
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 

@@ -19,6 +19,8 @@ from app.statement import artifact_digest
 
 Kind = Literal["model", "gradients", "calibration", "images", "dataset"]
 _WEIGHTS = ("safetensors", "packed", "torch")
+_PARTS = {"images": ("images", "image")}
+"""Formats of the files of a folder that is no model, by kind; the first that is there is the folder's."""
 _AT_ONCE = 500  # ids of one query
 
 
@@ -81,12 +83,12 @@ def compose(s: Session, owner: str, asked: Composition, ident: str) -> Artifact:
         if part.artifact not in found:
             raise NotFound("there is no such artifact", pointer=pointer)
         _, form, size, sha256, first, last = found[part.artifact]
-        if first != last or form not in (*_WEIGHTS, "file"):
+        if first != last or form not in _PARTS.get(asked.kind, (*_WEIGHTS, "file")):
             what = f"artifact {part.artifact} is {form}" + " with several files" * (first != last)
             raise InputRefused("unsupported-format", f"{what}; a folder is made of single files", pointer=pointer)
         files.append({"path": part.path, "size": size, "sha256": sha256})
         formats.add(form)
-    chosen = next((f for f in _WEIGHTS if f in formats), None)
+    chosen = next((f for f in _PARTS.get(asked.kind, _WEIGHTS) if f in formats), None)
     if chosen is None:
         raise InputRefused("no-tensors", "none of the files holds weights: a safetensors or PyTorch file is needed among them", pointer="/files")
     artifact = Artifact(id=ident, owner=owner, kind=asked.kind, format=chosen, name=asked.name, digest=artifact_digest(files), size=sum(f["size"] for f in files))

@@ -21,7 +21,7 @@ from app.compose import Kind
 from app.config import settings
 from app.db import session
 from app.errors import ChecksumMismatch, Conflict, NotFound
-from app.formats import header_bytes_needed, sniff
+from app.formats import detect, header_bytes_needed, sniff
 from app.models import Artifact, Upload
 from app.resumable import alive, at_length, claim, create, finish, forget, in_session, seal, to_its_end, write
 from app.staging import staging, whole_key
@@ -38,7 +38,7 @@ class DirectUpload(Strict):
 
     name: Annotated[str, StringConstraints(min_length=1, max_length=4096)]
     size: Annotated[int, Field(ge=1)]
-    kind: Kind = "model"
+    kind: Kind | None = None
     sha256: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")] | None = None
 
 
@@ -66,7 +66,7 @@ def begin(storage: Storage, owner: str, name: str, asked: DirectUpload) -> Begun
     """Raises:
     QuotaExceeded, Unavailable.
     """
-    upload = create(storage, owner=owner, name=name, kind=asked.kind, length=asked.size, sha256=asked.sha256, metadata="")
+    upload = create(storage, owner=owner, name=name, kind=asked.kind or detect(name), length=asked.size, sha256=asked.sha256, metadata="")
     key, bucket = whole_key(upload.id), storage.place
     try:
         multipart = bucket.client.create(key)

@@ -17,7 +17,7 @@ from sqlalchemy.orm import Session
 
 from app import speeds
 from app.models import SUCCEEDED, Job
-from app.recipe import parse_recipe
+from app.recipe import recipe_of
 
 WINDOW, MARKS = 60.0, 8  # seconds that a pace is taken over, and the marks that it needs at least
 LEAST = 1e-6  # of a stage that counts as going on: a child may tell any fraction
@@ -29,7 +29,7 @@ _STAGES = ("fetch", "calibrate", "search", "compress", "recover", "reconstruct",
 
 def stages(spec: dict) -> list[str]:
     """Of a job, in their order. A proof is guessed from the output's format: it is left out where there is no config.json."""
-    recipe = parse_recipe(spec["recipe"])
+    recipe = recipe_of(spec)
     if recipe.kind == "restore":
         return ["fetch", "restore", "store", "sign"]
     wanted = {
@@ -46,7 +46,7 @@ def stages(spec: dict) -> list[str]:
 def by_thumb(spec: dict, nbytes: int) -> dict[str, float]:
     """Seconds by stage, of an input of `nbytes`, where nothing like it was measured."""
     steps = spec["recipe"]["steps"]
-    compress = sum(speeds.of(step) for step in parse_recipe(spec["recipe"]).steps)
+    compress = sum(speeds.of(step) for step in recipe_of(spec).steps)
     samples = sum(trained["steps"] * trained["batch_size"] for step in steps if (trained := step.get("recover")))
     learned = max((step["steps"] for step in steps if step.get("algorithm") == "autoround"), default=0)
     rates = speeds.STAGES | {"compress": compress, "recover": speeds.TRAIN * samples, "reconstruct": speeds.STAGES["reconstruct"] + speeds.LEARN * learned}

@@ -33,6 +33,9 @@ FORMATS = (
     Format("tar", True, False, (), "An archive of a Hugging Face folder; plain or gzip."),
     Format("text", True, False, (), "Calibration data or labels: lines (.txt), JSONL (.jsonl) or token ids (.json)."),
     Format("numpy", True, False, (), "Calibration data or labels: arrays by input name (.npz), or one array (.npy)."),
+    Format("image", True, False, ("any viewer",), "An image, or a folder of them: JPEG, PNG, WebP, AVIF, JPEG XL, GIF, BMP, TIFF (one frame each)."),
+    Format("images", True, True, ("any viewer", "modelpress restore"), "Coded images under their own names and folders (.jpg .png .webp .avif .jxl), and an index."),
+    Format("dataset", True, True, ("modelpress restore",), "A data set's coded files under their own names and folders, and an index."),
     Format("file", True, False, (), "A file that goes beside weights when a folder is composed: config.json, a tokenizer, a licence."),
     Format("original", False, True, (), "What was uploaded, as restore gives it back."),
 )
@@ -40,6 +43,13 @@ FORMATS = (
 DATA = {".txt": "text", ".jsonl": "text", ".json": "text", ".npz": "numpy", ".npy": "numpy"}
 """Formats of data sets by suffix."""
 DATA_KINDS = ("calibration", "dataset")
+_IMAGES = {
+    ".png": (b"\x89PNG\r\n\x1a\n",), ".jpg": (b"\xff\xd8\xff",), ".jpeg": (b"\xff\xd8\xff",), ".gif": (b"GIF87a", b"GIF89a"), ".bmp": (b"BM",),
+    ".webp": (b"RIFF",), ".tif": (b"II*\0", b"MM\0*"), ".tiff": (b"II*\0", b"MM\0*"), ".jxl": (b"\xff\x0a", b"\0\0\0\x0cJXL \r\n\x87\n"), ".avif": (b"",),
+}  # fmt: skip
+"""How images begin, by suffix. AVIF has `ftyp` at byte 4, WebP `WEBP` at byte 8."""
+IMAGES = tuple(_IMAGES)
+"""Suffixes of images."""
 READ = "safetensors, PyTorch checkpoints (.pt .pth .bin .ckpt), programs of torch.export (.pt2), and zip, tar or tar.gz archives of a model folder"
 TORCH = (".pt", ".pth", ".bin", ".ckpt")
 TAR = (".tar", ".tar.gz", ".tgz")
@@ -49,8 +59,8 @@ _OTHER = {
     ".onnx": "ONNX", ".gguf": "GGUF", ".ggml": "GGML", ".npy": "numpy", ".npz": "numpy", ".pb": "TensorFlow", ".h5": "Keras", ".keras": "Keras",
     ".tflite": "TensorFlow Lite", ".msgpack": "Flax", ".pkl": "a pickle", ".pickle": "a pickle", ".joblib": "joblib",
     ".7z": "7-Zip", ".rar": "RAR", ".bz2": "bzip2", ".xz": "xz", ".zst": "Zstandard", ".gz": "gzip",
-} | dict.fromkeys((".png", ".jpg", ".jpeg", ".gif", ".webp", ".bmp", ".tif", ".tiff"), "an image")  # fmt: skip
-"""Suffixes of what is not read, for a clear answer."""
+} | dict.fromkeys(IMAGES, "an image (kind=images)")  # fmt: skip
+"""Suffixes of what is not read as a model, for a clear answer."""
 _MAGIC = {
     b"\x7fELF": "an ELF program", b"MZ": "a Windows program", b"GGUF": "GGUF", b"\x93NUMPY": "numpy", b"\x89PNG": "an image",
     b"\xff\xd8\xff": "an image",
@@ -58,6 +68,8 @@ _MAGIC = {
     b"Rar!": "RAR", b"%PDF": "PDF", b"%!PS": "PostScript", b"<html": "HTML", b"<!DOC": "HTML", b"<!doc": "HTML",
 }  # fmt: skip
 
+INDEX = "modelpress.json"
+"""The file at the root of a result that is no model, which says what it is (`app.made`)."""
 _ENOUGH = 512  # a tar's magic stands at byte 257
 HEAD_BYTES = 8 + Limits().safetensors_header_bytes
 """No more than this is ever needed by `sniff`."""
@@ -110,6 +122,14 @@ def suffix(name: str) -> str:
     return found[1] if found else ""
 
 
+def detect(name: str) -> str:
+    """The kind of an upload whose kind is not told, by its suffix: an image is `images`, all else `model`. Whether the content agrees `sniff` says.
+
+    An archive may hold anything, so images in one are told by `kind=images`.
+    """
+    return "images" if suffix(name) in IMAGES else "model"
+
+
 def sniff(name: str, head: bytes, size: int, limits: Limits = Limits(), kind: str = "model") -> str:
     """The format of a file: a name of FORMATS.
 
@@ -129,6 +149,8 @@ def sniff(name: str, head: bytes, size: int, limits: Limits = Limits(), kind: st
     end = suffix(name)
     if kind in DATA_KINDS:
         return _data(name, end, head, size)
+    if kind == "images":
+        return _image(name, end, head, size)
     if kind == "gradients" and not looks_safetensors(head, size):
         raise InputRefused("unsupported-format", f"{shown(name)} is no safetensors file; gradients are tensors under the names of the model's, in safetensors")
     named = end in (*TORCH, *TAR, ".zip", ".pt2", *_OTHER, *_BESIDE)
@@ -154,6 +176,21 @@ def sniff(name: str, head: bytes, size: int, limits: Limits = Limits(), kind: st
     if end in _BESIDE or name.lower().rsplit("/", 1)[-1].split(".")[0] in _BESIDE_NAMES:
         return "file"
     raise InputRefused("unsupported-format", f"{shown(name)} has no known format; read are {READ}")
+
+
+def _image(name: str, end: str, head: bytes, size: int) -> str:
+    """The format of images: one, or an archive of them."""
+    if end == ".zip" or end in TAR:
+        return _archive("zip" if end == ".zip" else "tar", name, head, size)
+    if name == INDEX:
+        return "images"
+    if end not in _IMAGES:
+        raise InputRefused("unsupported-format", f"{shown(name)} is no image that is read; read are {', '.join(_IMAGES)}, and .zip, .tar, .tar.gz of them")
+    fits = head.startswith(_IMAGES[end]) and {".webp": head[8:12] == b"WEBP", ".avif": head[4:8] == b"ftyp"}.get(end, True)
+    if not fits:
+        what = "empty" if size == 0 else "something else"
+        raise InputRefused("invalid-image" if size == 0 else "kind-mismatch", f"{shown(name)} is named like {end[1:]}, and its content is {what}")
+    return "image"
 
 
 def _data(name: str, end: str, head: bytes, size: int) -> str:

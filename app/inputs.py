@@ -13,9 +13,11 @@ from app.formats import DATA_KINDS, SafetensorsHeader, header_bytes_needed, pars
 from app.limits import Limits
 from app.models import Artifact, ArtifactFile
 from app.owned import find, owned
-from app.job_spec import COMPANIONS, JobSpec, check_loss, parse_job
-from app.memory import peak_memory, proof_wanted, run_bytes, unknown_peak
+from app.job_spec import COMPANIONS, OUTPUTS, JobSpec, check_loss, parse_job
+from app.memory import OTHER, peak_memory, proof_wanted, run_bytes, unknown_peak
 from app.outline import Outline, outline
+from app.recipe import kind_of
+from app.steps import KINDS
 from app.storage import Storage
 from app.task import task_of
 from app.targets import Treatment
@@ -30,9 +32,15 @@ def find_input(s: Session, body: Any, owner: str, lock: bool = False) -> Artifac
     """
     found = find(s, Artifact, body.get("input") if isinstance(body, dict) else None, owner, lock)
     if found is None:
-        parse_job(body)
+        kind = body.get("kind") if isinstance(body, dict) else None
+        parse_job(body, kind=kind if kind in KINDS else kind_of(body.get("recipe")) or "model" if isinstance(body, dict) else "model")
         raise NotFound("there is no such artifact", pointer="/input")
     return found
+
+
+def job_kind(source: Artifact) -> str:
+    """The kind of a job on it. What no job takes is refused as no model (`check_input`)."""
+    return source.kind if source.kind in KINDS else "model"
 
 
 def find_companions(s: Session, body: Any, owner: str, lock: bool = False) -> dict[str, Artifact]:
@@ -64,9 +72,15 @@ def check_input(source: Artifact, spec: JobSpec, storage: Storage) -> dict[str, 
     Raises:
         InputNotUsable: it is no model. InvalidJobSpec: restore of what was never compressed; a gate that `app.gates.check` refuses, a loss that `check_loss` does. What `outline` and `treated` raise.
     """
-    if source.kind != "model" or source.format == "file":
+    if source.kind != spec.kind or source.format == "file":
         what = f"{source.kind} ({source.format})"
         raise InputNotUsable(f"artifact {source.id} is {what}, not a model; a file that goes beside weights is composed with them first", pointer="/input")
+    if spec.kind != "model":
+        if spec.recipe.kind == "restore" and source.format != OUTPUTS[spec.kind][0]:
+            raise InvalidJobSpec(f"restore takes what a job has made (format {OUTPUTS[spec.kind][0]}); this one is {source.format}", pointer="/input")
+        if spec.recipe.kind != "restore" and source.format == OUTPUTS[spec.kind][0]:
+            raise InvalidJobSpec("this is the result of a job already, which takes restore", pointer="/input")
+        return None
     if spec.recipe.kind == "restore":
         if len(source.files) == 1 and source.format in ("safetensors", "torch", "pt2"):
             raise InvalidJobSpec(f"restore takes a packed or compressed-tensors artifact; this one is {source.format}", pointer="/input")
@@ -122,6 +136,8 @@ def _headers(files: list[ArtifactFile], storage: Storage, limits: Limits = Limit
 
 def expected_peak(source: Artifact, spec: JobSpec, treatments: dict[str, Treatment] | None) -> int:
     """Bytes of memory that the job's child takes at most, as far as that is known."""
+    if spec.kind != "model":
+        return OTHER
     if treatments is None:
         return unknown_peak(source.size)
     return peak_memory(treatments.values(), proof=proof_wanted(spec.output.format, [f.path for f in source.files]), runs=run_bytes(spec))

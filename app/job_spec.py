@@ -6,19 +6,25 @@ import json
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, StringConstraints
+from pydantic import AfterValidator, Field, StringConstraints, create_model
 from pydantic_core import PydanticCustomError
 
 from app import budget as budgets
 from app.addresses import check_url
 from app.budget import Budget
 from app.errors import InvalidJobSpec
-from app.recipe import METHODS, Lossless, Prune, Quantize, Recipe, narrows, parse_recipe
+from app.presets import BY_KIND, PRESETS, kind_of_preset
+from app.recipe import RECIPES, STEPS, Lossless, Prune, Quantize, Recipe, narrows, parse_recipe
 from app.strict import Id, Strict, validate
 
 COMPANIONS = ("gradients", "calibration", "labels")
 """What a job may bring beside its input, each an artifact."""
 FORMATS = ("packed", "safetensors", "compressed-tensors", "pt2", "original")
+"""What is made of models."""
+OUTPUTS = {"model": FORMATS, "images": ("images", "original"), "dataset": ("dataset", "original")}
+"""Output formats by the kind of the input, the default of all but models first."""
+OTHER_GATES = ("max_bytes",)
+"""Gates of results that are no models; the others are about tensors."""
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
@@ -31,31 +37,8 @@ def _plain(value: str) -> str:
 
 Tag = Annotated[str, StringConstraints(min_length=1, max_length=100), AfterValidator(_plain)]
 
-_MATRICES = {"targets": ["re:.*"], "ignore": ["*embed*", "*wte*", "*wpe*", "shared.weight"]}  # heads too: training tells what they need
-_TRAINED = {"batch_size": 256, "learning_rate": 0.06, "steps": 6000}
-_CODED = {"batch_size": 256, "learning_rate": 0.007, "steps": 3000}
-
-PRESETS: dict[str, dict] = {
-    "lossless": {"steps": [{"method": "lossless"}]},
-    "int8": {"steps": [{"method": "quantize", "num_bits": 8, "strategy": "channel", "activations": "dynamic"}]},
-    "w8a16": {"steps": [{"method": "quantize", "num_bits": 8, "strategy": "channel"}]},
-    "w4a16": {"steps": [{"method": "quantize", "num_bits": 4, "strategy": "group", "group_size": 128, "scale_search": "mse"}]},
-    "fp8": {"steps": [{"method": "quantize", "num_bits": 8, "type": "float", "strategy": "channel", "activations": "dynamic"}]},
-    "prune-50": {"steps": [{"method": "prune", "sparsity": 0.5}]},
-    "prune-2:4": {"steps": [{"method": "prune", "mask_structure": "2:4"}]},
-    "auto": {"steps": [{"method": "auto"}]},
-    "deep-compression": {
-        "steps": [
-            _MATRICES | {"method": "prune", "saliency": "fisher", "scope": "global", "sparsity": 0.95, "schedule": {"kind": "cubic", "steps": 100}, "recover": _TRAINED},
-            _MATRICES | {"method": "quantize", "mapping": "gradient", "num_bits": 4, "strategy": "tensor", "recover": _CODED},
-            {"method": "lossless"},
-        ]
-    },
-}
-
-
 class Output(Strict):
-    format: Literal["packed", "safetensors", "compressed-tensors", "pt2", "original"]
+    format: Literal["packed", "safetensors", "compressed-tensors", "pt2", "images", "dataset", "original"]
 
 
 class Gates(Strict):
@@ -76,9 +59,10 @@ class Webhook(Strict):
 
 
 class JobSpec(Strict):
-    """The body of `POST /v1/jobs`."""
+    """The body of `POST /v1/jobs`. `kind` is that of the input."""
 
     input: Id
+    kind: Literal["model", "images", "dataset"] = "model"
     recipe: Recipe
     output: Output
     gradients: Id | None = None
@@ -92,6 +76,12 @@ class JobSpec(Strict):
     seed: Annotated[int, Field(ge=0, lt=1 << 53)] = 0
     tags: Annotated[dict[Tag, Tag], Field(max_length=20)] = {}
     webhook: Webhook | None = None
+
+
+JOBS: dict[str, type[JobSpec]] = {"model": JobSpec} | {
+    kind: create_model(f"{kind.capitalize()}JobSpec", __base__=JobSpec, recipe=(RECIPES[kind], ...)) for kind in RECIPES if kind != "model"
+}  # fmt: skip
+"""By the kind of the input."""
 
 
 def companions(spec: dict) -> dict[str, str]:
@@ -151,10 +141,12 @@ def check_loss(recipe: Recipe, labelled: bool, task: str) -> None:
         raise InvalidJobSpec(f"recover with loss labels or both needs labels, which {task} models do not bring; upload them and give their id as labels", pointer="/labels")
 
 
-def default_output(recipe: Recipe, has_config: bool, program: bool = False) -> str:
+def default_output(recipe: Recipe, has_config: bool, program: bool = False, kind: str = "model") -> str:
     """What loads as is where there is a Hugging Face config or a program to put it into, else the container that carries everything."""
     if recipe.kind == "restore":
         return "original"
+    if kind != "model":
+        return OUTPUTS[kind][0]
     if recipe.searches:
         return "packed"
     if program and not recipe.step(Lossless):
@@ -175,6 +167,8 @@ def check_output(recipe: Recipe, output: str, has_config: bool, program: bool = 
     def refuse(why: str):
         raise InvalidJobSpec(why, pointer="/output/format")
 
+    if output not in FORMATS:
+        refuse(f"{output} is not made of models; choose one of {', '.join(FORMATS)}")
     if (recipe.kind == "restore") != (output == "original"):
         refuse("restore writes format original, and nothing else does; choose one of packed, safetensors, compressed-tensors, pt2")
     if recipe.kind == "lossless" and output != "packed":
@@ -207,7 +201,25 @@ def check_output(recipe: Recipe, output: str, has_config: bool, program: bool = 
             refuse("the shapes of a program are fixed, and ffn-width changes them; choose another mask_structure")
 
 
-def parse_job(data: Any, has_config: bool = True, complete: bool = True, program: bool | None = None) -> JobSpec:
+def check_kind(spec: JobSpec) -> None:
+    """Refuse of a job on something else than a model what is about models.
+
+    Raises:
+        InvalidJobSpec: pointing at the field.
+    """
+    for field in (*COMPANIONS, "budget"):
+        if getattr(spec, field) is not None:
+            raise InvalidJobSpec(f"{field} is for models, and the input is of kind {spec.kind}; leave it out", pointer=f"/{field}")
+    for gate, limit in spec.gates.model_dump().items():
+        if limit is not None and gate not in OTHER_GATES:
+            raise InvalidJobSpec(f"{gate} is a gate of models; of kind {spec.kind} there is {', '.join(OTHER_GATES)}, and bounds of quality stand in the steps", pointer=f"/gates/{gate}")
+    own, output = OUTPUTS[spec.kind], spec.output.format
+    if output not in own or (output == "original") != (spec.recipe.kind == "restore"):
+        fitting = "original" if spec.recipe.kind == "restore" else ", ".join(f for f in own if f != "original")
+        raise InvalidJobSpec(f"{output} is not what this recipe makes of input of kind {spec.kind}; choose {fitting}", pointer="/output/format")
+
+
+def parse_job(data: Any, has_config: bool = True, complete: bool = True, program: bool | None = None, kind: str = "model") -> JobSpec:
     """The body of `POST /v1/jobs`, resolved: the preset unfolded, the output format and every default filled in.
 
     Args:
@@ -215,26 +227,33 @@ def parse_job(data: Any, has_config: bool = True, complete: bool = True, program
         has_config: whether the input brings (or, as an archive, may bring) a config.json.
         complete: whether the data that its recipe needs must be there.
         program: whether the input is a `.pt2`; None where that is not known.
+        kind: of the input, one of `app.steps.KINDS`.
     """
     if not isinstance(data, dict):
         raise InvalidJobSpec("the body must be an object with input, and recipe or preset")
     data = dict(data)
+    if data.setdefault("kind", kind) != kind:
+        raise InvalidJobSpec(f"the input is of kind {kind}; leave kind out, or upload it as what it is", pointer="/kind")
     if ("preset" in data) == ("recipe" in data):
         raise InvalidJobSpec("give either recipe or preset", pointer="/recipe")
     if "preset" in data:
-        name = data.pop("preset")
-        if not isinstance(name, str) or name not in PRESETS:
-            raise InvalidJobSpec(f"{json.dumps(name, default=str)[:100]} is none of the presets: {', '.join(PRESETS)}", pointer="/preset")
-        data["recipe"] = PRESETS[name]
-    recipe = parse_recipe(data["recipe"])
+        name, own = data.pop("preset"), BY_KIND[kind]
+        if not isinstance(name, str) or name not in own:
+            known = f", it is for input of kind {kind_of_preset(name)}" if isinstance(name, str) and name in PRESETS else ""
+            raise InvalidJobSpec(f"{json.dumps(name, default=str)[:100]} is none of the presets{known}: {', '.join(own) or 'there are none'}", pointer="/preset")
+        data["recipe"] = own[name]
+    recipe = parse_recipe(data["recipe"], kind=kind)
     data["recipe"] = recipe.model_dump(mode="json")
-    data.setdefault("output", {"format": default_output(recipe, has_config, bool(program))})
+    data.setdefault("output", {"format": default_output(recipe, has_config, bool(program), kind)})
     data.setdefault("sanitize", "report" if recipe.kind == "lossless" else "strip")
-    spec = validate(JobSpec, data, tags=METHODS)
-    check_output(recipe, spec.output.format, has_config, program is not False)
-    check_budget(spec)
-    if complete:
-        check_companions(spec)
+    spec = validate(JOBS[kind], data, tags=STEPS[kind])
+    if kind == "model":
+        check_output(recipe, spec.output.format, has_config, program is not False)
+        check_budget(spec)
+        if complete:
+            check_companions(spec)
+    else:
+        check_kind(spec)
     if spec.webhook:
         check_url(spec.webhook.url)
     return spec

@@ -6,13 +6,18 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 
 DECISIVE = ("modelpress", "torch", "transformers")
+OF_KIND = {
+    "images": ("pillow", "pillow-jxl-plugin", "constriction"),
+    "dataset": ("pyarrow", "pcodec"),
+}
+"""Those that decide for input of one kind, beside them."""
 
 
 @cache
-def versions() -> dict[str, str]:
+def versions(kind: str = "model") -> dict[str, str]:
     """By name; empty for one that is not installed."""
     found = {}
-    for name in DECISIVE:
+    for name in (*DECISIVE, *OF_KIND.get(kind, ())):
         try:
             found[name] = version(name)
         except PackageNotFoundError:

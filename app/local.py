@@ -1,13 +1,34 @@
-"""A model on this machine's disk, told by its headers."""
+"""What is on this machine's disk: its kind, and of a model what its headers tell."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from app.formats import TAR, header_bytes_needed, parse_safetensors_header, suffix
+from app.formats import TAR, detect, header_bytes_needed, parse_safetensors_header, suffix
 from app.limits import check_path
+from app.made import INDEX, index_kind
 from app.outline import Outline, outline
+from app.presets import kind_of_preset
+from app.recipe import kind_of
+from app.steps import KINDS
+
+
+def input_kind(source: Path, recipe: Any = None, preset: str | None = None) -> str:
+    """The kind of a job's input: what its recipe or preset is for, if that is one kind alone, else what its files are; a model where nothing tells.
+
+    Raises:
+        InputRefused: its index is no index (`app.made`).
+    """
+    told = kind_of_preset(preset) if preset else kind_of(recipe)
+    if told is not None:
+        return told
+    if source.is_dir() and (source / INDEX).is_file():
+        return index_kind(source / INDEX)
+    files = [p for p in source.rglob("*") if p.is_file()] if source.is_dir() else [source]
+    kinds = {detect(p.name) for p in files}
+    return kinds.pop() if len(kinds) == 1 and kinds <= set(KINDS) else "model"
 
 
 def has_config(source: Path) -> bool:

@@ -21,6 +21,8 @@ _SEARCH, _GRID_SEARCH = 16, 28  # bytes of an element: a scale search over a who
 _GRADIENTS, _CODEBOOKS = 8, 12  # bytes of an element: what is known of its gradient, and what that makes it worth while levels are placed
 _UNKNOWN = 4
 _RUNNING = 800 * _MB  # torch and transformers, and what a batch leaves behind on its way through a network of common width
+OTHER = 1 << 30
+"""Bound on the child of a job on images or a data set, which looks at bounded parts of them one after another."""
 FOLLOWED = 256 * _MB
 """Most that training keeps of what the original model says to the samples, hidden states included (where it is more, it is asked batch by batch), and, beside it,
 of sums over the inputs of layers that are fitted together."""

@@ -31,14 +31,16 @@ def served() -> tuple[str, ...]:
 
 
 def choose(device: str, recipe: Recipe, memory: int, gpu: bool) -> str:
-    """The queue of a job. Entropy coding alone, and restoring, are computed on a CPU whatever is asked for: there is no other way to do them.
+    """The queue of a job. Entropy coding alone, restoring, and what is done to images and data sets without
+    training, are computed on a CPU whatever is asked for: there is no other way to do them.
 
     Args:
         device: auto, cpu or cuda, as it was asked for.
         memory: estimated peak of the child, bytes.
         gpu: whether a worker with a GPU is there.
     """
-    on_gpu = recipe.kind == "lossy" and (device == "cuda" or (device == "auto" and gpu and gains(recipe)))
+    able = recipe.kind == "lossy" and (type(recipe) is Recipe or gains(recipe))
+    on_gpu = able and (device == "cuda" or (device == "auto" and gpu and gains(recipe)))
     large, small = GPU if on_gpu else CPU
     return large if memory > settings().large_memory else small
 
@@ -46,4 +48,4 @@ def choose(device: str, recipe: Recipe, memory: int, gpu: bool) -> str:
 def gains(recipe: Recipe) -> bool:
     """Whether a GPU may do more for this recipe than carrying bytes to it and back costs: where scales are searched, or units are compared and summed.
     Rounding to the nearest level is done as soon as the bytes are there."""
-    return recipe.searches or any(q.scale_search != "absmax" for q in recipe.step(Quantize)) or bool(recipe.step(Prune))
+    return recipe.searches or any(q.scale_search != "absmax" for q in recipe.step(Quantize)) or bool(recipe.step(Prune)) or any(getattr(s, "gains_on_gpu", False) for s in recipe.steps)

@@ -1,4 +1,4 @@
-"""Recipes: the steps of a job in their order, and the rules that hold between them. The steps themselves are in `app.steps`.
+"""Recipes: the steps of a job in their order, and the rules that hold between them. The steps themselves are in `app.steps`, by the kind of the input.
 
 Everything is strict: no coercion, no unknown fields, no non-finite numbers. Wrong input raises `InvalidJobSpec` (or a child of it) with a JSON
 pointer into the request's own body.
@@ -7,16 +7,16 @@ pointer into the request's own body.
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Annotated, Any
+from typing import Annotated, Any, Union
 
-from pydantic import Field
+from pydantic import Field, create_model
 
 from app.errors import ConflictingSteps, InvalidJobSpec, NoTensorMatched
 from app.patterns import Targeted, matcher, wild
-from app.steps import METHODS, Auto, Lossless, Prune, Quantize, Restore, Step
+from app.steps import METHODS, STEPS, Auto, Lossless, Prune, Quantize, Restore, Step
 from app.strict import Strict, validate
 
-__all__ = ["METHODS", "Auto", "Lossless", "Prune", "Quantize", "Recipe", "Restore", "Step", "Targeted", "check_matched", "matcher", "narrows", "parse_recipe"]
+__all__ = ["METHODS", "RECIPES", "STEPS", "Auto", "Lossless", "Prune", "Quantize", "Recipe", "Restore", "Step", "Targeted", "check_matched", "kind_of", "matcher", "narrows", "parse_recipe", "recipe_of"]
 
 MAX_STEPS = 512  # a searched recipe has one for each choice, and names the tensors; what patterns cost is bounded below
 MAX_MATCHES = 2_000_000  # of patterns with wildcards against names, which each take about a microsecond
@@ -59,8 +59,18 @@ class Recipe(Strict):
     @property
     def kind(self) -> str:
         """`restore`, `lossless` (no step changes a value) or `lossy`."""
-        kinds = {type(s) for s in self.steps}
-        return "restore" if Restore in kinds else "lossless" if kinds == {Lossless} else "lossy"
+        if any(isinstance(s, Restore) for s in self.steps):
+            return "restore"
+        return "lossless" if all(isinstance(s, Lossless) or getattr(s, "keeps_values", False) for s in self.steps) else "lossy"
+
+
+def _of_kind(kind: str) -> type[Recipe]:
+    classes = tuple(STEPS[kind].values())
+    return create_model(f"{kind.capitalize()}Recipe", __base__=Recipe, steps=(Annotated[list[Annotated[Union[classes], Field(discriminator="method")]], Field(min_length=1, max_length=MAX_STEPS)], ...))
+
+
+RECIPES: dict[str, type[Recipe]] = {"model": Recipe} | {kind: _of_kind(kind) for kind in STEPS if kind != "model"}
+"""By the kind of the input."""
 
 
 def narrows(step: Step) -> bool:
@@ -68,21 +78,47 @@ def narrows(step: Step) -> bool:
     return isinstance(step, Prune) and step.narrows
 
 
-def parse_recipe(data: Any, prefix: str = "/recipe") -> Recipe:
-    """A recipe, with the rules that hold between its steps."""
-    recipe = validate(Recipe, data, prefix, METHODS)
+def recipe_of(spec: dict) -> Recipe:
+    """Of a resolved job spec as JSON."""
+    return parse_recipe(spec["recipe"], kind=spec.get("kind", "model"))
+
+
+def kind_of(data: Any) -> str | None:
+    """The one kind of input that has all the methods of a recipe as it was given; None where there are several or none."""
+    steps = data.get("steps") if isinstance(data, dict) else None
+    named = {str(s.get("method")) for s in steps if isinstance(s, dict)} if isinstance(steps, list) else set()
+    fitting = [kind for kind, methods in STEPS.items() if named and named <= methods.keys()]
+    return fitting[0] if len(fitting) == 1 else None
+
+
+def _check_kind(data: Any, prefix: str, kind: str) -> None:
+    """Raises: InvalidJobSpec: a step is of another kind of input; it says what this one takes."""
+    steps = data.get("steps") if isinstance(data, dict) else None
+    for i, step in enumerate(steps if isinstance(steps, list) else ()):
+        name = step.get("method") if isinstance(step, dict) else None
+        others = [k for k, methods in STEPS.items() if isinstance(name, str) and name in methods]
+        if others and kind not in others:
+            takes = f"{name} is for input of kind {' or '.join(others)}, and this is of kind {kind}, which takes {', '.join(STEPS[kind])}"
+            raise InvalidJobSpec(f"{takes}; the kind is chosen at the upload (kind={others[0]})", pointer=f"{prefix}/steps/{i}/method")
+
+
+def parse_recipe(data: Any, prefix: str = "/recipe", kind: str = "model") -> Recipe:
+    """A recipe for input of a kind, with the rules that hold between its steps."""
+    _check_kind(data, prefix, kind)
+    methods = STEPS[kind]
+    recipe = validate(RECIPES[kind], data, prefix, methods)
     if recipe.recovers and recipe.reconstructs:
         at = next(i for i, s in enumerate(recipe.steps) if getattr(s, "reconstructs", False))
         raise ConflictingSteps("gptq, awq, autoround, wanda and sparsegpt go layer by layer, and recover trains all layers at once: use one of them", pointer=f"{prefix}/steps/{at}")
     _one_pass(recipe, prefix)
-    order = [list(METHODS.values()).index(type(s)) for s in recipe.steps]
+    order = [list(methods).index(s.method) for s in recipe.steps]
     named: dict[tuple, set[str]] = {}
     for i, step in enumerate(recipe.steps):
         pointer = f"{prefix}/steps/{i}"
-        if isinstance(step, Restore | Auto) and len(recipe.steps) > 1:
+        if (isinstance(step, Restore | Auto) or getattr(step, "alone", False)) and len(recipe.steps) > 1:
             raise ConflictingSteps(f"{step.method} stands alone in a recipe", pointer=pointer)
         if i and order[i] < order[i - 1]:
-            raise ConflictingSteps(f"{step.method} comes before {recipe.steps[i - 1].method}: the order is prune, quantize, lossless", pointer=pointer)
+            raise ConflictingSteps(f"{step.method} comes before {recipe.steps[i - 1].method}: the order is {', '.join(m for m in methods if m not in ('auto', 'restore'))}", pointer=pointer)
         if narrows(step) and not all(map(narrows, recipe.steps[:i])):
             raise ConflictingSteps("ffn-width comes first: it changes the shapes that other steps work on", pointer=pointer)
         if isinstance(step, Targeted):

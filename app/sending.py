@@ -45,8 +45,9 @@ def upload_folder(folder: Path, name: str, kind: str | None, progress: Progress,
     paths = sorted(p for p in folder.rglob("*") if p.is_file())
     if not paths:
         raise InputRefused("unsupported-format", f"{folder} holds no file")
-    addresses = [Address(path, service, path.name, None) for path in paths]
-    sent = yield Together([_upload(path, path.name, None, progress, address) for path, address in zip(paths, addresses, strict=True)], AT_ONCE)
+    each = kind if kind in ("images", "dataset") else None  # of a model's files each is told by its name
+    addresses = [Address(path, service, path.name, each) for path in paths]
+    sent = yield Together([_upload(path, path.name, each, progress, address) for path, address in zip(paths, addresses, strict=True)], AT_ONCE)
     parts = [{"path": path.relative_to(folder).as_posix(), "artifact": part["id"]} for path, part in zip(paths, sent, strict=True)]
     body = {"files": parts, "name": name} | ({"kind": kind} if kind else {})
     whole = (yield Call("POST", "/v1/artifacts", json=body)).json()

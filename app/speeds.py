@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from app.steps import Step
+from app.steps import STEPS, Step
 
 METHODS = {"lossless": 4e-9, "prune": 1.2e-8, "quantize": 4e-9, "auto": 6e-7, "restore": 5e-9}  # auto: to carry out what it has found
 COMPILED = 8e-9  # to quantize by the search of scales that is compiled (symmetric integers under plain scales)
+OTHER = 1e-6  # of a step of images or data sets that says nothing of its own
 SEARCH, ROUND = 5e-7, 4e-8  # by those that are not, and without a search where rounding is not
 CODEBOOKS = 6e-7  # with `mapping: gradient`
 COPY, CHECK = 2e-9, 5e-10  # to carry a tensor over, and to look whether its values are finite
@@ -20,6 +21,8 @@ STAGES = {
 
 def of(step: Step) -> float:
     """Of one step of a recipe."""
+    if type(step) not in STEPS["model"].values():
+        return getattr(step, "seconds", OTHER)
     if step.method != "quantize":
         return METHODS[step.method]
     if step.mapping == "gradient":

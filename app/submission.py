@@ -11,7 +11,7 @@ from app import jobs, workers
 from app.cache import cache_key, earlier
 from app.db import reading
 from app.errors import InvalidJobSpec
-from app.inputs import check_input, expected_peak, find_companions, find_input, has_config
+from app.inputs import check_input, expected_peak, find_companions, find_input, has_config, job_kind
 from app.job_spec import JobSpec, parse_job
 from app.models import Artifact, Companion, Job
 from app.queues import GPU, choose
@@ -55,7 +55,7 @@ def prepare(body: Any, owner: str, storage: Storage) -> Submission:
     with reading() as s:
         source = find_input(s, body, owner)
         beside = find_companions(s, body, owner)
-    spec = parse_job(body, has_config(source), program=source.format == "pt2")
+    spec = parse_job(body, has_config(source), program=source.format == "pt2", kind=job_kind(source))
     gpus = check_device(spec)
     treatments = check_input(source, spec, storage)
     memory = expected_peak(source, spec, treatments)

@@ -21,9 +21,10 @@ from pathlib import Path
 import torch
 
 from app import budget
-from app.errors import JobFailure, ModelpressError, NoSpace, OutOfMemory
+from app.errors import JobFailure, ModelpressError, NoSpace, NotEstimable, OutOfMemory
 from app.job_spec import COMPANIONS, PRESETS, parse_job
-from app.local import has_config, is_program
+from app.local import has_config, input_kind, is_program
+from app.steps import KINDS
 from app.strict import parse_json
 from worker import estimating, offline, pipeline
 
@@ -73,7 +74,10 @@ def resolve(args: argparse.Namespace) -> dict:
     if args.budget:
         body["budget"] = budget.given(args.budget)
     body |= {"seed": args.seed} | {role: ANY_ID for role in COMPANIONS if getattr(args, role)}
-    return parse_job(body, has_config(args.input), complete=not args.estimate, program=is_program(args.input)).model_dump(mode="json")
+    kind = args.kind or input_kind(args.input, body.get("recipe"), args.preset)
+    if args.estimate and kind != "model":
+        raise NotEstimable(f"what a job on {kind} gives is known once each of its trials is made; a sample of them tells")
+    return parse_job(body, has_config(args.input), complete=not args.estimate, program=is_program(args.input), kind=kind).model_dump(mode="json")
 
 
 def place(inp: Path, work: Path, role: str = "in") -> Path:
@@ -88,14 +92,15 @@ def place(inp: Path, work: Path, role: str = "in") -> Path:
 
 def main(argv: list[str] | None = None) -> int:
     """0: done. 1: refused or failed, with one line on stderr. 2: usage."""
-    parser = argparse.ArgumentParser(prog="python -m worker", description="Compress or restore a model without a service.")
-    parser.add_argument("input", type=Path, help="a model file, an archive, or a folder")
+    parser = argparse.ArgumentParser(prog="python -m worker", description="Compress or restore a model, images or a data set without a service.")
+    parser.add_argument("input", type=Path, help="a model file, an image, a data set, an archive, or a folder of them")
     parser.add_argument("output", type=Path, nargs="?", help="a folder, new or empty")
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--recipe", help="a JSON file: {\"steps\": [...]}")
     which.add_argument("--preset", choices=PRESETS)
+    parser.add_argument("--kind", choices=KINDS, help="of the input; default: what the recipe is for, else what its files are")
     parser.add_argument("--budget", action="append", help="with --preset auto: {\"ratio\": 4}, or ratio=4; may be repeated")
-    parser.add_argument("--format", help="packed, safetensors, compressed-tensors or pt2")
+    parser.add_argument("--format", help="packed, safetensors, compressed-tensors or pt2, of a model")
     parser.add_argument("--sanitize", choices=("report", "strip"))
     parser.add_argument("--seed", type=int, default=0, help="for methods that draw random numbers")
     parser.add_argument("--gradients", type=Path, help="a safetensors file with the model's tensor names, or a folder of them")

@@ -34,7 +34,7 @@ from app.memory import proof_wanted
 from app.models import QUEUED, RUNNING, Artifact, Companion, Job
 from app.queue import flush_outbox
 from app.queues import GPU
-from app.recipe import Recipe, parse_recipe
+from app.recipe import Recipe, recipe_of
 from app.settled import settled
 from app.storage import Storage
 from worker import child, kept_statistics, result
@@ -137,14 +137,14 @@ class Attempt:
         for folder in (inp, out):
             folder.mkdir(parents=True)
         source = self._fetch(inp, claim)
-        recipe = parse_recipe(self.job.spec["recipe"])
+        recipe = recipe_of(self.job.spec)
         if (recipe.needs_gradients or (recipe.searches and "calibration" in self.beside)) and "gradients" not in self.beside:
             if problem := self._calibrate(inp, source, claim):
                 return self._fail(problem)
         if recipe.searches:
             if problem := self._search(inp, claim):
                 return self._fail(problem, self._kept_report(self.scratch / "search"))
-            recipe = parse_recipe(self.spec["recipe"])
+            recipe = recipe_of(self.spec)
         if recipe.recovers or recipe.reconstructs:
             self.snapshots = Snapshots(self.storage, self.job.id, out, source.size)
             if found := self.snapshots.fetch(self.scratch / "with" / FOLDER):

@@ -6,7 +6,7 @@ from __future__ import annotations
 import importlib
 from pathlib import Path
 
-from app.recipe import parse_recipe
+from app.recipe import recipe_of
 from worker import pipeline, result
 from worker.progress import Emit
 
@@ -19,7 +19,7 @@ def run(inp: Path, out: Path, spec: dict, emit: Emit) -> None:
     Raises:
         ModelpressError: of the stage that refuses or fails; a failed gate's report is written first.
     """
-    recipe, beside = parse_recipe(spec["recipe"]), dict(spec.get("beside") or {})
+    recipe, beside = recipe_of(spec), dict(spec.get("beside") or {})
     if (recipe.needs_gradients or (recipe.searches and "calibration" in beside)) and "gradients" not in beside:
         _stage("calibrating", inp, out / "calibrated", spec | {"beside": beside}, emit)
         beside["statistics"] = str(out / "calibrated" / "statistics.safetensors")
@@ -31,7 +31,7 @@ def run(inp: Path, out: Path, spec: dict, emit: Emit) -> None:
             if (report := found / "report.json").exists():
                 report.replace(out / "report.json")
         spec = spec | result.searched(found / "search.json")
-        recipe = parse_recipe(spec["recipe"])
+        recipe = recipe_of(spec)
     given = spec | {"beside": beside}
     if recipe.recovers or recipe.reconstructs:
         _stage("recovering" if recipe.recovers else "reconstructing", inp, out, given, emit)

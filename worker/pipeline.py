@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from functools import partial
 from pathlib import Path
@@ -28,6 +29,9 @@ from worker.restore import restore
 from worker.sanitize import sanitized
 from worker.statistics import beside
 
+OTHER = {"images": "worker.images.job", "dataset": "worker.datasets.job"}
+"""What carries out jobs on something else than a model. Its libraries are imported by such jobs alone."""
+
 
 def run(inp: Path, out: Path, spec: dict, emit: Emit, ahead: ModelWide | None = None) -> None:
     """Carry out `spec` (`recipe`, `output`, `gates`, `sanitize`, `device`) on the files in `inp`.
@@ -38,6 +42,8 @@ def run(inp: Path, out: Path, spec: dict, emit: Emit, ahead: ModelWide | None = 
     Raises:
         ModelpressError: a refusal, a failed gate (its report is written first), a mismatch in the accounting.
     """
+    if (kind := spec.get("kind", "model")) != "model":
+        return importlib.import_module(OTHER[kind]).run(inp, out, spec, emit)
     files, scratch = out / "files", out / "scratch"
     files.mkdir(parents=True, exist_ok=True)
     scratch.mkdir(exist_ok=True)

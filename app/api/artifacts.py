@@ -19,6 +19,7 @@ from app.compose import Composition, check_paths, compose
 from app.config import settings
 from app.db import now, reading, session
 from app.errors import MalformedRequest, NotFound, Unprocessable, UnsupportedMediaType
+from app.formats import detect
 from app.models import KINDS, Artifact, ArtifactFile, new_id
 from app.owned import owned
 from app.retention import remove
@@ -45,7 +46,7 @@ async def create(
     response: Response,
     owner: Owner,
     name: Annotated[str | None, Query(max_length=4096, description="The file's name. Without it the body is a composition in JSON.")] = None,
-    kind: Annotated[str, Query(max_length=32, description=f"One of: {', '.join(KINDS)}.")] = "model",
+    kind: Annotated[str | None, Query(max_length=32, description=f"One of: {', '.join(KINDS)}. Default: images where the name is that of one, else model.")] = None,
 ) -> ArtifactView:
     """Upload a file: its bytes are the body, `Repr-Digest` is checked. Or compose a folder of files uploaded before (JSON)."""
     if name is None and media_type(request) == "application/json":
@@ -63,11 +64,12 @@ def _compose(owner: str, asked: Composition) -> Artifact:
     return settled(lambda s: compose(s, owner, asked, ident), lambda s: s.get(Artifact, ident))
 
 
-async def _upload(request: Request, owner: str, name: str | None, kind: str) -> Artifact:
+async def _upload(request: Request, owner: str, name: str | None, kind: str | None) -> Artifact:
     if media_type(request).startswith("multipart/"):
         raise UnsupportedMediaType("the file's bytes are the body: curl --data-binary @FILE, not a form")
     if not name:
         raise MalformedRequest("?name=FILE is missing: the file's name, with its suffix")
+    kind = kind or detect(name)
     if kind not in KINDS:
         raise MalformedRequest(f"kind {kind!r} is none of: {', '.join(KINDS)}")
     limit = settings().max_upload_bytes

@@ -7,22 +7,24 @@ from typing import Any
 from fastapi import APIRouter
 
 from app.formats import catalogue
-from app.job_spec import PRESETS
-from app.recipe import METHODS, parse_recipe
+from app.presets import BY_KIND
+from app.recipe import STEPS, parse_recipe
 
 router = APIRouter(prefix="/v1", tags=["catalog"])
 
 
 @router.get("/methods")
 def methods() -> dict[str, Any]:
-    """Every method, with the JSON Schema of its step."""
-    return {"items": [{"name": name, "about": cls.__doc__.splitlines()[0], "schema": cls.model_json_schema()} for name, cls in METHODS.items()]}
+    """Every method by the kind of the input that it is for, with the JSON Schema of its step."""
+    each = ((kind, name, cls) for kind, methods in STEPS.items() for name, cls in methods.items())
+    return {"items": [{"name": name, "kind": kind, "about": cls.__doc__.splitlines()[0], "schema": cls.model_json_schema()} for kind, name, cls in each]}
 
 
 @router.get("/presets")
 def presets() -> dict[str, Any]:
     """Every preset, with the recipe that it stands for, resolved."""
-    return {"items": [{"name": name, "recipe": parse_recipe(recipe).model_dump(mode="json")} for name, recipe in PRESETS.items()]}
+    each = ((kind, name, recipe) for kind, presets in BY_KIND.items() for name, recipe in presets.items())
+    return {"items": [{"name": name, "kind": kind, "recipe": parse_recipe(recipe, kind=kind).model_dump(mode="json")} for kind, name, recipe in each]}
 
 
 @router.get("/formats")

@@ -21,7 +21,7 @@ from app.db import reading
 from app.errors import InputRefused, InvalidJobSpec, NotEstimable
 from app.estimate import check_estimable, estimate
 from app.formats import Limits, SafetensorsHeader, parse_safetensors_header
-from app.inputs import check_input, find_companions, find_input, has_config, outlined
+from app.inputs import check_input, find_companions, find_input, has_config, job_kind, outlined
 from app.job_spec import JobSpec, parse_job
 from app.outline import Outline, outline
 from app.queues import GPU, choose
@@ -86,7 +86,9 @@ def _estimate(body: Any, owner: str, request: Request) -> dict[str, Any]:
     with reading() as s:
         source = find_input(s, body, owner)
         beside = find_companions(s, body, owner)
-    spec = parse_job(body, has_config(source), program=source.format == "pt2")
+    spec = parse_job(body, has_config(source), program=source.format == "pt2", kind=job_kind(source))
+    if spec.kind != "model":
+        raise NotEstimable(f"what a job on {spec.kind} gives is known once each of its trials is made; a sample of them tells", pointer="/input")
     devices = _devices(spec)
     storage = storage_of(request)
     check_input(source, spec, storage)

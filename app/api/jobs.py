@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Union
 
 from fastapi import APIRouter, BackgroundTasks, Header, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
@@ -25,7 +25,7 @@ from app.links import Reader
 from app.models import STATES, TERMINAL, Blob, Job, new_id
 from app.owned import owned
 from app.queue import flush_outbox
-from app.recipe import Recipe
+from app.recipe import RECIPES
 from app.settled import settled
 from app.strict import ID
 from app.submission import prepare
@@ -40,7 +40,7 @@ UNSHOWN = [defer(Job.handoff, raiseload=True)]  # as large as the result has fil
 class JobRequest(JobSpec):
     """The body of `POST /v1/jobs`: either `recipe` or `preset`; what is left out is filled in."""
 
-    recipe: Recipe | None = None
+    recipe: Union[*RECIPES.values()] | None = None  # noqa: UP007
     preset: Literal[tuple(PRESETS)] | None = None
     output: Output | None = None
     sanitize: Literal["report", "strip"] | None = None

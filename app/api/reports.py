@@ -42,13 +42,19 @@ def _table(head: tuple[str, ...] | list[str], rows: list[list]) -> str:
     return f"<table><tr>{''.join(f'<th>{escape(h)}</th>' for h in head)}</tr>{cells}</table>"
 
 
+def _columns(rows: list[dict]) -> tuple[str, ...]:
+    """Of rows that are no tensors: what any of the first has, their lists and objects left to the JSON."""
+    return tuple(dict.fromkeys(k for r in rows[:ROWS] for k, v in r.items() if not isinstance(v, (list, dict))))
+
+
 def _page(report: dict) -> str:
-    tensors = report.get("tensors") or []
+    what, rows = ("tensors", report.get("tensors") or []) if "rows" not in report else (str(report.get("kind")), [r for r in report["rows"] if isinstance(r, dict)])
+    columns = COLUMNS if what == "tensors" else _columns(rows)
     parts = [f'<!doctype html><html lang="en"><meta charset="utf-8"><title>Report</title><style>{STYLE}</style><h1>Report</h1>']
     for name in ("totals", "gates", "next", "quality", "search", "recipe", "output", "load_proof", "environment"):
         if isinstance(report.get(name), dict) and report[name]:
             parts.append(f"<h2>{name}</h2>" + _table(["", "value"], [[k, v] for k, v in report[name].items()]))
-    parts.append(f"<h2>tensors ({len(tensors)})</h2>" + _table(COLUMNS, [[t.get(c) for c in COLUMNS] for t in tensors[:ROWS]]))
-    if len(tensors) > ROWS:
+    parts.append(f"<h2>{escape(what)} ({len(rows)})</h2>" + _table(columns, [[r.get(c) for c in columns] for r in rows[:ROWS]]))
+    if len(rows) > ROWS:
         parts.append(f"<p>The first {ROWS}; all are in the JSON.</p>")
     return "".join(parts)

@@ -24,6 +24,7 @@ from app.auth import Owner
 from app.config import settings
 from app.db import reading
 from app.errors import MalformedRequest, ModelpressError, PayloadTooLarge, UnsupportedMediaType, error_of
+from app.formats import detect
 from app.models import KINDS, Upload
 from app.resumable import check, create, forget, get
 
@@ -87,7 +88,7 @@ def _create(request: Request, owner: str) -> Upload:
     name = said.get("filename") or said.get("name")
     if not name:
         raise MalformedRequest("Upload-Metadata has no filename: the file's name, with its suffix, in base64")
-    if (kind := said.get("kind") or "model") not in KINDS:
+    if (kind := said.get("kind") or detect(name)) not in KINDS:
         raise MalformedRequest(f"Upload-Metadata: kind {kind[:40]!r} is none of: {', '.join(KINDS)}")
     return create(
         request.app.state.storage, owner=owner, name=clean_name(name), kind=kind, length=length, sha256=_sha256(request, said), metadata=header

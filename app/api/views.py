@@ -68,6 +68,7 @@ class JobView(BaseModel):
     id: str
     state: str
     input: str
+    kind: str
     gradients: str | None
     calibration: str | None
     labels: str | None
@@ -130,6 +131,7 @@ def job_view(job: Job) -> JobView:
         device_used=job.device,
         priority=spec.get("priority", "normal"),  # jobs of before know none
         id=job.id,
+        kind=spec.get("kind", "model"),  # nor that there are others
         state=job.state,
         webhook=job.webhook,
         comparison=job.comparison_id,

@@ -15,7 +15,9 @@ from app.commands.options import Into, Json, Url, check_empty, err, out, print_j
 from app.errors import BudgetNotMet, GateFailed, InvalidJobSpec
 from app.gates import figures
 from app.job_spec import FORMATS, PRESETS
+from app.local import input_kind
 from app.recipe import parse_recipe
+from app.steps import KINDS
 from app.strict import parse_json
 from app.verify import verify_folder
 
@@ -25,6 +27,7 @@ def compress(
     output: Into,
     preset: Annotated[str | None, typer.Option(help=f"One of: {', '.join(PRESETS)}.")] = None,
     recipe: Annotated[Path | None, typer.Option(exists=True, dir_okay=False, help='A JSON file: {"steps": [...]}.')] = None,
+    kind: Annotated[str | None, typer.Option(help=f"Of the input, one of: {', '.join(KINDS)}. Default: what the recipe is for, else what its files are.")] = None,
     format: Annotated[str | None, typer.Option(help=f"One of: {', '.join(FORMATS)}. Default: what fits the recipe.")] = None,
     sanitize: Annotated[str | None, typer.Option(help="report or strip. Default: report for lossless, else strip.")] = None,
     gradients: Annotated[Path | None, typer.Option(exists=True, dir_okay=False, help="Gradients of the model, a safetensors file.")] = None,
@@ -44,16 +47,17 @@ def compress(
     if (preset is None) == (recipe is None):
         raise typer.BadParameter("give either --preset or --recipe")
     check_empty(output)
-    spec: dict[str, Any] = {"preset": preset} if preset else {"recipe": given_recipe(recipe)}
+    kind = checked_kind(kind) or input_kind(source, parse_json(recipe.read_bytes()) if recipe else None, preset)
+    spec: dict[str, Any] = {"preset": preset} if preset else {"recipe": given_recipe(recipe, kind)}
     given = {"output": {"format": format} if format else None, "sanitize": sanitize, "gates": given_gates(gate or []), "budget": budgets.given(budget or []), "seed": seed}
     given |= {"device": device, "priority": priority, "tags": given_tags(tag or []), "webhook": {"url": webhook} if webhook else None}
     spec |= {k: v for k, v in given.items() if v}
     with Client(url) as client, bars(err) as shown:
         size = size_of(source)
-        artifact = client.upload(source, progress=byte_bar(shown, "upload", size))
-        for role, kind, path in (("gradients", "gradients", gradients), ("calibration", "calibration", calibration), ("labels", "calibration", labels)):
+        artifact = client.upload(source, kind=None if kind == "model" else kind, progress=byte_bar(shown, "upload", size))
+        for role, of, path in (("gradients", "gradients", gradients), ("calibration", "calibration", calibration), ("labels", "calibration", labels)):
             if path:
-                spec[role] = client.upload(path, kind=kind, progress=byte_bar(shown, role, size_of(path)))["id"]
+                spec[role] = client.upload(path, kind=of, progress=byte_bar(shown, role, size_of(path)))["id"]
         job = client.submit(artifact["id"], **spec)
         try:
             job = client.wait(job["id"], job_bar(shown))
@@ -80,9 +84,15 @@ def quality_line(quality: dict) -> str:
     return f"quality on {quality['samples']} samples: {', '.join(told)}"
 
 
-def given_recipe(path: Path) -> dict:
+def checked_kind(kind: str | None) -> str | None:
+    if kind is not None and kind not in KINDS:
+        raise typer.BadParameter(f"--kind is one of {', '.join(KINDS)}, not {kind}")
+    return kind
+
+
+def given_recipe(path: Path, kind: str = "model") -> dict:
     recipe = parse_json(path.read_bytes())
-    return parse_recipe(recipe, "").model_dump(mode="json", exclude_unset=True)
+    return parse_recipe(recipe, "", kind).model_dump(mode="json", exclude_unset=True)
 
 
 def given_tags(pairs: list[str]) -> dict:

@@ -1,4 +1,8 @@
-"""The steps of a recipe: one params class per method, which selects it (`worker.methods.METHODS` is keyed by these classes)."""
+"""The steps of a recipe: one params class per method, which selects it (`worker.methods.METHODS` is keyed by those of models).
+
+What a method's name means depends on the kind of the input: `STEPS[kind][method]`. A params class of another kind than `model` may have, as class variables,
+`seconds` (a byte of input on one core; default `speeds.OTHER`), `keeps_values` or a property of that name (whether nothing is lost), `alone` (in its recipe) and `gains_on_gpu`.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +11,14 @@ from typing import Annotated, Literal, Union
 from pydantic import Field
 
 from app.patterns import Targeted
+from app.steps.dataset import DATASET
+from app.steps.image import IMAGES
 from app.steps.prune import Prune
 from app.steps.quantize import SUPER, Quantize
 from app.steps.recover import Recover, Schedule
 from app.strict import Strict
 
-__all__ = ["METHODS", "SUPER", "Auto", "Lossless", "Prune", "Quantize", "Recover", "Restore", "Schedule", "Step"]
+__all__ = ["KINDS", "METHODS", "STEPS", "SUPER", "Auto", "Lossless", "Prune", "Quantize", "Recover", "Restore", "Schedule", "Step"]
 
 
 class Lossless(Targeted):
@@ -38,3 +44,8 @@ class Restore(Strict):
 
 Step = Annotated[Union[Prune, Quantize, Lossless, Auto, Restore], Field(discriminator="method")]
 METHODS = {"prune": Prune, "quantize": Quantize, "lossless": Lossless, "auto": Auto, "restore": Restore}
+
+STEPS: dict[str, dict[str, type]] = {"model": METHODS} | {kind: own | {"restore": Restore} for kind, own in (("images", IMAGES), ("dataset", DATASET)) if own}
+"""Params class by method, by the kind of the input."""
+KINDS = tuple(STEPS)
+"""Kinds of input that jobs take."""

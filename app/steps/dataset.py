@@ -1,0 +1,6 @@
+"""The steps of a job on a data set."""
+
+from __future__ import annotations
+
+DATASET: dict[str, type] = {}
+"""Params class by method."""

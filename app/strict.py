@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection
-from typing import Annotated, Any
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Annotated, Any, get_args
 
 from pydantic import BaseModel, ConfigDict, StringConstraints, TypeAdapter, ValidationError
 
@@ -40,20 +41,31 @@ def parse_json(body: bytes) -> Any:
         raise MalformedJson(f"The body is not JSON: {str(e)[:200]}") from None
 
 
-def validate(cls: type[BaseModel], data: Any, prefix: str = "", tags: Collection[str] = ()):
+def validate(cls: type[BaseModel], data: Any, prefix: str = "", tags: Mapping[str, type[BaseModel]] = MappingProxyType({})):
     """`cls` from JSON-like data; pydantic's errors become one `InvalidJobSpec` with pointers.
 
     Args:
         prefix: the pointer to `data` itself.
-        tags: the values that tell the members of a union apart; pydantic has them in its paths, and the request has not.
+        tags: the members of a union by the value that tells them apart; pydantic has those in its paths, and the request has not.
     """
     try:
         return TypeAdapter(cls).validate_python(data)
     except ValidationError as e:
-        raise _problem(e, prefix, tags) from None
+        raise _problem(e, cls, prefix, tags) from None
 
 
-def _problem(error: ValidationError, prefix: str, tags: Collection[str]) -> InvalidJobSpec:
+def _fields(cls: type[BaseModel], tags: Mapping[str, type[BaseModel]], path: tuple) -> list[str]:
+    """Of the model that stands at a path below `cls`; none where that is not plain to see."""
+    owner: Any = cls
+    for part in path:
+        if part in tags:
+            owner = tags[part]
+        elif field := getattr(owner, "model_fields", {}).get(part):
+            owner = next((a for a in (field.annotation, *get_args(field.annotation)) if hasattr(a, "model_fields")), owner)
+    return [field.alias or name for name, field in getattr(owner, "model_fields", {}).items()]
+
+
+def _problem(error: ValidationError, cls: type[BaseModel], prefix: str, tags: Mapping[str, type[BaseModel]]) -> InvalidJobSpec:
     """The first error becomes the problem, all of them its `errors`."""
     found, patterned = [], False
     for e in error.errors(include_url=False, include_input=True):
@@ -66,7 +78,9 @@ def _problem(error: ValidationError, prefix: str, tags: Collection[str]) -> Inva
         value = e.get("input")
         shown = "" if isinstance(value, (dict, list)) else f" (got {json.dumps(value, default=str)[:100]})"
         message = f"one of {', '.join(tags)} is needed" if e["type"].startswith("union_tag") else e["msg"]
+        if e["type"] == "extra_forbidden" and (fields := _fields(cls, tags, e["loc"][:-1])):
+            message, shown = f"there is no field {path[-1]!r}; there are {', '.join(fields)}", ""
         found.append({"pointer": pointer, "detail": message + shown})
         patterned |= e["type"] == "pattern"
-    cls = InvalidPattern if patterned else InvalidJobSpec
-    return cls(found[0]["detail"], pointer=found[0]["pointer"], errors=found[:20])
+    problem = InvalidPattern if patterned else InvalidJobSpec
+    return problem(found[0]["detail"], pointer=found[0]["pointer"], errors=found[:20])

@@ -54,7 +54,7 @@ def test_it_is_asked_for_and_kept_as_asked():
     spec = parse_job(AUTO | {"budget": {"ratio": 4.0, "min_cosine": 0.9}, "calibration": ID})
     assert spec.output.format == "packed" and spec.sanitize == "strip" and spec.recipe.kind == "lossy"
     kept = spec.model_dump(mode="json")
-    assert kept["recipe"]["steps"] == [{"method": "auto", "targets": ["*"], "ignore": []}] and budget.bounds(kept["budget"]) == {"ratio": 4.0, "min_cosine": 0.9}
+    assert kept["recipe"]["steps"] == [{"method": "auto", "targets": ["*"], "ignore": [], "rounding": "autoround"}] and budget.bounds(kept["budget"]) == {"ratio": 4.0, "min_cosine": 0.9}
     assert stages(kept)[:4] == ["fetch", "calibrate", "search", "compress"] and "measure" in stages(kept)
     own = parse_job({"input": ID, "recipe": {"steps": [{"method": "auto", "ignore": ["*pooler*"]}]}, "budget": {"avg_bits": 3.0}})
     assert own.recipe.searches and "calibrate" not in stages(own.model_dump(mode="json"))

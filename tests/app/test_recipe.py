@@ -255,3 +255,17 @@ def test_reconstruction_needs_data_and_has_its_defaults():
     learned = steps(GPTQ | {"algorithm": "autoround"}, calibration=ID).recipe.steps[0]
     assert (learned.steps, learned.sequential, learned.damping, learned.activation_order) == (200, True, None, None)
     assert parse_recipe({"steps": [{"method": "prune", "saliency": "wanda"}]}).steps[0].damping is None
+
+
+@pytest.mark.parametrize(
+    "step, pointer, known",
+    [
+        ({"method": "prune", "sparsity": 0.5, "groupsize": 1}, "/recipe/steps/0/groupsize", "mask_structure"),
+        ({"method": "prune", "sparsity": 0.5, "recover": {"steps": 9, "lamda": 1}}, "/recipe/steps/0/recover/lamda", "lambda"),
+        ({"method": "auto", "num_bits": 4}, "/recipe/steps/0/num_bits", "rounding"),
+    ],
+)
+def test_of_an_unknown_field_the_known_ones_are_told(step, pointer, known):
+    with pytest.raises(InvalidJobSpec, match=f"there is no field '{pointer.rsplit('/')[-1]}'; there are .*{known}") as e:
+        parse_recipe({"steps": [step]})
+    assert e.value.pointer == pointer

@@ -35,11 +35,13 @@ def fewer():
         patch.setattr(options, "UNIFORM", {2: ({"strategy": "channel"},), 4: ({"group_size": 8}, {"strategy": "channel"}), 8: ({"strategy": "channel"},)})
         patch.setattr(options, "WIDE", {5: ({"strategy": "channel"},)})
         patch.setattr(options, "NORMAL", {3: ({"group_size": 32},)})
+        patch.setattr("app.steps.quantize.STEPS", 20)
         yield
 
 
 def search(given: Path, out: Path, model: str, *more: str, code: int = 0) -> dict:
-    assert main([str(given / model), str(out), "--preset", "auto", *more]) == code
+    how = () if "--recipe" in more else ("--preset", "auto")
+    assert main([str(given / model), str(out), *how, *more]) == code
     return json.loads((out / "report.json").read_text())
 
 
@@ -62,6 +64,13 @@ def test_a_size_is_kept_to_and_what_was_done_is_told(sized):
     front = told["front"]
     assert front and [p["bytes"] for p in front] == sorted(p["bytes"] for p in front) and [p["cosine"] for p in front] == sorted(p["cosine"] for p in front)
     assert [t["bytes"] for t in told["carried_out"] if "chosen" in t] == [sized["totals"]["bytes_after"]]
+
+
+def test_of_what_keeps_to_the_size_the_best_stays_once_its_rounding_was_learned_too(sized):
+    tried = sized["search"]["carried_out"]
+    learned, (chosen,) = [t for t in tried if t["how"].endswith("rounding learned")], [t for t in tried if "chosen" in t]
+    assert learned and chosen["quality"]["cosine"] == max(t["quality"]["cosine"] for t in tried if t["bytes"] <= chosen["bytes"])
+    assert ("autoround" in {s.get("algorithm") for s in sized["recipe"]["steps"]}) == (chosen in learned)
 
 
 def test_the_recipe_of_the_report_is_an_ordinary_one(sized):
@@ -107,10 +116,12 @@ def test_what_rounding_by_gptq_makes_better_is_rounded_so(given, tmp_path, monke
     """Codebooks are left out, so that scale factors are what there is."""
     monkeypatch.setattr("worker.search.table.Table._priced", lambda self, looks: [])
     monkeypatch.setattr(options, "_listed", lambda packed, gradients, listed=options._listed: listed(False, gradients))
-    report = search(given, tmp_path / "out", "llama", "--budget", "avg_bits=6", "--calibration", str(given / "ids.jsonl"))
+    (tmp_path / "recipe.json").write_text('{"steps": [{"method": "auto", "rounding": "gptq"}]}')
+    report = search(given, tmp_path / "out", "llama", "--recipe", str(tmp_path / "recipe.json"), "--budget", "avg_bits=6", "--calibration", str(given / "ids.jsonl"))
     tried = {t["quality"]["kl"]: t for t in report["search"]["carried_out"] if t["bytes"] <= report["totals"]["bytes_after"]}
     assert "chosen" in tried[min(tried)] and stored(report) <= 6
-    assert "gptq" in {s.get("algorithm") for s in report["recipe"]["steps"]} and report["quality"]["measured"]
+    algorithms = {s.get("algorithm") for s in report["recipe"]["steps"]}
+    assert "gptq" in algorithms and "autoround" not in algorithms and report["quality"]["measured"]
 
 
 def test_without_data_it_works_on_weights_and_says_so(given, tmp_path):

@@ -37,6 +37,7 @@ class Search:
 
     Attributes:
         trials: what was carried out for the budget at hand, with what it is.
+        learns: whether the rounding of what is best is learned in the end.
     """
 
     def __init__(self, inp: Path, checkpoint, scratch: Path, spec: dict, emit: Emit):
@@ -49,6 +50,7 @@ class Search:
         if given.get("calibration"):
             self.effect = self.timed("open", lambda: Effect(inp, checkpoint, given, budgets.bounds(spec["budget"]), self.device))
         recipe = parse_recipe(spec["recipe"])
+        self.learns = self.effect is not None and recipe.steps[0].rounding == "autoround"
         self.groups, self.notes = groups(checkpoint, recipe, self.output, self.statistics, self._share("open", self.progress.total))
         if not self.groups:
             raise InputRefused("non-finite", f"there is nothing to choose: {self.notes[0]}")
@@ -159,12 +161,12 @@ class Search:
 
         return timed
 
-    def carried(self, choosing: Choosing, choice: Choice, how: str) -> Trial:
-        """A choice as a recipe, carried out from end to end."""
+    def carried(self, choosing: Choosing, choice: Choice, how: str, learned: bool = False) -> Trial:
+        """A choice as a recipe, carried out from end to end. Args: learned: with all rounding of integers learned."""
         chosen = [(r.group, r.options[o]) for r, o in zip(choosing.rows, choice, strict=True)]
-        recipe = resolved([(g, o, sum(map(asked_bits, self.cache.all(g, o))) if o.price is not None else 0) for g, o in chosen], self.output)
+        recipe = resolved([(g, o, sum(map(asked_bits, self.cache.all(g, o))) if o.price is not None else 0) for g, o in chosen], self.output, learned)
         trial = self.timed("trial", lambda: self.carrying.out(recipe, self.names))
-        self.trials.append((how, trial))
+        self.trials.append((f"{how}, rounding learned" if learned else how, trial))
         self._share("trial", 4)(1)
         return trial
 

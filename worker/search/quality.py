@@ -14,7 +14,7 @@ from worker.search.trial import Trial
 if TYPE_CHECKING:
     from worker.search.finding import Search
 
-_TRIALS = 4
+_TRIALS, _LEARNED = 4, 2
 _SPARE = 0.02  # of what may be lost, left after a quality was missed
 _STRETCH = 0.5  # by how much more than asked for is foreseen where less is lost than may be
 _SMALLER = 0.93  # of the bytes that have a quality, tried next
@@ -35,7 +35,9 @@ class Smallest:
             other = Best(self.search).within(room)  # what is rounded by gptq may have that quality within that size
             self.bounds.refuse(other, list(self.bounds.held(other)), "the best that was found within that size")
             return other
-        return self._compensated(trial) if full is not None and self.bounds.on_outputs else trial
+        for learned in (False, *([True] if self.search.learns else ())) if full is not None and self.bounds.on_outputs else ():
+            trial = self._smaller(trial, learned)
+        return trial
 
     def _settled(self, room: float) -> Trial:
         """Choose and carry out; once more with other room where the result takes more or clearly less than was foreseen, or misses a quality by a little."""
@@ -89,18 +91,20 @@ class Smallest:
             return point
         return found
 
-    def _compensated(self, trial: Trial) -> Trial:
-        """The trial, or what takes less and is as good since its rounding makes up for its errors."""
+    def _smaller(self, trial: Trial, learned: bool) -> Trial:
+        """The trial, or what takes less and is as good since its rounding makes up for its errors, or is learned."""
         search, full, took = self.search, self.search.compensated, trial.bytes_of(self.search.groups)
-        best, size, low, foreseen = trial, took, 0.0, search.choosing.by("both", took)
-        if foreseen is None:
-            return trial
-        room = min(took * _SMALLER, full.bytes(full.as_good_as(search.choosing.foreseen(foreseen))) - full.fixed)
-        for _ in range(_TRIALS - 1):
+        best, size, low, room = trial, took, 0.0, took * _SMALLER
+        if not learned:
+            foreseen = search.choosing.by("both", took)
+            if foreseen is None:
+                return trial
+            room = min(room, full.bytes(full.as_good_as(search.choosing.foreseen(foreseen))) - full.fixed)
+        for _ in range(_LEARNED if learned else _TRIALS - 1):
             choice = full.by("both", room)
             if choice is None:
                 break
-            other = search.carried(full, choice, "chosen by both, rounded by gptq")
+            other = search.carried(full, choice, "chosen by both" if learned else "chosen by both, rounded by gptq", learned)
             if not self.bounds.missed(other) and other.bytes_of(search.groups) < size:
                 best, size = other, other.bytes_of(search.groups)
                 if not self.bounds.spare(other):

@@ -8,6 +8,7 @@ import re
 import re2
 
 from app.patterns import wild
+from app.recipe import Prune, Quantize
 from worker.search.groups import Group
 from worker.search.options import PRICED, Option
 
@@ -15,12 +16,12 @@ _NAMES = 1000  # targets of one step
 _STEPS = 300  # of groups with a step of their own; more share one for each price
 
 
-def resolved(chosen: list[tuple[Group, Option, int]], output: str, changes: dict | None = None) -> dict:
+def resolved(chosen: list[tuple[Group, Option, int]], output: str, learned: bool = False) -> dict:
     """`{"steps": [...]}` for `app.recipe.parse_recipe`.
 
     Args:
         chosen: each group with its option and, of one with a price, the bits that it asks for (`worker.search.encoding.asked_bits`).
-        changes: fields that every step of uniform quantization gets.
+        learned: the rounding of all integers is, by `algorithm: autoround`.
     """
     steps: dict[tuple, tuple[dict, list[str]]] = {}
     priced: dict[object, list[tuple[Group, int]]] = {}
@@ -29,7 +30,7 @@ def resolved(chosen: list[tuple[Group, Option, int]], output: str, changes: dict
         if option.price is not None:
             priced.setdefault(option.price if many else group.name, []).append((group, bits))
         for step in option.steps:
-            own = step.model_dump(mode="json", exclude_defaults=True) | ((changes or {}) if step.method == "quantize" and step.mapping == "uniform" else {})
+            own = _learned(step) if learned and _integers(step) else step.model_dump(mode="json", exclude_defaults=True)
             steps.setdefault((step.method, repr(own)), (own, []))[1].extend(group.names)
     for key, members in priced.items():
         bits = sum(n for _, n in members) / sum(g.count for g, _ in members)
@@ -39,6 +40,14 @@ def resolved(chosen: list[tuple[Group, Option, int]], output: str, changes: dict
     if output == "packed":
         ordered.append(({"method": "lossless"}, [n for g, _, _ in chosen for n in g.names]))
     return {"steps": [step | {"targets": part} for step, names in ordered for part in _parts(list(map(pattern, names)))]}
+
+
+def _integers(step: Prune | Quantize) -> bool:
+    return isinstance(step, Quantize) and step.mapping == "uniform" and step.type == "int"
+
+
+def _learned(step: Quantize) -> dict:
+    return step.model_dump(mode="json", exclude_defaults=True, exclude={"activation_order", "damping"}) | {"algorithm": "autoround"}
 
 
 def _parts(names: list[str]) -> list[list[str]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from worker.search.choosing import Choice, Choosing
@@ -16,54 +17,65 @@ _TRIALS, _MORE = 4, 2  # of the first choice, and of each other one
 FULL, LESS = 0.98, 0.995  # of what there is room for: enough, and how much of it is taken once it is known how far off what is foreseen is
 _WORSE = 1.25  # of the loss that is foreseen of the first choice, beyond which another is not carried out
 
-Candidate = tuple[str, Choosing, Callable[[float], Choice | None]]
-"""What it is, whose choice, and the choice within so many bytes as foreseen."""
+
+@dataclass(frozen=True)
+class Candidate:
+    """What it is, whose choice, the choice within so many bytes as foreseen, and whether its rounding is learned."""
+
+    how: str
+    choosing: Choosing
+    choice: Callable[[float], Choice | None]
+    learned: bool = False
 
 
 class Best:
     def __init__(self, search: Search):
         self.search = search
-        self.fit: list[tuple[float, float, Trial]] = []  # that keep to the budget: loss, bytes
+        self.fit: list[tuple[float, float, Trial, Candidate]] = []  # that keep to the budget: loss, bytes
         self.seen: list[tuple] = []
 
     def within(self, room: float) -> Trial:
         """Raises: BudgetNotMet: none of what was tried fits."""
-        factor, least = 1.0, math.inf  # bytes that were foreseen, of those that it took; the loss that was foreseen of what fits
-        for how, choosing, choice in self._candidates(room):
-            own = factor
+        factors, least = dict[Choosing, float](), math.inf  # bytes that were foreseen, of those that it took; the loss that was foreseen of what fits
+        for candidate in self._candidates(room):
+            choosing, compensated = candidate.choosing, candidate.choosing is self.search.compensated
             for _ in range(_MORE if self.fit else _TRIALS):
-                found = choice(room * own)
-                if found is None or (what := choosing.options(found)) in self.seen:
+                found = candidate.choice(room * factors.get(choosing, 1.0))
+                if found is None or (what := (choosing.options(found), candidate.learned)) in self.seen:
                     break
                 lost = choosing.foreseen(found)
-                if choosing is self.search.compensated and lost > _WORSE * least:
+                if compensated and lost > _WORSE * least:
                     break
                 self.seen.append(what)
-                trial = self.search.carried(choosing, found, how)
+                trial = self.search.carried(choosing, found, candidate.how, candidate.learned)
                 took, there = trial.bytes_of(self.search.groups), self.search.room_beside(trial)
                 if not self.search.bounds.missed(trial):
-                    self.fit.append((self.search.lost(trial), took, trial))
-                    least = min(least, lost) if choosing is self.search.compensated else least
-                    if took > FULL * there:
+                    self.fit.append((self.search.lost(trial), took, trial, candidate))
+                    least = min(least, lost) if compensated else least
+                    if candidate.learned or took > FULL * there:
                         break
-                room, own = there, (choosing.bytes(found) - choosing.fixed) / took * LESS
-            factor = own if choosing is self.search.compensated else 1.0
+                room, factors[choosing] = there, (choosing.bytes(found) - choosing.fixed) / took * LESS
         if not self.fit:
             last = self.search.trials[-1][1]
             self.search.bounds.refuse(last, list(self.search.bounds.held(last)), "the best that was found")
-        return min(self.fit, key=lambda f: f[:2])[2]
+        return self._best()[2]
+
+    def _best(self) -> tuple[float, float, Trial, Candidate]:
+        return min(self.fit, key=lambda f: f[:2])
 
     def _candidates(self, room: float) -> Iterator[Candidate]:
         """What rounding by gptq makes up for its errors in: options for each matrix by two ways to weigh, and one for all; then what is verified to be the
-        best without it, if that is better still."""
+        best without it, if that is better still; and the best of them with its rounding learned."""
         full, plain = self.search.compensated, self.search.choosing
         if full is not None:
             for how in ("both", "gradients"):
-                yield f"chosen by {how}", full, lambda r, how=how: full.by(how, r)
-            yield "one option for all", full, full.alike
+                yield Candidate(f"chosen by {how}", full, lambda r, how=how: full.by(how, r))
+            yield Candidate("one option for all", full, full.alike)
         point = plain.within(room)
-        if point is not None and (not self.fit or point.lost < min(f[0] for f in self.fit)):
-            yield f"{point.how}, without gptq", plain, self._verified
+        if point is not None and (not self.fit or point.lost < self._best()[0]):
+            yield Candidate(f"{point.how}, without gptq", plain, self._verified)
+        if self.fit and self.search.learns:
+            yield replace(self._best()[3], learned=True)
 
     def _verified(self, room: float) -> Choice | None:
         point = self.search.choosing.within(room)

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.patterns import Targeted
-from app.recipe import matcher, parse_recipe
+from app.recipe import Quantize, matcher, parse_recipe
 from app.strict import validate
 from worker.search.options import Option, options
 from worker.search.resolved import pattern, resolved
@@ -39,6 +39,13 @@ def test_every_option_is_an_ordinary_recipe(output):
             assert [s.method for s in own] == [s.method for s in option.steps] + (["lossless"] if output == "packed" else [])
             for s, wanted in zip(own, option.steps):
                 assert s.model_dump(exclude={"targets"}) == wanted.model_dump(exclude={"targets"})
+
+
+def test_all_rounding_of_integers_can_be_learned():
+    found = [o for o in options("packed", True) if o.uniform] + [o.twin for o in options("compressed-tensors", False)]
+    chosen = [(Named(f"g{i}", [f"layers.{i}.q.weight"]), option, 0) for i, option in enumerate(found)]
+    steps = parse_recipe(resolved(chosen, "packed", learned=True)).step(Quantize)
+    assert {s.type for s in steps if s.learns} == {"int"} and all(s.learns or s.type == "nf" for s in steps) and {s.num_bits for s in steps} == set(range(2, 9))
 
 
 def test_groups_with_one_option_share_a_step():

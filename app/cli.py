@@ -10,6 +10,7 @@ import sys
 
 import typer
 
+from app.commands.api_keys import audit, create_key, list_keys, renew_key, revoke_key
 from app.commands.compare import compare
 from app.commands.compress import compress
 from app.commands.db import db
@@ -24,9 +25,13 @@ from app.commands.upload import upload
 from app.errors import ModelpressError, Unavailable
 
 app = typer.Typer(name="modelpress", help=__doc__.splitlines()[0], no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
-for command in (up, upload, compress, compare, estimate, verify, restore, keys, doctor, api, worker, sign, control, webhooks):
+keys_group = typer.Typer(invoke_without_command=True, callback=keys)
+for name, command in (("create", create_key), ("list", list_keys), ("renew", renew_key), ("revoke", revoke_key)):
+    keys_group.command(name)(command)
+for command in (up, upload, compress, compare, estimate, verify, restore, audit, doctor, api, worker, sign, control, webhooks):
     app.command()(command)
 app.add_typer(jobs, name="jobs")
+app.add_typer(keys_group, name="keys")
 app.add_typer(db, name="db")
 
 

@@ -13,6 +13,7 @@ from typing import Annotated, Any
 from pydantic import Field
 from sqlalchemy.orm import Session
 
+from app import audit
 from app.errors import InvalidJobSpec, ModelpressError, Unprocessable
 from app.job_spec import COMPANIONS, JobSpec, Tag
 from app.models import Comparison, Job, new_id
@@ -126,6 +127,7 @@ def insert(s: Session, owner: str, lines: list[tuple[str, Submission]], ident: s
         NotFound, TooManyJobs: then the caller's transaction is to be rolled back.
     """
     first = lines[0][1]
+    audit.record(s, "comparison.submit", owner, ident)
     idents = sorted(new_id() for _ in lines)  # jobs of one moment are taken in the order of their ids
     made = [line.insert(s, i, ident) for (_, line), i in zip(lines, idents, strict=True)]
     told = [{"name": name, "recipe": line.document["recipe"], "output_format": line.document["output"]["format"]} for name, line in lines]

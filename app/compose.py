@@ -9,6 +9,7 @@ from pydantic import AfterValidator, Field, StringConstraints
 from sqlalchemy import Row, and_, func, select
 from sqlalchemy.orm import Session, aliased
 
+from app import audit
 from app.config import settings
 from app.errors import InputRefused, InvalidPath, NotFound
 from app.limits import check_path, shown, unsafe_text
@@ -97,6 +98,7 @@ def compose(s: Session, owner: str, asked: Composition, ident: str) -> Artifact:
     s.add(artifact)
     s.flush()
     s.refresh(artifact, ["created_at", "expires_at"])
+    audit.record(s, "artifact.create", owner, ident, size=artifact.size, digest=artifact.digest)
     return artifact
 
 

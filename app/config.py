@@ -6,7 +6,8 @@ from functools import cache
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, model_validator
+from limits import parse_many
+from pydantic import Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
@@ -35,6 +36,9 @@ class Settings(BaseSettings):
     upload_piece: int = 64 << 20  # of a resumable upload: how much a killed server may lose
     max_open_uploads: int = 100  # of one owner
     max_open_jobs: int = 10_000  # of one owner, not ended yet
+    max_running_jobs: int | None = Field(None, ge=1)  # of one owner at a time; none: as many as there are workers
+    max_stored_bytes: int | None = Field(None, ge=0)  # of one owner's artifacts; none: as much as there is room
+    rate_limit: str = "1000/second;30000/minute"  # requests of one owner, as `limits` writes it; empty: any number
 
     lease: float = 30.0
     heartbeat: float = 5.0
@@ -74,6 +78,15 @@ class Settings(BaseSettings):
         if (self.presigned or self.redirect_downloads) and not self.store.startswith("s3://"):
             raise ValueError(f"MODELPRESS_PRESIGNED and MODELPRESS_REDIRECT_DOWNLOADS need MODELPRESS_STORAGE_URL=s3://BUCKET/PREFIX; it is {self.store}")
         return self
+
+    @field_validator("rate_limit")
+    @classmethod
+    def _rates(cls, text: str) -> str:
+        try:
+            parse_many(text) if text else None
+        except ValueError:
+            raise ValueError(f"MODELPRESS_RATE_LIMIT is {text!r}; write COUNT/second, COUNT/minute or COUNT/hour, several of them with ; between") from None
+        return text
 
     @property
     def database(self) -> str:

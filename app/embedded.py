@@ -168,7 +168,7 @@ def free(host: str, port: int) -> None:
 
 def _prepare() -> None:
     """The database at its newest revision, and a first API key."""
-    from app.auth import ensure_first_key
+    from app.api_keys import ensure_first_key
     from app.migrate import upgrade
     from app.settled import reachable
 

@@ -4,7 +4,7 @@
     ├── MalformedRequest                 400  the bytes of the request are wrong
     │   └── MalformedJson, InvalidCursor
     ├── Unauthorized                     401
-    ├── InvalidLink                      403
+    ├── InvalidLink, InsufficientScope   403
     ├── NotFound                         404  unknown, or somebody else's
     ├── MethodNotAllowed                 405
     ├── RequestTimeout                   408
@@ -12,6 +12,7 @@
     │   ├── InUse, AlreadyFinished, InputNotUsable, OffsetMismatch
     ├── UnsupportedTusVersion            412
     ├── PayloadTooLarge                  413
+    │   └── StorageQuotaExceeded
     ├── UriTooLong                       414
     ├── UnsupportedMediaType             415
     ├── RangeNotSatisfiable              416
@@ -25,7 +26,7 @@
     │   ├── GateFailed, BudgetNotMet, AccountingMismatch, LoadProofFailed, OutOfMemory, NoSpace, DeadlineExceeded, WorkerCrashed,
     │   │   Diverged
     ├── Locked                           423
-    ├── QuotaExceeded                    429
+    ├── QuotaExceeded, TooManyRequests   429
     │   └── TooManyJobs
     ├── HeadersTooLarge                  431
     ├── PieceMismatch                    460  tus: a part of an upload is not what its checksum says
@@ -124,6 +125,10 @@ class InvalidLink(ModelpressError):
     status, type, title = 403, "invalid-link", "The link does not open this"
 
 
+class InsufficientScope(ModelpressError):
+    status, type, title = 403, "insufficient-scope", "The API key may not do this"
+
+
 class NotFound(ModelpressError):
     status, type, title = 404, "not-found", "There is no such thing"
 
@@ -162,6 +167,10 @@ class UnsupportedTusVersion(ModelpressError):
 
 class PayloadTooLarge(ModelpressError):
     status, type, title = 413, "payload-too-large", "The body is too large"
+
+
+class StorageQuotaExceeded(PayloadTooLarge):
+    type, title = "storage-quota-exceeded", "There is no room left for this owner"
 
 
 class UriTooLong(ModelpressError):
@@ -285,6 +294,10 @@ class QuotaExceeded(ModelpressError):
 
 class TooManyJobs(QuotaExceeded):
     type, title = "too-many-jobs", "Too many jobs have not ended yet"
+
+
+class TooManyRequests(ModelpressError):
+    status, type, title, retry_after = 429, "too-many-requests", "More requests than one owner may send", 1
 
 
 class PieceMismatch(ModelpressError):

@@ -10,9 +10,9 @@ from collections.abc import Callable
 
 from sqlalchemy.orm import Session
 
-from app import deliveries, events, meters
+from app import audit, deliveries, events, meters
 
-FOLLOWERS: tuple[Callable[[Session, str, str], None], ...] = (events.moved, meters.ended, deliveries.announce)
+FOLLOWERS: tuple[Callable[[Session, str, str], None], ...] = (events.moved, meters.ended, deliveries.announce, audit.moved)
 
 
 def moved(s: Session, job_id: str, state: str) -> None:

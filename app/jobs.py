@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from sqlalchemy import Select, Update, exists, func, or_, select, update
 from sqlalchemy.orm import Session, aliased
 
-from app import events, meters
+from app import audit, events, meters
 from app.claiming import take
 from app.config import settings
 from app.db import now
@@ -62,6 +62,7 @@ def submit(
     job.priority = PRIORITIES[spec.get("priority", "normal")]
     s.add_all([job, Outbox(topic=SIGN_QUEUE if handoff else queue)])
     s.flush()
+    audit.record(s, "job.submit", owner, job.id, comparison=comparison_id)
     s.add_all(Companion(job_id=job.id, role=c.role, artifact_id=c.artifact_id, digest=c.digest) for c in companions)
     s.flush()
     moved(s, job.id, state)
@@ -85,6 +86,8 @@ def claim(s: Session, *queues: str, worker: Claimant | None = None) -> Job | Non
         None when there is none that others do not hold just now.
     """
     for owner, queue in turns(s, queues):
+        if not _may_run(s, owner):
+            continue
         eligible = select(Job.id).where(Job.queue == queue, Job.state == QUEUED, Job.owner == owner)
         eligible = eligible.where(~_SIBLING_RUNS).order_by(Job.priority, Job.created_at, Job.id)
         while True:
@@ -98,6 +101,16 @@ def claim(s: Session, *queues: str, worker: Claimant | None = None) -> Job | Non
             moved(s, job.id, RUNNING)
             return job
     return None
+
+
+def _may_run(s: Session, owner: str) -> bool:
+    """Whether one more job of the owner may run. On PostgreSQL claims do not see each other, so that one at a time counts for an owner; who comes meanwhile
+    passes the owner over, and nobody waits."""
+    if (most := settings().max_running_jobs) is None:
+        return True
+    if s.get_bind().dialect.name == "postgresql" and not s.scalar(select(func.pg_try_advisory_xact_lock(func.hashtextextended(f"owner {owner}", 0)))):
+        return False
+    return s.scalar(select(func.count()).where(Job.owner == owner, Job.state == RUNNING)) < most
 
 
 def _alone(s: Session, job: Job) -> bool:
@@ -250,4 +263,5 @@ def finish(s: Session, job: Job, fence: int, artifact: Artifact, files: list[Art
     if not _move(s, _held(job.id, fence, SIGNING), job.id, SUCCEEDED, **values):
         s.rollback()
         return False
+    audit.record(s, "artifact.create", artifact.owner, artifact.id, size=artifact.size, digest=artifact.digest, job=job.id)
     return True

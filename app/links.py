@@ -18,14 +18,16 @@ from typing import Annotated
 from urllib.parse import quote
 
 from fastapi import Depends, Header, Query, Request
+from fastapi.concurrency import run_in_threadpool
 from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError
 
-from app import auth
+from app import auth, rates
 from app.config import settings
 from app.db import now, reading, session
 from app.errors import InvalidLink
 from app.models import Secret
+from app.scopes import READ
 
 LONGEST = 7 * 24 * 3600  # seconds
 NAME = "links"
@@ -85,13 +87,17 @@ def _secret() -> tuple[str, float]:
     return found[0], found[1]
 
 
-def reader(
+async def reader(
     request: Request,
     authorization: Annotated[str | None, Header(include_in_schema=False)] = None,
     link: Annotated[str | None, Query(max_length=400, description="Of a short-lived link, in place of a key.")] = None,
 ) -> str:
     """The owner for whom a request reads: by the link that it carries, else by its key."""
-    return auth.owner(authorization) if link is None else open_link(link, request.method, request.scope["path"])
+    if link is None:
+        return await auth.admit(request, authorization, READ)
+    owner = await run_in_threadpool(open_link, link, request.method, request.scope["path"])
+    await rates.count(request, owner)
+    return owner
 
 
 Reader = Annotated[str, Depends(reader)]

@@ -7,8 +7,8 @@ from importlib.metadata import version
 import uvicorn
 from fastapi import FastAPI
 
-from app import logs, readiness
-from app.api import artifacts, catalog, comparisons, direct_uploads, estimates, events, files, health, jobs, keys, links, metrics, problems, schemas, uploads, webhooks
+from app import logs, rates, readiness
+from app.api import api_keys, artifacts, catalog, comparisons, direct_uploads, estimates, events, files, health, jobs, keys, links, metrics, problems, schemas, uploads, usage, webhooks
 from app.config import settings
 from app.findings import Watch
 from app.home import private
@@ -29,10 +29,11 @@ def create_app() -> FastAPI:
     app.state.readiness = Watch(readiness.checks(app.state.storage))
     app.state.traffic = Traffic()
     app.state.traffic.registry.register(Service())
-    for module in (artifacts, files, uploads, direct_uploads, jobs, comparisons, estimates, events, links, keys, webhooks, catalog, health, metrics):
+    for module in (artifacts, files, uploads, direct_uploads, jobs, comparisons, estimates, events, links, keys, api_keys, usage, webhooks, catalog, health, metrics):
         app.include_router(module.router)
     problems.install(app)
     schemas.install(app)
+    app.add_middleware(rates.Told)
     app.add_middleware(Gate)
     app.add_middleware(Counted, traffic=app.state.traffic)
     app.add_middleware(Identified)

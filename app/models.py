@@ -16,7 +16,7 @@ from __future__ import annotations
 import uuid
 from typing import Any
 
-from sqlalchemy import JSON, BigInteger, Boolean, Float, ForeignKey, Index, Integer, String
+from sqlalchemy import DDL, JSON, BigInteger, Boolean, Float, ForeignKey, Index, Integer, String, event
 from sqlalchemy.orm import Mapped, mapped_column, relationship
 
 from app.db import Base, now
@@ -37,8 +37,39 @@ class ApiKey(Base):
     owner: Mapped[str] = mapped_column(String(64), index=True)
     digest: Mapped[str] = mapped_column(String(64), unique=True)  # SHA-256 of the key; the key itself is never stored
     name: Mapped[str] = mapped_column(String(200), default="")
+    scope: Mapped[str] = mapped_column(String(16), default="write", server_default="write")  # app.scopes
     created_at: Mapped[float] = mapped_column(Float, default=now())
+    expires_at: Mapped[float | None] = mapped_column(Float)
+    last_used_at: Mapped[float | None] = mapped_column(Float)  # written once a minute (app.last_use)
     revoked_at: Mapped[float | None] = mapped_column(Float)
+    __table_args__ = (Index("ix_api_keys_listing", "owner", "created_at", "id"),)
+
+
+class Audit(Base):
+    """A change: who made it, and by which key. Rows are only ever added; the database refuses anything else."""
+
+    __tablename__ = "audit"
+    id: Mapped[str] = mapped_column(String(36), primary_key=True, default=new_id)
+    owner: Mapped[str] = mapped_column(String(64))  # of what was changed
+    actor: Mapped[str] = mapped_column(String(16))  # key | operator | service
+    key_id: Mapped[str | None] = mapped_column(String(36))
+    action: Mapped[str] = mapped_column(String(40))  # app.audit lists them
+    subject: Mapped[str | None] = mapped_column(String(36))  # the id of what was changed
+    details: Mapped[dict[str, Any]] = mapped_column(JSON, default=dict)
+    request_id: Mapped[str | None] = mapped_column(String(64))
+    created_at: Mapped[float] = mapped_column(Float, default=now())
+    __table_args__ = (Index("ix_audit_listing", "owner", "created_at", "id"), Index("ix_audit_created_at", "created_at"))
+
+
+_REFUSE = "BEGIN SELECT RAISE(ABORT, 'the audit log is append-only'); END"
+for _kind, _statement in (
+    ("sqlite", f"CREATE TRIGGER audit_no_update BEFORE UPDATE ON audit {_REFUSE}"),
+    ("sqlite", f"CREATE TRIGGER audit_no_delete BEFORE DELETE ON audit {_REFUSE}"),
+    ("sqlite", f"CREATE TRIGGER audit_no_replace BEFORE INSERT ON audit WHEN EXISTS (SELECT 1 FROM audit WHERE id = NEW.id) {_REFUSE}"),
+    ("postgresql", "CREATE OR REPLACE FUNCTION audit_refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'the audit log is append-only'; END $$"),
+    ("postgresql", "CREATE TRIGGER audit_append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON audit FOR EACH STATEMENT EXECUTE FUNCTION audit_refuse()"),
+):  # fmt: skip
+    event.listen(Audit.__table__, "after_create", DDL(_statement).execute_if(dialect=_kind))  # the migration has the same
 
 
 class Blob(Base):

@@ -19,10 +19,11 @@ from anyio import CapacityLimiter, to_thread
 from sqlalchemy import delete, func, or_, select, true, update
 from sqlalchemy.orm import Session
 
+from app import audit, quotas
 from app.config import settings
 from app.db import now, session
 from app.errors import ChecksumMismatch, InputRefused, Locked, ModelpressError, NotFound, OffsetMismatch, QuotaExceeded, error_of
-from app.models import ApiKey, Artifact, Upload
+from app.models import Artifact, Upload
 from app.owned import owned
 from app.staging import LOCKED, Staging, staging, whole_key
 from app.storage import Storage
@@ -38,18 +39,20 @@ def create(storage: Storage, *, owner: str, name: str, kind: str, length: int, s
     """A new upload, without a byte.
 
     Raises:
-        QuotaExceeded: too many of the owner's are under way.
+        QuotaExceeded: too many of the owner's are under way. StorageQuotaExceeded.
     """
     made = Upload(owner=owner, name=name, kind=kind, length=length, sha256=sha256, details={"metadata": metadata})
     made.expires_at = now() + settings().upload_ttl
     with session() as s, s.begin():
-        s.execute(select(ApiKey.id).where(ApiKey.owner == owner).with_for_update())  # one at a time, so that the count is right
+        quotas.alone(s, owner)
+        quotas.check_room(s, owner, length)
         under_way = (Upload.owner == owner, Upload.received < Upload.length, Upload.error.is_(None), Upload.expires_at > now())
         if (count := s.scalar(select(func.count()).where(*under_way))) >= settings().max_open_uploads:
             raise QuotaExceeded(f"{count} uploads of yours are under way, and no more may be; finish or delete one")
         s.add(made)
         s.flush()
         s.refresh(made, ["expires_at"])
+        audit.record(s, "upload.begin", owner, made.id, size=length)
     staging(storage).create(made.id)
     return made
 
@@ -123,8 +126,10 @@ def write(s: Session, ident: str, fence: int, **values) -> None:
 def forget(storage: Storage, *conditions) -> int:
     """Delete the uploads that meet the conditions, rows first. What became of them stays. Returns how many."""
     with session() as s, s.begin():
-        found = s.execute(delete(Upload).where(*conditions).returning(Upload.id, Upload.details), execution_options=_APART).all()
-    for ident, details in found:
+        found = s.execute(delete(Upload).where(*conditions).returning(Upload.id, Upload.owner, Upload.details), execution_options=_APART).all()
+        for ident, owner, _ in found:
+            audit.record(s, "upload.delete", owner, ident)
+    for ident, _, details in found:
         if "multipart" in details:
             storage.place.client.abort(whole_key(ident), details["multipart"])
         staging(storage).drop(ident)

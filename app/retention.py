@@ -9,7 +9,7 @@ from __future__ import annotations
 from sqlalchemy import ColumnElement, delete, exists, or_, select
 from sqlalchemy.orm import Session
 
-from app import statistics
+from app import audit, statistics
 from app.db import now, reading, session
 from app.errors import InUse
 from app.events import PROGRESS
@@ -44,6 +44,7 @@ def remove(s: Session, ident: str) -> bool:
     if job := s.scalar(select(Job.id).where(or_(Job.input_id == ident, Job.id.in_(beside)), Job.state.not_in(TERMINAL)).limit(1)):
         raise InUse(f"job {job} works on it; cancel it, or wait for its end")
     s.delete(found)
+    audit.record(s, "artifact.delete", found.owner, ident)
     return True
 
 
@@ -94,8 +95,13 @@ def _expire_jobs() -> int:
         with session() as s, s.begin():
             expired = select(Job.id).where(Job.expires_at < now(), Job.state.in_(TERMINAL), ~_TO_BE_TOLD).order_by(Job.expires_at)
             found = s.scalars(expired.limit(BATCH)).all()
-            total += s.execute(delete(Job).where(Job.id.in_(found)), execution_options=_APART).rowcount
+            gone = s.execute(delete(Job).where(Job.id.in_(found)).returning(Job.id, Job.owner), execution_options=_APART).all()
+            for ident, owner in gone:
+                audit.record(s, "job.delete", owner, ident)
+            total += len(gone)
     if total:
         with session() as s, s.begin():
-            s.execute(delete(Comparison).where(~exists().where(Job.comparison_id == Comparison.id)), execution_options=_APART)
+            empty = delete(Comparison).where(~exists().where(Job.comparison_id == Comparison.id))
+            for ident, owner in s.execute(empty.returning(Comparison.id, Comparison.owner), execution_options=_APART).all():
+                audit.record(s, "comparison.delete", owner, ident)
     return total

@@ -7,7 +7,7 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
-from app import jobs, workers
+from app import jobs, quotas, workers
 from app.cache import cache_key, earlier
 from app.db import reading
 from app.errors import InvalidJobSpec
@@ -33,8 +33,9 @@ class Submission:
 
     def insert(self, s: Session, ident: str, comparison_id: str | None = None) -> Job:
         """Raises:
-        NotFound: what it names was deleted meanwhile. TooManyJobs.
+        NotFound: what it names was deleted meanwhile. TooManyJobs, StorageQuotaExceeded.
         """
+        quotas.check_room(s, self.owner, beside_uploads=False)
         find_input(s, self.body, self.owner, lock=True)
         locked = find_companions(s, self.body, self.owner, lock=True)
         handoff = earlier(s, self.owner, self.key)

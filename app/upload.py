@@ -8,6 +8,7 @@ from contextlib import suppress
 from fastapi.concurrency import run_in_threadpool
 from sqlalchemy.orm import Session
 
+from app import audit, quotas
 from app.blobs import hold, refer
 from app.config import settings
 from app.errors import ChecksumMismatch, PayloadTooLarge
@@ -76,6 +77,10 @@ def keep(storage: Storage, key: str, sha256: str, size: int, artifact: Artifact,
         s.add(artifact)
         s.flush()
         s.refresh(artifact, ["created_at", "expires_at"])
+        audit.record(s, "artifact.create", artifact.owner, artifact.id, size=size, digest=artifact.digest)
+        if settings().max_stored_bytes is not None:
+            quotas.alone(s, artifact.owner)
+            quotas.check_room(s, artifact.owner, beside_uploads=False)
         if also is not None:
             also(s)
         return artifact

@@ -16,6 +16,7 @@ from sqlalchemy import select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
+from app import audit
 from app.db import now
 from app.models import WebhookSecret
 
@@ -30,7 +31,8 @@ def _new() -> str:
 def secret_of(s: Session, owner: str) -> WebhookSecret:
     """The owner's secret, made when first asked for."""
     insert = (sqlite if s.get_bind().dialect.name == "sqlite" else postgresql).insert(WebhookSecret)
-    s.execute(insert.values(owner=owner, secret=_new()).on_conflict_do_nothing())
+    if s.execute(insert.values(owner=owner, secret=_new()).on_conflict_do_nothing().returning(WebhookSecret.owner)).first() is not None:
+        audit.record(s, "webhook.secret.create", owner)
     return s.get_one(WebhookSecret, owner, populate_existing=True)
 
 
@@ -39,6 +41,7 @@ def rotate(s: Session, owner: str) -> WebhookSecret:
     secret_of(s, owner)
     values = {"previous": WebhookSecret.secret, "previous_until": now() + OVERLAP, "secret": _new(), "created_at": now()}
     s.execute(update(WebhookSecret).where(WebhookSecret.owner == owner).values(values), execution_options={"synchronize_session": False})
+    audit.record(s, "webhook.secret.rotate", owner)
     return s.get_one(WebhookSecret, owner, populate_existing=True)
 
 

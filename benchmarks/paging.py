@@ -21,7 +21,7 @@ from sqlalchemy import Engine, insert, text
 from sqlalchemy.orm import Session
 
 from app.api.requests import cursor
-from app.auth import create_key
+from app.api_keys import create_key
 from app.db import make_engine
 from app.job_spec import parse_job
 from app.migrate import upgrade

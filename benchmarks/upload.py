@@ -70,7 +70,7 @@ def main() -> None:
             port = s.getsockname()[1]
         home.mkdir()
         environment = os.environ | {"MODELPRESS_HOME": str(home), "MODELPRESS_PORT": str(port), "MODELPRESS_BROKER_URL": "redis://127.0.0.1:1/0"}
-        prepare = "from app.migrate import upgrade; from app.auth import ensure_first_key; upgrade(); ensure_first_key()"
+        prepare = "from app.migrate import upgrade; from app.api_keys import ensure_first_key; upgrade(); ensure_first_key()"
         subprocess.run([sys.executable, "-c", prepare], env=environment, cwd=ROOT, check=True, stderr=subprocess.DEVNULL)
         api = subprocess.Popen([sys.executable, "-m", "app.main"], env=environment, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:

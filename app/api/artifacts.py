@@ -10,6 +10,7 @@ from fastapi.concurrency import run_in_threadpool
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session, lazyload, selectinload
 
+from app import audit, quotas
 from app.api.paging import Cursor, Limit, page
 from app.api.requests import announce, announced_sha256, clean_name, media_type, read_json
 from app.api.schemas import body_schema
@@ -74,8 +75,14 @@ async def _upload(request: Request, owner: str, name: str | None, kind: str | No
         raise MalformedRequest(f"kind {kind!r} is none of: {', '.join(KINDS)}")
     limit = settings().max_upload_bytes
     length, sha256 = announce(request, limit), announced_sha256(request)
+    await run_in_threadpool(_room, owner, length or 0)
     storage, body = storage_of(request), request.stream()
     return await receive(storage, body, owner=owner, name=clean_name(name), kind=kind, length=length, limit=limit, sha256=sha256)
+
+
+def _room(owner: str, length: int) -> None:
+    with reading() as s:
+        quotas.check_room(s, owner, length)
 
 
 @router.get("")
@@ -130,6 +137,7 @@ def _change(ident: str, owner: str, asked: Lifetime) -> ArtifactView:
         if at is not None and at <= s.scalar(select(now())):
             raise Unprocessable(f"{asked.expires_at} is over; choose a time to come, or delete the artifact", pointer="/expires_at")
         found.expires_at = at
+        audit.record(s, "artifact.change", owner, ident, expires_at=asked.expires_at)
         return artifact_view(found)
 
 

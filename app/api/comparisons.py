@@ -13,7 +13,7 @@ from sqlalchemy import func, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from app import idempotency, jobs
+from app import audit, idempotency, jobs
 from app.api.artifacts import storage_of
 from app.api.comparison_views import Comparisons, ComparisonView, brief, table
 from app.api.jobs import RETRY_AFTER, UNSHOWN, IdempotencyKey
@@ -178,6 +178,7 @@ def delete(ident: str, owner: Owner) -> None:
 
     def end(s: Session) -> bool:
         s.delete(owned(s, Comparison, ident, owner))
+        audit.record(s, "comparison.delete", owner, ident)
         s.execute(update(Job).where(Job.comparison_id == ident).values(comparison_id=None), execution_options={"synchronize_session": False})
         return True
 

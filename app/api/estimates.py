@@ -14,7 +14,7 @@ from app.api.artifacts import storage_of
 from app.api.jobs import JobRequest
 from app.api.requests import read_json
 from app.api.schemas import body_schema
-from app.auth import Owner
+from app.auth import Owner, ReadingOwner
 from app.cache import cache_key, found
 from app.compose import check_paths
 from app.db import reading
@@ -60,7 +60,7 @@ class EstimateRequest(JobRequest):
 
 @router.post("", openapi_extra=body_schema(EstimateRequest))
 async def make_estimate(
-    request: Request, owner: Owner, tensors: Annotated[bool, Query(description="List every tensor: what happens to it, and its bytes.")] = False
+    request: Request, owner: ReadingOwner, tensors: Annotated[bool, Query(description="List every tensor: what happens to it, and its bytes.")] = False
 ) -> dict[str, Any]:
     """Bytes after, with bounds; memory, scratch disk and seconds; what loads the result. What a job would be refused for is refused here."""
     answer = await to_thread.run_sync(_estimate, await read_json(request, BODY_BYTES), owner, request, limiter=_AT_ONCE)

@@ -27,7 +27,6 @@ from app.owned import owned
 from app.queue import flush_outbox
 from app.recipe import RECIPES
 from app.settled import settled
-from app.strict import ID
 from app.submission import prepare
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
@@ -98,12 +97,9 @@ def list_jobs(owner: Owner, limit: Limit = 50, cursor: Cursor = None, state: Ann
 
 
 def _get(ident: str, owner: str) -> Job:
-    """What is shown of it: asked for at every poll. A foreign id answers as an unknown one."""
+    """What is shown of it: asked for at every poll."""
     with reading() as s:
-        job = s.get(Job, ident, options=UNSHOWN) if ID.fullmatch(ident) else None
-    if job is None or job.owner != owner:
-        raise NotFound("there is no such job")
-    return job
+        return owned(s, Job, ident, owner, options=UNSHOWN)
 
 
 @router.get("/{ident}")

@@ -11,7 +11,7 @@ from pydantic import Field, StringConstraints
 from app import signing
 from app.api.requests import read_json
 from app.api.schemas import body_schema
-from app.auth import Owner
+from app.auth import ReadingOwner
 from app.db import reading
 from app.public_keys import published
 from app.strict import Strict, validate
@@ -42,7 +42,7 @@ def get_keys() -> dict[str, Any]:
 
 
 @router.post("/verify", openapi_extra=body_schema(Verification))
-async def verify(request: Request, owner: Owner) -> dict[str, Any]:
+async def verify(request: Request, owner: ReadingOwner) -> dict[str, Any]:
     """Whether a bundle is this service's and names exactly these files; 422 `invalid-signature` says what differs."""
     body = await read_json(request, MAX_BODY)
 

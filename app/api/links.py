@@ -8,11 +8,11 @@ from fastapi import APIRouter, Request
 from fastapi.concurrency import run_in_threadpool
 from pydantic import BaseModel, Field, StringConstraints
 
-from app import links
+from app import audit, links
 from app.api.requests import read_json
 from app.api.schemas import body_schema
 from app.auth import Owner
-from app.db import reading
+from app.db import reading, session
 from app.errors import InvalidPath
 from app.models import Artifact, Job
 from app.owned import owned
@@ -58,7 +58,7 @@ def _artifact(ident: str, owner: str, asked: LinkRequest) -> LinkView:
     files = {f"files/{f.path}" for f in artifact.files} | {f"files/{f.file}" for f in artifact.signatures}
     if asked.path not in files and asked.path not in OF_ARTIFACTS:
         raise InvalidPath(f"{asked.path!r} is nothing of this artifact; choose {', '.join(OF_ARTIFACTS)} or files/ and a path of it", pointer="/path")
-    return _link(f"/v1/artifacts/{ident}/{asked.path}", owner, asked)
+    return _link(f"/v1/artifacts/{ident}/{asked.path}", ident, owner, asked)
 
 
 def _job(ident: str, owner: str, asked: LinkRequest) -> LinkView:
@@ -66,9 +66,11 @@ def _job(ident: str, owner: str, asked: LinkRequest) -> LinkView:
         owned(s, Job, ident, owner)
     if asked.path not in OF_JOBS:
         raise InvalidPath(f"{asked.path!r} is nothing of a job; choose {' or '.join(OF_JOBS)}", pointer="/path")
-    return _link(f"/v1/jobs/{ident}/{asked.path}", owner, asked)
+    return _link(f"/v1/jobs/{ident}/{asked.path}", ident, owner, asked)
 
 
-def _link(path: str, owner: str, asked: LinkRequest) -> LinkView:
+def _link(path: str, ident: str, owner: str, asked: LinkRequest) -> LinkView:
     url, expires = links.make(path, owner, asked.expires_in)
+    with session() as s, s.begin():
+        audit.record(s, "link.create", owner, ident, seconds=asked.expires_in)
     return LinkView(url=url, expires_at=rfc3339(expires))

@@ -12,7 +12,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from app.errors import MalformedRequest, MethodNotAllowed, ModelpressError, NotFound, RangeNotSatisfiable, Unauthorized, Unavailable
+from app.errors import InsufficientScope, MalformedRequest, MethodNotAllowed, ModelpressError, NotFound, RangeNotSatisfiable, Unauthorized, Unavailable
 from app.logs import request_id
 from app.settled import away
 
@@ -35,6 +35,8 @@ def answer(error: ModelpressError, headers: dict[str, str] | None = None) -> Res
         headers["Retry-After"] = str(error.retry_after)
     if isinstance(error, Unauthorized):
         headers["WWW-Authenticate"] = 'Bearer realm="modelpress"'
+    if isinstance(error, InsufficientScope):
+        headers["WWW-Authenticate"] = f'Bearer realm="modelpress", error="insufficient_scope", scope="{error.extra["scope"]}"'
     if isinstance(error, RangeNotSatisfiable):
         headers["Content-Range"] = f"bytes */{error.extra['size']}"
     return JSONResponse(error.problem() | {"request_id": request_id.get()}, error.status, headers, media_type="application/problem+json")

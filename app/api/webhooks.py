@@ -5,9 +5,9 @@ from __future__ import annotations
 from fastapi import APIRouter, BackgroundTasks, Response
 from pydantic import BaseModel
 
-from app import deliveries, webhook_secrets
+from app import audit, deliveries, webhook_secrets
 from app.api.paging import Cursor, Limit, page
-from app.auth import Owner
+from app.auth import Owner, WritingOwner
 from app.db import reading, session
 from app.models import Delivery, WebhookSecret
 from app.owned import owned
@@ -57,7 +57,7 @@ def _view(d: Delivery) -> DeliveryView:
 
 
 @router.get("/secret")
-def get_secret(owner: Owner, response: Response) -> SecretView:
+def get_secret(owner: WritingOwner, response: Response) -> SecretView:
     """What your webhooks are signed with (Standard Webhooks); made when first asked for."""
     with session() as s, s.begin():
         return _secret(webhook_secrets.secret_of(s, owner), response)
@@ -84,6 +84,7 @@ def retry_delivery(ident: str, owner: Owner, after: BackgroundTasks) -> Delivery
     with session() as s, s.begin():
         found = owned(s, Delivery, ident, owner)
         deliveries.retry(s, found)
+        audit.record(s, "webhook.retry", owner, ident)
         s.refresh(found)
     after.add_task(flush_outbox)
     return _view(found)

@@ -36,12 +36,15 @@ def verify(
 
 
 def keys(
+    context: typer.Context,
     pem: Annotated[bool, typer.Option("--pem", help="Print the newest key as PEM, for openssl and model_signing.")] = False,
     rotate: Annotated[bool, typer.Option("--rotate", help="Replace the signing key in the home folder; the old public keys stay.")] = False,
     url: Url = None,
     as_json: Json = False,
 ) -> None:
-    """The public keys of the service, the newest first."""
+    """The public keys of the service, the newest first. With a command: the API keys (`create`, `list`, `renew`, `revoke`)."""
+    if context.invoked_subcommand:
+        return
     if rotate:
         signing.rotate(settings().keys)
         found = list(signing.public_keys(settings().keys).values())

@@ -20,7 +20,7 @@ from homes import DEFAULT, empty_database, new_storage
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
-from app.auth import create_key
+from app.api_keys import create_key
 from app.db import make_engine
 from app.migrate import upgrade
 from app.storage import Storage

@@ -10,7 +10,7 @@ import re
 import pytest
 from sqlalchemy import insert
 
-from app.auth import create_key, new_key
+from app.api_keys import create_key, new_key
 from app.models import Artifact, ArtifactFile, Blob, Job
 
 

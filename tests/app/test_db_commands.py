@@ -14,7 +14,7 @@ from homes import KINDS, own_home
 from sqlalchemy import inspect
 from typer.testing import CliRunner
 
-from app import auth
+from app import api_keys
 from app.cli import app
 from app.db import Base, engine, session
 
@@ -48,7 +48,7 @@ def test_tables_and_keys(tmp_path, kind):
 
 def owner_of(key: str) -> str | None:
     with session() as s:
-        return auth.owner_of(s, key)
+        return api_keys.owner_of(s, key)
 
 
 @pytest.mark.parametrize("owner", ["", "x" * 65, "a\nb"])

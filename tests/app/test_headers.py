@@ -28,7 +28,7 @@ READERS = {
     "repr-digest": lambda text: announced_sha256(request("repr-digest", text)),
     "digest": lambda text: announced_sha256(request("digest", text)),
     "content-type": lambda text: media_type(request("content-type", text)),
-    "authorization": lambda text: auth.owner(f"Basic {text}"),
+    "authorization": lambda text: auth.identify(f"Basic {text}"),
     "upload-metadata": tus.metadata,
     "upload-checksum": tus.checksum,
     "upload-offset": lambda text: tus.number(Headers({"upload-offset": text}), "upload-offset"),

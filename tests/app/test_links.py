@@ -14,7 +14,7 @@ from httpx_sse import connect_sse
 from sqlalchemy import update
 
 from app import links
-from app.auth import create_key, new_key
+from app.api_keys import create_key, new_key
 from app.models import Artifact, Secret
 
 

@@ -17,7 +17,7 @@ from service.running import QUICK, Service, model
 from sqlalchemy import Engine, select
 from sqlalchemy.orm import Session
 
-from app.auth import create_key
+from app.api_keys import create_key
 from app.db import make_engine
 from app.models import Job
 

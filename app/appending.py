@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 from collections import OrderedDict
 from collections.abc import AsyncIterator
 from contextlib import ExitStack
@@ -11,6 +10,7 @@ from functools import partial
 
 from starlette.requests import ClientDisconnect
 
+from app.chunks import Chunked
 from app.config import settings
 from app.db import now
 from app.errors import ChecksumMismatch, PayloadTooLarge, PieceMismatch, RequestTimeout
@@ -21,7 +21,7 @@ from app.staging import Place, Staging, staging
 from app.storage import BATCH, Storage
 from app.tus import Checksum
 
-_hashes: OrderedDict[str, tuple[int, hashlib._Hash]] = OrderedDict()  # upload -> how much of it this process has hashed; it spares reading it again
+_hashes: OrderedDict[str, tuple[int, Chunked]] = OrderedDict()  # upload -> how much of it this process has hashed; it spares reading it again
 _MAX_HASHES = 1000
 
 
@@ -55,7 +55,7 @@ class _Writing:
     def __init__(self, storage: Storage, places: Staging, place: Place, upload: Upload, fence: int, offset: int):
         self._storage, self._places, self._place, self._upload, self._fence, self._at = storage, places, place, upload, fence, offset
         self._format = upload.format
-        known_to, known = _hashes.get(upload.id, (0, hashlib.sha256()))
+        known_to, known = _hashes.get(upload.id, (0, Chunked()))
         self._digest = known.copy() if known_to == offset else None
 
     async def run(self, body: AsyncIterator[bytes], checksum: Checksum | None) -> None:
@@ -106,18 +106,19 @@ class _Writing:
     async def _finish(self) -> None:
         upload = self._upload
         key, told = await self._places.whole(upload.id, upload.length)
-        sha256 = told or (self._digest.hexdigest() if self._digest else await at_length(partial(self._hash, key)))
+        digest = told or self._digest or await at_length(partial(self._hash, key))
+        sha256 = digest.hexdigest()
         if upload.sha256 not in (None, sha256):
             raise ChecksumMismatch(f"{upload.length} bytes with SHA-256 {sha256} arrived, and {upload.sha256} was announced")
-        await asyncio.to_thread(seal, upload, self._fence, key, sha256, self._format)
+        await asyncio.to_thread(seal, upload, self._fence, key, digest, self._format)
         await asyncio.to_thread(finish, self._storage, upload, self._fence)
         _hashes.pop(upload.id, None)
 
-    def _hash(self, key: str) -> str:
-        digest = hashlib.sha256()
+    def _hash(self, key: str) -> Chunked:
+        digest = Chunked()
         for batch in self._storage.stream(key):
             digest.update(batch)
-        return digest.hexdigest()
+        return digest
 
 
 class Incoming:

@@ -18,8 +18,8 @@ from sqlalchemy import select, update
 
 from app.db import reading, session
 from app.models import Artifact, Blob
-from app.serve import verified
 from app.storage import Storage
+from app.verified import verified
 from app.verify import SIDE_FOLDER
 
 DATE = 0x0021  # 1980-01-01

@@ -5,11 +5,11 @@
 
 from __future__ import annotations
 
-import hashlib
-
+from sqlalchemy import func
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
+from app.chunks import Chunked
 from app.db import now
 from app.errors import Unavailable
 from app.models import Blob
@@ -17,16 +17,19 @@ from app.settled import settled
 from app.storage import Storage, blob_key
 
 
-def hold(s: Session, sha256: str, size: int) -> None:
-    """Make the blob's row, or take the mark of a collection off it; commit before the bytes are promoted."""
+def hold(s: Session, sha256: str, size: int, chunks: bytes | None = None) -> None:
+    """Make the blob's row, or take the mark of a collection off it; commit before the bytes are promoted. `chunks`: see `app.chunks`; once known they stay."""
     insert = (sqlite if s.get_bind().dialect.name == "sqlite" else postgresql).insert(Blob)
-    s.execute(insert.values(sha256=sha256, size=size).on_conflict_do_update(index_elements=[Blob.sha256], set_={"marked_at": None}))
+    kept = {"marked_at": None} | ({"chunks": func.coalesce(Blob.chunks, chunks)} if chunks else {})
+    s.execute(insert.values(sha256=sha256, size=size, chunks=chunks).on_conflict_do_update(index_elements=[Blob.sha256], set_=kept))
 
 
 def keep(storage: Storage, data: bytes) -> str:
     """What is in memory as a blob, row and bytes; returns its SHA-256. Whatever is to refer to it does so within `orphan_age`."""
-    sha256 = hashlib.sha256(data).hexdigest()
-    settled(lambda s: hold(s, sha256, len(data)))
+    digest = Chunked()
+    digest.update(data)
+    sha256 = digest.hexdigest()
+    settled(lambda s: hold(s, sha256, len(data), digest.chunks()))
     storage.put(blob_key(sha256), [data], len(data))
     return sha256
 

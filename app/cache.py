@@ -33,7 +33,7 @@ def cache_key(owner: str, input_digest: str, spec: dict, backend: str, companion
 
 def found(s: Session, owner: str, key: str) -> Job | None:
     """The latest job whose result is there."""
-    jobs = select(Job).join(Artifact, Job.output_id == Artifact.id).where(Job.owner == owner, Job.cache_key == key, Job.state == SUCCEEDED)
+    jobs = select(Job).join(Artifact, Job.output_id == Artifact.id).where(Job.owner == owner, Job.cache_key == key, Job.state == SUCCEEDED, Artifact.quarantined.is_(None))
     return s.scalars(jobs.order_by(Job.finished_at.desc()).limit(1)).first()
 
 

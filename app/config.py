@@ -51,6 +51,8 @@ class Settings(BaseSettings):
     wait_max: float = 60.0
     idempotency_age: float = 24 * 3600.0  # how long a request sent again gets the answer of the first
     orphan_age: float = 24 * 3600.0  # older than the longest upload
+    scrub_rate: int = Field(8 << 20, ge=0)  # bytes a second that the scrubber reads; 0 switches it off
+    scrub_period: float = Field(7 * 24 * 3600.0, gt=0)  # how often it reads each blob
 
     upload_artifact_ttl: float | None = None  # how long what was uploaded is kept; none: for ever
     result_ttl: float | None = None

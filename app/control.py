@@ -1,6 +1,6 @@
 """The control process: `celery -A app.control worker --pool solo -B -Q control`. Its beat, a process of its own, asks for a sweep every few seconds.
 
-Neither is of use without the other: beat dies with the control process, and the control process ends, to be started again, when beat has died.
+The scrubber is a thread of it. Neither process is of use without the other: beat dies with the control process, and the control process ends, to be started again, when beat has died.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import time
 from celery import signals
 from celery.worker import state
 
-from app import collect, retention, sweep, workers
+from app import collect, retention, scrub, sweep, workers
 from app.config import settings
 from app.db import session
 from app.idempotency import forget_old
@@ -53,6 +53,11 @@ def run() -> None:
 @signals.beat_embedded_init.connect
 def tie_beat(**_) -> None:
     die_with_parent(os.getppid())
+
+
+@signals.worker_ready.connect
+def begin_scrubbing(**_) -> None:
+    threading.Thread(target=scrub.keep_scrubbing, args=[threading.Event()], name="scrubber", daemon=True).start()
 
 
 @signals.worker_ready.connect

@@ -11,12 +11,12 @@ The row is the one of any upload (`app.resumable`): who holds its fence complete
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from typing import Annotated
 
 from pydantic import Field, StringConstraints
 
+from app.chunks import Chunked
 from app.compose import Kind
 from app.config import settings
 from app.db import session
@@ -101,7 +101,7 @@ def _verified(storage: Storage, upload: Upload, fence: int) -> Artifact:
         _join(storage, key, upload)
     head = storage.read(key, 0, min(8, upload.length))
     found = sniff(upload.name, storage.read(key, 0, min(header_bytes_needed(head), upload.length)), upload.length, kind=upload.kind)
-    digest, size = hashlib.sha256(), 0
+    digest, size = Chunked(), 0
     for batch in storage.stream(key):
         digest.update(batch)
         size += len(batch)
@@ -109,7 +109,7 @@ def _verified(storage: Storage, upload: Upload, fence: int) -> Artifact:
     if size != upload.length or upload.sha256 not in (None, sha256):
         announced = f"{upload.length} bytes" + (f" with SHA-256 {upload.sha256}" if upload.sha256 else "")
         raise ChecksumMismatch(f"{size} bytes with SHA-256 {sha256} arrived, and {announced} were announced")
-    seal(upload, fence, key, sha256, found)
+    seal(upload, fence, key, digest, found)
     return finish(storage, upload, fence)
 
 

@@ -10,6 +10,7 @@
     ├── RequestTimeout                   408
     ├── Conflict                         409
     │   ├── InUse, AlreadyFinished, InputNotUsable, OffsetMismatch
+    ├── Quarantined                      410  its stored bytes are damaged
     ├── UnsupportedTusVersion            412
     ├── PayloadTooLarge                  413
     │   └── StorageQuotaExceeded
@@ -21,7 +22,7 @@
     │   ├── NoTensorMatched, NotEstimable
     │   ├── ChecksumMismatch, InvalidPath, IdempotencyKeyReused
     │   ├── InputRefused                 the file itself; `type` is one of REFUSALS
-    │   └── InvalidSignature
+    │   └── InvalidSignature             └── KeyRevoked
     ├── JobFailure                       why a job ended `failed` without a refusal
     │   ├── GateFailed, BudgetNotMet, AccountingMismatch, LoadProofFailed, OutOfMemory, NoSpace, DeadlineExceeded, WorkerCrashed,
     │   │   Diverged
@@ -161,6 +162,10 @@ class OffsetMismatch(Conflict):
     type, title = "offset-mismatch", "The upload goes on at another offset"
 
 
+class Quarantined(ModelpressError):
+    status, type, title = 410, "quarantined", "Its stored bytes are damaged, and none of them is handed out"
+
+
 class UnsupportedTusVersion(ModelpressError):
     status, type, title = 412, "unsupported-tus-version", "The version of tus is not supported"
 
@@ -227,6 +232,10 @@ class IdempotencyKeyReused(Unprocessable):
 
 class InvalidSignature(Unprocessable):
     type, title = "invalid-signature", "The signature does not hold"
+
+
+class KeyRevoked(InvalidSignature):
+    type, title = "key-revoked", "The key that signed it was revoked"
 
 
 _BROUGHT = {
@@ -310,6 +319,10 @@ class HeadersTooLarge(ModelpressError):
 
 class StorageDamaged(ModelpressError):
     type, title = "storage-damaged", "Stored bytes are no longer what they were"
+
+
+class WrongBytes(StorageDamaged):
+    """They were read through, and their digest is another one."""
 
 
 class Unavailable(ModelpressError):

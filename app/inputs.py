@@ -35,12 +35,21 @@ def find_input(s: Session, body: Any, owner: str, lock: bool = False) -> Artifac
         kind = body.get("kind") if isinstance(body, dict) else None
         parse_job(body, kind=kind if kind in KINDS else kind_of(body.get("recipe")) or "model" if isinstance(body, dict) else "model")
         raise NotFound("there is no such artifact", pointer="/input")
+    _sound(found, "/input")
     return found
 
 
 def job_kind(source: Artifact) -> str:
     """The kind of a job on it. What no job takes is refused as no model (`check_input`)."""
     return source.kind if source.kind in KINDS else "model"
+
+
+def _sound(artifact: Artifact, pointer: str) -> None:
+    """Raises:
+    InputNotUsable: it is under quarantine.
+    """
+    if artifact.quarantined:
+        raise InputNotUsable(f"artifact {artifact.id} is under quarantine: {artifact.quarantined}; upload it once more", pointer=pointer)
 
 
 def find_companions(s: Session, body: Any, owner: str, lock: bool = False) -> dict[str, Artifact]:
@@ -51,6 +60,7 @@ def find_companions(s: Session, body: Any, owner: str, lock: bool = False) -> di
     """
     found = {role: owned(s, Artifact, body[role], owner, f"/{role}", lock) for role in COMPANIONS if body.get(role) is not None}
     for role, artifact in found.items():
+        _sound(artifact, f"/{role}")
         wanted = ("gradients",) if role == "gradients" else DATA_KINDS
         if artifact.kind not in wanted:
             what = f"artifact {artifact.id} is {artifact.kind} ({artifact.format})"

@@ -6,6 +6,8 @@
     ends            state, type, cached     count: jobs         total: seconds from submission to end
     leases_expired  queue                   count: claims whose holder went silent
     deliveries      outcome                 count: attempts to deliver a webhook: `delivered`, `failed` (tried again), `given-up`
+    scrubbed                                count: bytes that the scrubber has read
+    damage          found                   count: blobs with other `bytes` than they were stored with, or `missing`
     requeues        why                     count: jobs given back, after a `crash` (counts as an attempt) a `drain` or for want of `storage` (do not)
 
 What is added within a transaction is kept aside and written as its last statements, row after row in one order: the rows are the same for all, so

@@ -36,6 +36,8 @@ COUNTERS = {
     "stage_bytes": ("stage_bytes", "Bytes that stages of jobs worked on.", _STAGE),
     "leases_expired": ("leases_expired", "Claims whose holder went silent.", ("queue",)),
     "requeues": ("requeues", "Jobs that went back to their queue.", ("why",)),
+    "scrubbed": ("scrubbed_bytes", "Bytes of storage that the scrubber has read through.", ()),
+    "damage": ("damaged_blobs", "Blobs that were found damaged: their bytes are others, or missing.", ("found",)),
     "deliveries": ("webhook_attempts", "Attempts to deliver a webhook.", ("outcome",)),
 }
 """Name of a meter -> what it is called here, its help and its labels."""

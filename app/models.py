@@ -16,7 +16,7 @@ from __future__ import annotations
 import uuid
 from typing import Any
 
-from sqlalchemy import DDL, JSON, BigInteger, Boolean, Float, ForeignKey, Index, Integer, String, event
+from sqlalchemy import DDL, JSON, BigInteger, Boolean, Float, ForeignKey, Index, Integer, LargeBinary, String, event
 from sqlalchemy.orm import Mapped, mapped_column, relationship
 
 from app.db import Base, now
@@ -81,6 +81,9 @@ class Blob(Base):
     crc32: Mapped[int | None] = mapped_column(BigInteger)  # what a zip wants; known once the blob has been asked for in one
     created_at: Mapped[float] = mapped_column(Float, default=now())
     marked_at: Mapped[float | None] = mapped_column(Float)  # found unreferenced; deleted when still so after `orphan_age`
+    chunks: Mapped[bytes | None] = mapped_column(LargeBinary, deferred=True)  # SHA-256 of each chunk, one after the other (app.chunks)
+    checked_at: Mapped[float | None] = mapped_column(Float, index=True)  # when the scrubber last read it through
+    damaged_at: Mapped[float | None] = mapped_column(Float)  # found to have other bytes than it was stored with
 
 
 class Artifact(Base):
@@ -94,6 +97,7 @@ class Artifact(Base):
     size: Mapped[int] = mapped_column(BigInteger)
     created_at: Mapped[float] = mapped_column(Float, default=now())
     expires_at: Mapped[float | None] = mapped_column(Float, index=True)  # then it is deleted, unless a job still works on it
+    quarantined: Mapped[str | None] = mapped_column(String(500))  # why no byte of it is handed out (app.quarantine)
     files: Mapped[list[ArtifactFile]] = relationship(order_by="ArtifactFile.path", cascade="all, delete-orphan", lazy="selectin")
     signatures: Mapped[list[Signature]] = relationship(order_by="Signature.file", cascade="all, delete-orphan", lazy="selectin")
     __table_args__ = (Index("ix_artifacts_listing", "owner", "created_at", "id"),)
@@ -298,6 +302,11 @@ class PublicKey(Base):
     id: Mapped[str] = mapped_column(String(64), primary_key=True)
     pem: Mapped[str] = mapped_column(String(1000))
     created_at: Mapped[float] = mapped_column(Float, default=now())
+    signs_from: Mapped[float | None] = mapped_column(Float)
+    signs_until: Mapped[float | None] = mapped_column(Float)  # another one has taken over; what it signed before holds
+    revoked_at: Mapped[float | None] = mapped_column(Float)  # nothing that it signed holds any more
+    revoked_because: Mapped[str | None] = mapped_column(String(500))
+    held_at: Mapped[float | None] = mapped_column(Float)  # when a sign process last signed a probe with it
 
 
 class Worker(Base):

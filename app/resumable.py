@@ -20,6 +20,8 @@ from sqlalchemy import delete, func, or_, select, true, update
 from sqlalchemy.orm import Session
 
 from app import audit, quotas
+from app.blobs import hold
+from app.chunks import Chunked
 from app.config import settings
 from app.db import now, session
 from app.errors import ChecksumMismatch, InputRefused, Locked, ModelpressError, NotFound, OffsetMismatch, QuotaExceeded, error_of
@@ -140,11 +142,13 @@ def drop_expired(storage: Storage) -> int:
     return forget(storage, Upload.expires_at < now())
 
 
-def seal(upload: Upload, fence: int, key: str, sha256: str, found: str) -> None:
+def seal(upload: Upload, fence: int, key: str, digest: Chunked, found: str) -> None:
     """All bytes are there, hashed and judged. Raises what `write` raises."""
+    sha256 = digest.hexdigest()
     upload.format, upload.details = found, upload.details | {"whole": {"key": key, "sha256": sha256}}
     with session() as s, s.begin():
         write(s, upload.id, fence, format=found, details=upload.details)
+        hold(s, sha256, upload.length, digest.chunks())
 
 
 def finish(storage: Storage, upload: Upload, fence: int) -> Artifact:

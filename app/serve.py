@@ -1,69 +1,25 @@
-"""Sending blobs: ranges, validators, and never a byte too many of a file that is not what it was.
+"""Sending blobs: ranges, validators, and no byte of a file that is not what it was.
 
-A response may be cut off, but it never ends whole with wrong bytes: the last piece waits until everything has been hashed.
+Every chunk is held against its digest before a byte of it is sent (`app.verified`), so a response may be cut off, but never ends whole with wrong bytes.
 """
 
 from __future__ import annotations
 
 import asyncio
 import base64
-import hashlib
 import re
-from collections import OrderedDict
-from collections.abc import AsyncIterator
-from contextlib import aclosing
 from urllib.parse import quote
 
 from fastapi import Request
 from fastapi.responses import Response, StreamingResponse
-from obstore.exceptions import BaseError
 
 from app.config import settings
-from app.errors import RangeNotSatisfiable, StorageDamaged
-from app.storage import Stat, Storage, blob_key
+from app.errors import RangeNotSatisfiable
+from app.storage import Storage, blob_key
+from app.verified import there, verified
 
-PIECE = 1 << 20  # bytes sent at a time
 REDIRECT = 300.0  # seconds that a bucket's URL is good for
-_verified: OrderedDict[str, str | None] = OrderedDict()  # SHA-256 -> tag of the object that was found right, so that ranges do not hash it all again
-_MAX_VERIFIED = 4096
 _RANGE = re.compile(r"\s*+bytes\s*+=\s*+([0-9]*+)\s*+-\s*+([0-9]*+)\s*+", re.ASCII)  # possessive, so that it is linear
-
-
-async def verified(storage: Storage, sha256: str, size: int, start: int, end: int) -> AsyncIterator[bytes]:
-    """Bytes `start` to `end` of a blob of `size` bytes, in pieces.
-
-    All of the blob is hashed on the way, unless only a part is asked for and the same object was found right before; the last piece comes after that.
-
-    Raises:
-        StorageDamaged: before the last piece.
-    """
-    try:
-        tag = (await _found(storage, sha256, size)).tag
-        known = (start, end) != (0, size) and sha256 in _verified and _verified[sha256] == tag
-        digest, held = hashlib.sha256(), b""
-        first, last = (start, end) if known else (0, size)
-        at = first
-        async with aclosing(storage.stream_async(sha256, first, last)) as batches:
-            async for batch in batches:
-                if not known:
-                    await asyncio.to_thread(digest.update, batch)
-                for low in range(0, len(batch), PIECE):
-                    if part := batch[low : low + PIECE][max(start - at - low, 0) : max(end - at - low, 0)]:
-                        if held:
-                            yield held
-                        held = part
-                at += len(batch)
-    except (FileNotFoundError, BaseError) as e:
-        raise StorageDamaged(f"blob {sha256} cannot be read: {type(e).__name__}") from e
-    if not known:
-        if digest.hexdigest() != sha256:
-            raise StorageDamaged(f"blob {sha256} has other bytes than it was stored with")
-        _verified[sha256] = tag
-        _verified.move_to_end(sha256)
-        while len(_verified) > _MAX_VERIFIED:
-            _verified.popitem(last=False)
-    if held:
-        yield held
 
 
 def byte_range(header: str | None, size: int) -> tuple[int, int] | None:
@@ -139,23 +95,10 @@ async def _redirect(storage: Storage, sha256: str, size: int, headers: dict[str,
     Raises:
         StorageDamaged.
     """
-    await _found(storage, sha256, size)
+    await there(storage, sha256, size)
     shown = {"ResponseContentDisposition": headers["Content-Disposition"], "ResponseContentType": media_type}
     url = await asyncio.to_thread(lambda: storage.place.public.url(blob_key(sha256), REDIRECT, **shown))
     return Response(status_code=307, headers=headers | {"Location": url, "ETag": f'"{sha256}"', "Cache-Control": "private, no-store"})
-
-
-async def _found(storage: Storage, sha256: str, size: int) -> Stat:
-    """Raises:
-    StorageDamaged: the blob is not there, or has another size than it was stored with.
-    """
-    try:
-        found = await storage.stat_async(sha256)
-    except (FileNotFoundError, BaseError) as e:
-        raise StorageDamaged(f"blob {sha256} cannot be read: {type(e).__name__}") from e
-    if found.size != size:
-        raise StorageDamaged(f"blob {sha256} has {found.size} bytes, and was stored with {size}")
-    return found
 
 
 def _names(header: str | None, tag: str) -> bool:

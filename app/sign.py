@@ -9,7 +9,6 @@ The handoff of a cached result has no prefix: its files are blobs, which are has
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import threading
 import time
@@ -22,6 +21,7 @@ from sqlalchemy.orm import Session
 
 from app import gates, jobs, meters
 from app.blobs import hold, keep, refer
+from app.chunks import Chunked
 from app.config import settings
 from app.db import reading, session
 from app.forecast import Forecast
@@ -30,6 +30,7 @@ from app.logs import about
 from app.models import SIGNING, Artifact, ArtifactFile, Companion, Job, Signature, new_id
 from app.pause import Pause
 from app.public_keys import keep_published, publish
+from app.quarantine import absolve
 from app.queue import app as celery
 from app.queue import flush_outbox, stopping
 from app.retention import until
@@ -121,7 +122,7 @@ def _take(storage: Storage, job: Job, name: str, file: dict, advance: Callable[[
     """
     key = f"{job.handoff['prefix']}/{name}" if job.handoff.get("prefix") else ""
     pending = bool(key) and storage.exists(key)
-    digest, size = hashlib.sha256(), 0
+    digest, size = Chunked(), 0
     try:
         for block in storage.stream(key if pending else file["sha256"]):
             digest.update(block)
@@ -132,7 +133,7 @@ def _take(storage: Storage, job: Job, name: str, file: dict, advance: Callable[[
     if (size, digest.hexdigest()) != (file["size"], file["sha256"]):
         found = f"{size} bytes with SHA-256 {digest.hexdigest()}"
         raise StorageDamaged(f"{name} of the result is {found}; handed over were {file['size']} with {file['sha256']}")
-    settled(lambda s: hold(s, file["sha256"], size))
+    settled(lambda s: hold(s, file["sha256"], size, digest.chunks()))
     if pending:
         storage.promote(key, file["sha256"])
     elif not storage.exists(file["sha256"]):
@@ -207,6 +208,7 @@ def _finish(storage: Storage, job: Job, key: PrivateKey, files: list[dict], repo
 
     def end(s: Session) -> bool | None:
         refer(s, storage, {row.sha256: row.size for row in (*rows, *signatures)})
+        absolve(s, *{row.sha256 for row in (*rows, *signatures)})  # each was hashed or written here
         if not jobs.finish(s, job, job.fence, artifact, rows, signatures, report["sha256"]):
             return None
         seconds = time.monotonic() - started

@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
+from app.chunks import Chunked
 from app.errors import Locked, StorageDamaged, StorageFull
 from app.storage import Storage
 from app.storage.folder import Folder
@@ -60,8 +61,8 @@ class Staging(Protocol):
 
     def read(self, ident: str, start: int, end: int) -> bytes: ...
 
-    async def whole(self, ident: str, length: int) -> tuple[str, str | None]:
-        """The key of one object that has all bytes, and its SHA-256 where making it has told. Raises `StorageDamaged`: they are not there."""
+    async def whole(self, ident: str, length: int) -> tuple[str, Chunked | None]:
+        """The key of one object that has all bytes, and its digests where making it has told. Raises `StorageDamaged`: they are not there."""
 
     def drop(self, ident: str) -> None: ...
 
@@ -104,7 +105,7 @@ class Files:
     def read(self, ident: str, start: int, end: int) -> bytes:
         return self._storage.read(key_of(ident), start, end)
 
-    async def whole(self, ident: str, length: int) -> tuple[str, str | None]:
+    async def whole(self, ident: str, length: int) -> tuple[str, Chunked | None]:
         if (size := (await self._storage.stat_async(key_of(ident))).size) != length:
             raise StorageDamaged(f"upload {ident} has {size} bytes in storage, and {length} were committed")
         return key_of(ident), None
@@ -180,7 +181,7 @@ class Pieces:
         parts = [(key, max(start - at, 0), min(end - at, size)) for at, key, size in self._committed(ident) if at < end and at + size > start]
         return b"".join(self._storage.read(*part) for part in parts)
 
-    async def whole(self, ident: str, length: int) -> tuple[str, str | None]:
+    async def whole(self, ident: str, length: int) -> tuple[str, Chunked | None]:
         pieces = [piece for piece in await asyncio.to_thread(lambda: [*self._committed(ident)]) if piece[0] < length]
         if len(pieces) == 1 and pieces[0][2] == length:
             return pieces[0][1], None
@@ -191,10 +192,11 @@ class Pieces:
                     yield batch
 
         key = whole_key(ident)
-        size, sha256 = await self._storage.put_stream(key, joined(), length)
+        digest = Chunked()
+        size, _ = await self._storage.put_stream(key, joined(), length, digest)
         if size != length:
             raise StorageDamaged(f"upload {ident} has {size} bytes in storage, and {length} were committed")
-        return key, sha256
+        return key, digest
 
     def drop(self, ident: str) -> None:
         self._storage.delete_all(key_of(ident))

@@ -10,10 +10,12 @@ from sqlalchemy.orm import Session
 
 from app import audit, quotas
 from app.blobs import hold, refer
+from app.chunks import Chunked
 from app.config import settings
 from app.errors import ChecksumMismatch, PayloadTooLarge
 from app.formats import header_bytes_needed, sniff
 from app.models import Artifact, ArtifactFile, new_id
+from app.quarantine import absolve
 from app.retention import until
 from app.settled import settled
 from app.statement import artifact_digest
@@ -39,29 +41,34 @@ async def receive(
     found = None if length is None else await run_in_threadpool(sniff, name, head, length, kind=kind)
     key = f"tmp/uploads/{new_id()}"
     try:
-        size, digest = await storage.put_stream(key, incoming.all(), length)
+        hashed = Chunked()
+        size, digest = await storage.put_stream(key, incoming.all(), length, hashed)
         if sha256 is not None and digest != sha256:
             raise ChecksumMismatch(f"{size} bytes with SHA-256 {digest} arrived, and {sha256} was announced")
         found = found or await run_in_threadpool(sniff, name, head, size, kind=kind)
-        return await run_in_threadpool(keep, storage, key, digest, size, Artifact(owner=owner, kind=kind, format=found, name=name))
+        artifact = Artifact(owner=owner, kind=kind, format=found, name=name)
+        return await run_in_threadpool(keep, storage, key, digest, size, artifact, chunks=hashed.chunks())
     except BaseException:
         with suppress(Exception):  # what stays, the sweep removes
             await run_in_threadpool(storage.delete, key)
         raise
 
 
-def keep(storage: Storage, key: str, sha256: str, size: int, artifact: Artifact, also: Callable[[Session], None] | None = None) -> Artifact:
+def keep(
+    storage: Storage, key: str, sha256: str, size: int, artifact: Artifact, also: Callable[[Session], None] | None = None, chunks: bytes | None = None
+) -> Artifact:
     """Staged bytes become the one file of `artifact`, whose name is its path: the one way in. It may be asked again after it broke off.
 
     Args:
         key: where they are; gone afterwards.
         sha256, size: of all of them, computed here and not believed.
+        chunks: digests of its chunks (`app.chunks`), where they are not in the blob's row yet.
         also: done in the transaction that makes the artifact, which has its id by then; what it raises undoes that.
 
     Raises:
         StorageFull, Unavailable; FileNotFoundError: they are not there.
     """
-    settled(lambda s: hold(s, sha256, size))
+    settled(lambda s: hold(s, sha256, size, chunks))
     try:
         storage.promote(key, sha256)
     except FileNotFoundError:
@@ -74,6 +81,7 @@ def keep(storage: Storage, key: str, sha256: str, size: int, artifact: Artifact,
 
     def insert(s: Session) -> Artifact:
         refer(s, storage, {sha256: size})
+        absolve(s, sha256)
         s.add(artifact)
         s.flush()
         s.refresh(artifact, ["created_at", "expires_at"])

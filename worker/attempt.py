@@ -27,11 +27,12 @@ from app import jobs, statistics
 from app.blobs import keep, refer
 from app.config import settings
 from app.db import reading
-from app.errors import DeadlineExceeded, ModelpressError, NoSpace, StorageDamaged, StorageFull, Unavailable
+from app.errors import DeadlineExceeded, ModelpressError, NoSpace, StorageDamaged, StorageFull, Unavailable, WrongBytes
 from app.figures import figures
 from app.logs import about
 from app.memory import proof_wanted
 from app.models import QUEUED, RUNNING, Artifact, Companion, Job
+from app.quarantine import condemn
 from app.queue import flush_outbox
 from app.queues import GPU
 from app.recipe import Recipe, recipe_of
@@ -211,7 +212,11 @@ class Attempt:
             for f in artifact.files:
                 path = folder / f.path
                 path.parent.mkdir(parents=True, exist_ok=True)
-                self.storage.get_file(f.sha256, path, advance)
+                try:
+                    self.storage.get_file(f.sha256, path, advance)
+                except WrongBytes:
+                    condemn(f.sha256, "some of its bytes are others")
+                    raise
         return source
 
     def _artifacts(self, s: Session) -> tuple[Artifact | None, dict[str, Artifact | None]]:

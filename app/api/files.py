@@ -13,6 +13,7 @@ from app.errors import NotFound
 from app.links import Reader
 from app.models import Artifact
 from app.owned import owned
+from app.quarantine import check
 from app.serve import disposition, send, send_blob
 
 router = APIRouter(prefix="/v1/artifacts/{ident}", tags=["artifacts"])
@@ -29,8 +30,13 @@ def _get_and_head(path: str):
 
 
 def _artifact(ident: str, owner: str) -> Artifact:
+    """Raises:
+    NotFound, Quarantined.
+    """
     with reading() as s:
-        return owned(s, Artifact, ident, owner)
+        found = owned(s, Artifact, ident, owner)
+    check(found)
+    return found
 
 
 def _sidecar(artifact: Artifact, name: str):

@@ -9,8 +9,9 @@ from fastapi import Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import HTMLResponse, Response
 
-from app.serve import send_blob, verified
+from app.serve import send_blob
 from app.storage import Storage
+from app.verified import verified
 
 MAX_PAGE = 8 << 20  # bytes of JSON that are made a page of; what is larger is sent as it is
 ROWS = 2000

@@ -19,7 +19,8 @@ class FileView(BaseModel):
 
 
 class ArtifactView(BaseModel):
-    """`digest`: SHA-256 of the sorted lines `path size sha256`. Times are RFC 3339; `expires_at`: when it is deleted, None: never."""
+    """`digest`: SHA-256 of the sorted lines `path size sha256`. Times are RFC 3339; `expires_at`: when it is deleted, None: never.
+    `quarantined`: why no byte of it is handed out, None: all of it is."""
 
     id: str
     digest: str
@@ -30,6 +31,7 @@ class ArtifactView(BaseModel):
     created_at: str
     expires_at: str | None
     signed: bool
+    quarantined: str | None
     files: list[FileView]
 
 
@@ -102,7 +104,7 @@ class Jobs(BaseModel):
 
 def artifact_view(a: Artifact) -> ArtifactView:
     files = [FileView(path=f.path, size=f.size, sha256=f.sha256) for f in a.files]
-    told = {name: getattr(a, name) for name in ("id", "digest", "size", "kind", "format", "name")}
+    told = {name: getattr(a, name) for name in ("id", "digest", "size", "kind", "format", "name", "quarantined")}
     times = {name: rfc3339(getattr(a, name)) for name in ("created_at", "expires_at")}
     return ArtifactView(**told, **times, signed=bool(a.signatures), files=files)
 

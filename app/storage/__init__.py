@@ -23,12 +23,12 @@ import re
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import obstore
 
 from app.config import settings
-from app.errors import StorageDamaged
+from app.errors import StorageDamaged, WrongBytes
 from app.storage.ahead import in_order, in_order_async
 from app.storage.bucket import Bucket
 from app.storage.folder import Folder
@@ -36,6 +36,12 @@ from app.storage.folder import Folder
 BATCH = 4 << 20  # bytes; how much is read and hashed at a time
 PARTS = 2  # parts under way beside the one being filled
 _BLOB = re.compile(r"[0-9a-f]{64}")
+
+
+class Hash(Protocol):
+    def update(self, data: bytes) -> None: ...
+
+    def hexdigest(self) -> str: ...
 
 
 class Stat(NamedTuple):
@@ -94,9 +100,10 @@ class Storage:
 
         return self.put(key, batches(), path.stat().st_size)
 
-    async def put_stream(self, key: str, data: AsyncIterator[bytes], size: int | None = None) -> tuple[int, str]:
-        """`put` of what arrives by and by. Hashing and writing overlap, neither on the event loop; whatever `data` raises leaves nothing behind."""
-        digest, written = hashlib.sha256(), 0
+    async def put_stream(self, key: str, data: AsyncIterator[bytes], size: int | None = None, digest: Hash | None = None) -> tuple[int, str]:
+        """`put` of what arrives by and by. Hashing and writing overlap, neither on the event loop; whatever `data` raises leaves nothing behind.
+        `digest`: what is fed in the place of `hashlib.sha256()`."""
+        digest, written = digest or hashlib.sha256(), 0
         with self.place.errors():
             async with obstore.open_writer_async(self.store, key, buffer_size=self.place.part(size or 0), max_concurrency=PARTS) as writer:
                 async for batch in _batches(data):
@@ -141,7 +148,7 @@ class Storage:
                     size += f.write(batch)
                     advance(len(batch))
             if digest.hexdigest() != sha256:
-                raise StorageDamaged(f"blob {sha256} has other bytes than it was stored with")
+                raise WrongBytes(f"blob {sha256} has other bytes than it was stored with")
         except FileNotFoundError:
             path.unlink(missing_ok=True)
             raise StorageDamaged(f"blob {sha256} is missing from storage") from None

@@ -15,6 +15,11 @@ def gptq(bits: int, group: int | None, *more: dict) -> list[dict]:
     return uniform(bits, group, *more, algorithm="gptq")
 
 
+def joint(bits: int, group: int | None, *more: dict, **mask) -> list[dict]:
+    """SparseGPT and GPTQ in one pass."""
+    return [{"method": "prune", "saliency": "sparsegpt"} | mask, *gptq(bits, group, *more)]
+
+
 def codebook(*more: dict, **width) -> list[dict]:
     return [{"method": "quantize", "mapping": "gradient"} | width, *more]
 
@@ -29,5 +34,9 @@ FIXED = {
     **{f"gptq {b} bits, group 128, coded": gptq(b, 128, LOSSLESS) for b in (2, 3, 4)},
     **{f"gptq {b} bits, row, coded": gptq(b, None, LOSSLESS) for b in (3, 4, 5, 6)},
     "prune 50 % fisher, 4 bits, group 128": [_FISHER, *uniform(4, 128)],
+    **{f"sparsegpt 50 %, gptq {b} bits, group 128, coded": joint(b, 128, LOSSLESS, sparsity=0.5) for b in (2, 3, 4)},
+    **{f"sparsegpt 70 %, gptq {b} bits, group 128, coded": joint(b, 128, LOSSLESS, sparsity=0.7) for b in (3, 4)},
+    "sparsegpt 2:4, gptq 4 bits, group 128, coded": joint(4, 128, LOSSLESS, mask_structure="2:4"),
+    **{f"autoround {b} bits, group 128, coded": uniform(b, 128, LOSSLESS, algorithm="autoround") for b in (2, 3)},
 }
 """Name -> steps."""

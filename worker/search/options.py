@@ -16,6 +16,7 @@ WIDE = {3: (_ROW,), 4: (_ROW, {"strategy": "tensor"}), 5: (_ROW, {"strategy": "t
 """The same of grids that reach as far as the largest weight: most codes lie in their middle, which entropy coding gains by."""
 _OFFSETS = {"scale_bits": 6, "symmetric": False}
 TWO_LEVEL = {b: ({"group_size": 32} | _OFFSETS, {"group_size": 64} | _OFFSETS) for b in (2, 3, 4)}
+MASKS = ({"sparsity": 0.5}, {"mask_structure": "2:4"})
 NORMAL = {b: ({"group_size": 64}, {"group_size": 32, "scale_bits": 6}) for b in (3, 4)}
 
 
@@ -40,9 +41,20 @@ class Option:
         return any(getattr(s, "reconstructs", False) for s in self.steps)
 
     @property
+    def has_twin(self) -> bool:
+        """Whether it can be rounded by gptq too: whatever ends in scale factors."""
+        return bool(self.steps) and self.steps[-1].mapping == "uniform"
+
+    @property
+    def mask(self) -> Prune | None:
+        """The step that prunes."""
+        return self.steps[0] if self.steps and isinstance(self.steps[0], Prune) else None
+
+    @property
     def twin(self) -> Option:
-        """Of scale factors alone: the same, rounded by gptq."""
-        return _option(self.steps[0].model_dump(exclude_defaults=True) | {"algorithm": "gptq"})
+        """The same, rounded by gptq, and pruned by SparseGPT in one pass with it."""
+        changes = {"prune": {"saliency": "sparsegpt"}, "quantize": {"algorithm": "gptq"}}
+        return _option(*(step.model_dump(exclude_defaults=True) | changes[step.method] for step in self.steps))
 
 
 PRICED = Quantize(method="quantize", mapping="gradient", avg_bits=8.0, strategy="tensor")
@@ -77,8 +89,8 @@ def _listed(packed: bool, gradients: bool) -> Iterator[Option]:
     if gradients:
         for bits in (2, 3, 4, 5):
             yield _option({"method": "quantize", "mapping": "gradient", "num_bits": bits})
-        for pruned in ({"sparsity": 0.5}, {"mask_structure": "2:4"}):
-            for bits in (3, 4, 6):
+        for pruned in MASKS:
+            for bits in (2, 3, 4, 6):
                 prune = {"method": "prune", "saliency": "fisher"} | pruned
                 yield _option(prune, {"method": "quantize", "num_bits": bits, "scale_search": "mse", "group_size": 128})
 

@@ -30,6 +30,7 @@ from worker.search.options import PRICED, Option
 
 _SAMPLE = 1 << 13  # weights
 _WIDTHS = (2, 3, 4)  # that are rounded by gptq; more bits gain what four do
+_MASKED = 3  # bits under a mask, of which most of what is lost is by what is pruned
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ class Look:
         self.energy = float(self.part.double().square().sum()) * self.scale
         self.f, self.sampled, self.seen = None, None, None
         self._more: list[float] = []  # of what follows gradients weight by weight: log of what the loss of whole rows is of that by single weights
-        self._gained: dict[int, list[float]] = {}
+        self._gained: dict[int | str, list[float]] = {}  # by bits, or by mask
         statistics = _Rows(plan, chosen) if felt and plan.statistics is not None else None
         self.own = replace(plan, spec=_shape(plan, self.part), transposed=False, experts=None, statistics=statistics)
         self.wide = torch.cat([self.part, matrix[int(matrix.abs().amax(1).argmax())][None]])  # with the largest weight, which a scale for all goes by
@@ -93,14 +94,16 @@ class Look:
         return self._told(encoded, output, not option.uniform)
 
     def compensated(self, option: Option, told: Told, output: str) -> Told:
-        """Of the same rounded by gptq, by what that gains at its number of bits. Args: told: of the option itself, scale factors alone."""
-        bits = min(max(option.steps[0].num_bits, _WIDTHS[0]), _WIDTHS[-1])
-        if bits not in self._gained:
-            step = Quantize(method="quantize", num_bits=bits, scale_search="mse", algorithm="gptq")
-            plain = self.told(Option((step.model_copy(update={"algorithm": "rtn"}),)), output)
-            found = self._told(replace(solve(replace(self.own, steps=[step]), self.part, self.seen), lossless=output == "packed"), output)
-            self._gained[bits] = [b / a if a > 0 else 1.0 for a, b in ((plain.bytes, found.bytes), (plain.loss, found.loss), (plain.error, found.error))]
-        size, loss, error = self._gained[bits]
+        """Of its twin, by what that gains at its number of bits or, where there is a mask, under that one. Args: told: of the option itself."""
+        bits = min(max(option.steps[-1].num_bits, _WIDTHS[0]), _WIDTHS[-1])
+        kind = repr(option.mask) if option.mask else bits
+        if kind not in self._gained:
+            quantize = Quantize(method="quantize", num_bits=_MASKED if option.mask else bits, scale_search="mse")
+            alike = Option((option.mask, quantize) if option.mask else (quantize,))
+            plain, solved = self.told(alike, output), solve(replace(self.own, steps=list(alike.twin.steps)), self.part, self.seen)
+            found = self._told(replace(solved, lossless=output == "packed"), output)
+            self._gained[kind] = [b / a if a > 0 else 1.0 for a, b in ((plain.bytes, found.bytes), (plain.loss, found.loss), (plain.error, found.error))]
+        size, loss, error = self._gained[kind]
         return Told(told.bytes * size, told.loss * loss, told.error * error)
 
     def _told(self, encoded: Encoded, output: str, fisher: bool = False) -> Told:

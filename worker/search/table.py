@@ -102,7 +102,7 @@ class Table:
         each = [[look.told(o, self.output) for look in looks] for o in fit]
         told = list(map(_together, each))
         if all(look.seen is not None for look in looks):
-            for option, own in [(o, t) for o, t in zip(fit, each, strict=True) if o.uniform]:
+            for option, own in [(o, t) for o, t in zip(fit, each, strict=True) if o.has_twin]:
                 fit.append(option.twin)
                 told.append(_together([look.compensated(option, t, self.output) for look, t in zip(looks, own, strict=True)]))
         if priced and group.felt:

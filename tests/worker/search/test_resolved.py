@@ -31,6 +31,7 @@ def test_a_pattern_matches_its_name_alone(name, other):
 @pytest.mark.parametrize("output", ["packed", "compressed-tensors"])
 def test_every_option_is_an_ordinary_recipe(output):
     found = options(output, True)
+    found += [o.twin for o in found if o.has_twin]
     chosen = [(Named(f"g{i}", [f"layers.{i}.q.weight", f"layers.{i}.k.weight"]), option, 0) for i, option in enumerate(found)]
     recipe = parse_recipe(resolved(chosen, output))
     for group, option, _ in chosen:

@@ -35,6 +35,9 @@ FORMATS = (
     Format("numpy", True, False, (), "Calibration data or labels: arrays by input name (.npz), or one array (.npy)."),
     Format("image", True, False, ("any viewer",), "An image, or a folder of them: JPEG, PNG, WebP, AVIF, JPEG XL, GIF, BMP, TIFF (one frame each)."),
     Format("images", True, True, ("any viewer", "modelpress restore"), "Coded images under their own names and folders (.jpg .png .webp .avif .jxl), and an index."),
+    Format("parquet", True, False, (), "A data set: a table (.parquet)."),
+    Format("arrow", True, False, (), "A data set: a table as Arrow IPC file or Feather 2 (.arrow .feather)."),
+    Format("csv", True, False, (), "A data set: a table as text (.csv .tsv)."),
     Format("dataset", True, True, ("modelpress restore",), "A data set's coded files under their own names and folders, and an index."),
     Format("file", True, False, (), "A file that goes beside weights when a folder is composed: config.json, a tokenizer, a licence."),
     Format("original", False, True, (), "What was uploaded, as restore gives it back."),
@@ -42,6 +45,8 @@ FORMATS = (
 
 DATA = {".txt": "text", ".jsonl": "text", ".json": "text", ".npz": "numpy", ".npy": "numpy"}
 """Formats of data sets by suffix."""
+DATASETS = {".npz": "numpy", ".npy": "numpy", ".parquet": "parquet", ".arrow": "arrow", ".feather": "arrow", ".csv": "csv", ".tsv": "csv"}
+"""Formats of what jobs on data sets take, by suffix; .zip of them too."""
 DATA_KINDS = ("calibration", "dataset")
 _IMAGES = {
     ".png": (b"\x89PNG\r\n\x1a\n",), ".jpg": (b"\xff\xd8\xff",), ".jpeg": (b"\xff\xd8\xff",), ".gif": (b"GIF87a", b"GIF89a"), ".bmp": (b"BM",),
@@ -123,11 +128,13 @@ def suffix(name: str) -> str:
 
 
 def detect(name: str) -> str:
-    """The kind of an upload whose kind is not told, by its suffix: an image is `images`, all else `model`. Whether the content agrees `sniff` says.
+    """The kind of an upload whose kind is not told, by its suffix: an image is `images`, arrays and tables are a `dataset`, all else is `model`. Whether the content
+    agrees `sniff` says.
 
-    An archive may hold anything, so images in one are told by `kind=images`.
+    An archive may hold anything, so images or data in one are told by `kind=images` or `kind=dataset`; so is a .csv, which may lie beside weights.
     """
-    return "images" if suffix(name) in IMAGES else "model"
+    end = suffix(name)
+    return "images" if end in IMAGES else "dataset" if end in DATASETS and end not in _BESIDE else "model"
 
 
 def sniff(name: str, head: bytes, size: int, limits: Limits = Limits(), kind: str = "model") -> str:
@@ -147,6 +154,8 @@ def sniff(name: str, head: bytes, size: int, limits: Limits = Limits(), kind: st
             "lfs-pointer", f"{shown(name)} is a git-lfs pointer of {size} bytes, not the file itself; run `git lfs pull` and upload again"
         )
     end = suffix(name)
+    if kind == "dataset" and (end in DATASETS or end == ".zip" or name == INDEX):
+        return _dataset(name, end, head, size)
     if kind in DATA_KINDS:
         return _data(name, end, head, size)
     if kind == "images":
@@ -203,6 +212,22 @@ def _data(name: str, end: str, head: bytes, size: int) -> str:
     if not fits:
         raise InputRefused("kind-mismatch", f"{shown(name)} is named like {end[1:]}, and its content is something else")
     return found
+
+
+def _dataset(name: str, end: str, head: bytes, size: int) -> str:
+    """The format of what a job on data sets takes; the content must not contradict the name."""
+    if name == INDEX:
+        return "dataset"
+    if end == ".zip":
+        return _archive("zip", name, head, size)
+    if size == 0:
+        raise InputRefused("invalid-numpy" if end in (".npy", ".npz") else "invalid-table", f"{shown(name)} is empty")
+    begins = {".npz": is_zip(head), ".npy": head.startswith(b"\x93NUMPY"), ".parquet": head.startswith((b"PAR1", b"PARE")), ".arrow": head.startswith(b"ARROW1"), ".feather": head.startswith((b"ARROW1", b"FEA1"))}
+    if is_pickle(head):
+        raise InputRefused("unsafe-pickle", f"{shown(name)} is a pickle, which is never read here")
+    if not begins.get(end, b"\0" not in head):
+        raise InputRefused("kind-mismatch", f"{shown(name)} is named like {end[1:]}, and its content is something else")
+    return DATASETS[end]
 
 
 def _program(name: str, head: bytes, size: int) -> str:

@@ -110,26 +110,23 @@ class ArrayFile:
 
     def rows(self, each: int) -> Iterator[np.ndarray]:
         """The stored rows, `each` at a time (the last may be fewer): [n, ...]."""
-        stored, dtype = self.layout.stored, self.layout.dtype
+        for at in range(0, self.layout.stored[0], each):
+            yield self.read(at, min(each, self.layout.stored[0] - at))
+
+    def read(self, first: int, count: int) -> np.ndarray:
+        """Stored rows, [count, ...], read-only."""
         with self.path.open("rb") as f:
-            f.seek(self.start)
-            for at in range(0, stored[0], each):
-                count = min(each, stored[0] - at)
-                data = f.read(count * self.layout.row_bytes)
-                yield np.frombuffer(data, dtype, count * math.prod(stored[1:])).reshape(count, *stored[1:])
+            f.seek(self.start + first * self.layout.row_bytes)
+            data = f.read(count * self.layout.row_bytes)
+        wide = self.layout.stored[1:]
+        return np.frombuffer(data, self.layout.dtype, count * math.prod(wide)).reshape(count, *wide)
 
     def some(self, most: int) -> np.ndarray:
         """Stored rows from the beginning, the middle and the end, `most` bytes at most together (one row at least): [n, ...]."""
         stored, width = self.layout.stored, max(1, self.layout.row_bytes)
-        count = max(1, min(stored[0], most // width))
+        count = min(stored[0], max(1, most // width))
         parts = [(0, count)] if count == stored[0] else [(s, max(1, count // 3)) for s in (0, (stored[0] - count // 3) // 2, stored[0] - max(1, count // 3))]
-        with self.path.open("rb") as f:
-            read = []
-            for first, n in parts:
-                f.seek(self.start + first * self.layout.row_bytes)
-                read.append(f.read(n * self.layout.row_bytes))
-        data = b"".join(read)
-        return np.frombuffer(data, self.layout.dtype).reshape(-1, *stored[1:])
+        return np.concatenate([self.read(first, n) for first, n in parts])
 
     def whole(self) -> np.ndarray:
         """In its own shape, read-only."""

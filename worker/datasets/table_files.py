@@ -38,10 +38,11 @@ _MOST_FRAME = 16 * BATCH
 
 @dataclass(frozen=True)
 class Written:
-    """Args: stored: for the index. ways: of each column. bytes: of each column in the files, about. moved: by column, of those that were."""
+    """Args: stored: for the index. ways: of each column. widths, bytes: of each column in memory, and in the files (about, where several share a frame). moved: by column, of those that were."""
 
     stored: dict
     ways: list[Way]
+    widths: list[int]
     bytes: list[int]
     moved: dict[int, Moved]
 
@@ -59,9 +60,9 @@ def write(table: Table, stem: Path, level: int, numbers: bool, allowed: Mapping[
     ways = [Way("bounded") if i in grids else choose(columns[i], table.schema.field(i), level, numbers) for i in range(len(columns))]
     _part_clashes(ways)
     while True:
-        stored, sizes, moved, wrong = _attempt(table, stem, level, ways, grids, allowed, progress)
+        stored, widths, sizes, moved, wrong = _attempt(table, stem, level, ways, grids, allowed, progress)
         if wrong is None:
-            return Written(stored, ways, sizes, moved)
+            return Written(stored, ways, widths, sizes, moved)
         if ways[wrong].kind == "arrow":
             raise AccountingMismatch(f"column {table.schema.field(wrong).name!r} of type {table.schema.field(wrong).type} does not come back as it was")
         grids.pop(wrong, None)
@@ -84,13 +85,13 @@ def _part_clashes(ways: list[Way]) -> None:
                 seen.update(way.encodings)
 
 
-def _attempt(table, stem: Path, level: int, ways: list[Way], grids: dict[int, Grid], allowed: Mapping[int, Bound], progress) -> tuple[dict, list[int], dict, int | None]:
+def _attempt(table, stem: Path, level: int, ways: list[Way], grids: dict[int, Grid], allowed: Mapping[int, Bound], progress) -> tuple[dict, list[int], list[int], dict, int | None]:
     of = {kind: [i for i, way in enumerate(ways) if way.kind == kind] for kind in WAYS}
     paths = {kind: stem.with_name(f"{stem.name}.{kind}") for kind in WAYS if of[kind]}
     for path in paths.values():
         path.parent.mkdir(parents=True, exist_ok=True)
         path.unlink(missing_ok=True)
-    sizes, groups = [0] * len(ways), []
+    widths, sizes, groups = [0] * len(ways), [0] * len(ways), []
     parts = {kind: pa.schema([table.schema.field(i) for i in of[kind]], metadata=table.schema.metadata) for kind in WAYS}
     coder = CodeBlocks(len(of["bounded"]))
     with contextlib.ExitStack() as stack:
@@ -99,6 +100,7 @@ def _attempt(table, stem: Path, level: int, ways: list[Way], grids: dict[int, Gr
         frames = {kind: stack.enter_context(contextlib.closing(FrameWriter(paths[kind]))) for kind in ("numbers", "bounded") if of[kind]}
         for batch in regrouped(table.batches(), table.schema):
             groups.append(len(batch))
+            widths = [n + c.nbytes for n, c in zip(widths, batch.columns, strict=True)]
             if parquet:
                 parquet.write_table(pa.Table.from_arrays([batch.column(i) for i in of["parquet"]], schema=parts["parquet"]), row_group_size=len(batch))
             if stream:
@@ -118,7 +120,7 @@ def _attempt(table, stem: Path, level: int, ways: list[Way], grids: dict[int, Gr
     for i in of["arrow"]:
         sizes[i] = paths["arrow"].stat().st_size // len(of["arrow"])
     moved, wrong = _compare(table, stored, stem, of["bounded"], allowed, progress)
-    return stored, sizes, moved, wrong
+    return stored, widths, sizes, moved, wrong
 
 
 def _sizes_of_parquet(path: Path | None, columns: list[int], sizes: list[int]) -> None:

@@ -41,7 +41,7 @@ def open_parquet(path: Path, name: str, limits: Limits = Limits()) -> Table:
             groups = [(metadata.row_group(i).num_rows, metadata.row_group(i).total_byte_size) for i in range(metadata.num_row_groups)]
     except (pa.ArrowException, OSError, UnicodeDecodeError, ValueError) as e:
         raise invalid_table(f"{shown(name)} is no parquet file that can be read: {shown(str(e))}") from None
-    _check_width(schema, name)
+    check_width(schema, name)
     if sum(n for n, _ in groups) != rows or any(n < 0 for n, _ in groups):
         raise invalid_table(f"{shown(name)} announces {rows} rows and has others in its row groups")
     if rows * max(leaves, 1) > max(_FEW, _VALUES_PER_BYTE * size):
@@ -50,7 +50,7 @@ def open_parquet(path: Path, name: str, limits: Limits = Limits()) -> Table:
 
     def batches() -> Iterator[pa.RecordBatch]:
         got = 0
-        with _reading(name), pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20) as f:
+        with reading(name), pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20) as f:
             for batch in f.iter_batches(batch_size=_count(width), use_threads=False):
                 got += len(batch)
                 yield pa.RecordBatch.from_arrays(batch.columns, schema=schema)
@@ -69,17 +69,17 @@ def open_arrow(path: Path, name: str) -> Table:
     with path.open("rb") as f:
         if f.read(4) == b"FEA1":
             raise invalid_table(f"{shown(name)} is Feather of version 1, which is not read; write version 2")
-    with _reading(name), pa.OSFile(str(path)) as source:
+    with reading(name), pa.OSFile(str(path)) as source:
         reader = pa.ipc.open_file(source)
         schema, count = reader.schema, reader.num_record_batches
-        _check_width(schema, name)
+        check_width(schema, name)
         rows = 0
         for i in range(count):
             (batch := reader.get_batch(i)).validate(full=True)
             rows += len(batch)
 
     def batches() -> Iterator[pa.RecordBatch]:
-        with _reading(name), pa.OSFile(str(path)) as source:
+        with reading(name), pa.OSFile(str(path)) as source:
             reader = pa.ipc.open_file(source)
             for i in range(count):
                 batch = reader.get_batch(i)
@@ -94,12 +94,12 @@ def _count(width: int) -> int:
     return max(1, min(1 << 20, BATCH // width))
 
 
-def _check_width(schema: pa.Schema, name: str) -> None:
+def check_width(schema: pa.Schema, name: str) -> None:
     if not 0 < len(schema) <= _COLUMNS:
         raise InputRefused("limit-entries", f"{shown(name)} has {len(schema)} columns; 1 to {_COLUMNS} are taken")
 
 
-class _reading:
+class reading:
     """What arrow says of a bad file becomes a refusal; that memory has run out stays so."""
 
     def __init__(self, name: str):
@@ -154,3 +154,11 @@ def selected(table: Table, kept: np.ndarray | None, columns: list[int]) -> Table
             yield pa.RecordBatch.from_arrays(part.columns, schema=schema)
 
     return Table(schema, table.rows if kept is None else len(kept), batches)
+
+
+def widths(table: Table) -> list[int]:
+    """Bytes in memory of each column."""
+    found = [0] * len(table.schema)
+    for batch in table.batches():
+        found = [n + c.nbytes for n, c in zip(found, batch.columns, strict=True)]
+    return found

@@ -69,7 +69,10 @@ def choose(column: pa.Array, field: pa.Field, level: int, numbers: bool) -> Way:
         tried["pcodec"] = len(column_numbers.encode(column, level))
         if tried["pcodec"] < _GAIN * size_of(tried, encodings):
             return Way("numbers", tried=tried)
-    return Way("parquet" if _comes_back(table, encodings, level) else "arrow", encodings, tried)
+    for these in (encodings, dict.fromkeys(paths, DICTIONARY)):
+        if _comes_back(table, these, level):
+            return Way("parquet", these, tried)
+    return Way("numbers" if "pcodec" in tried else "arrow", tried=tried)
 
 
 def size_of(tried: dict[str, int], encodings: dict[str, str]) -> int:
@@ -92,7 +95,10 @@ def _written(table: pa.Table, encodings: dict[str, str], level: int) -> tuple[li
 
 
 def _comes_back(table: pa.Table, encodings: dict[str, str], level: int) -> bool:
-    back = pq.read_table(pa.BufferReader(_sink(table, encodings, level)), use_threads=False)
+    try:
+        back = pq.ParquetFile(pa.BufferReader(_sink(table, encodings, level))).read(use_threads=False)
+    except (pa.ArrowException, OSError):  # what cannot be read back was never a way
+        return False
     return same(whole(back.column(0)), whole(table.column(0)))
 
 

@@ -73,6 +73,7 @@ class Settings(BaseSettings):
     gpu: Literal["auto", "off"] = "auto"  # whether `modelpress up` uses the GPUs that it finds
     child_memory: int = 16 << 30  # RLIMIT_AS of the child above what importing torch maps
     scratch_bytes: int = 1 << 40  # RLIMIT_FSIZE of the child
+    jail: Literal["required", "best-effort"] = "required"  # whether a worker works where its jail does not hold
     threads: int | None = None  # torch threads of a child; default: all cores, which `modelpress up` shares out among its workers
 
     @model_validator(mode="after")

@@ -28,13 +28,14 @@ SECONDS = 120.0  # importing torch from a cold disk takes a while
 PACKAGES = ("fastapi", "celery", "sqlalchemy", "obstore", "cryptography", "safetensors", "zstandard")
 SKEW = 2.0  # seconds between this machine's clock and the database's
 _asking = threading.Lock()
+_USERS = {"another": "another user for each child", "own": "this user", "root": "as root"}
 _LATER = "not there yet; `modelpress up` makes it"
 
 
 def examine() -> list[Finding]:
     """Every check, in the order of the table."""
     checks: dict[str, Check] = {
-        **{"python": python, "packages": packages, "kernel": kernel, "jail": jail, "torch": torch, "gpu": gpu, "home": home, "disk": disk},
+        **{"python": python, "packages": packages, "kernel": kernel, "jail": jail, "torch": torch, "kernels": kernels, "gpu": gpu, "home": home, "disk": disk},
         **{"database": database, "clock": clock, "broker": broker, "storage": storage, "port": port},
     }
     return Watch(checks, SECONDS, frank=True).look()
@@ -75,11 +76,22 @@ def jail() -> str:
     if folder:
         raise Trouble(f"{settings().home} lies in {folder}, which every child may read: choose another home")
     if not found["holds"]:
-        raise Trouble(f"it does not hold: {found}; Landlock (Linux 6.2 or later, not switched off) and seccomp are needed, on x86_64 or aarch64")
-    said = f"Landlock ABI {found['landlock']}, seccomp"
+        needed = "Landlock (Linux 6.2 or later, not switched off) and seccomp are needed, on x86_64 or aarch64"
+        raise Trouble(f"it does not hold: {found}; {needed}", FAIL if settings().jail == "required" else WARN)
+    said = f"{settings().jail}: Landlock ABI {found['landlock']}, seccomp, {_USERS[found['user']]}"
     if not found["namespaces"]:
-        raise Trouble(f"{said}; no user namespaces: it holds without them, a second wall is missing", WARN)
-    return f"{said}, user namespaces"
+        raise Trouble(f"{said}; no namespaces: it holds without them, a second wall is missing", WARN)
+    if found["user"] == "root":
+        raise Trouble(f"{said}: it holds, but start the worker as an ordinary user, or with the capabilities of setuid and dac_read_search", WARN)
+    return f"{said}, namespaces"
+
+
+def kernels() -> str:
+    if (found := _machine()["torch"]) is None:
+        raise Trouble("without torch there are none", WARN)
+    if found["kernels"] is None:
+        raise Trouble("references run, some ten times as slow: install again where a C++ compiler is (g++ 11 or clang 14 and later)", WARN)
+    return f"compiled, {found['kernels']}"
 
 
 def torch() -> str:

@@ -68,8 +68,11 @@ def jail() -> str:
     with reading() as s:
         live = workers.live(s)
     holding = [w for w in live if w.jail.get("holds")]
+    loose = [w for w in live if w.queues and not w.jail.get("holds")]  # MODELPRESS_JAIL=best-effort
     if not live:
         raise Trouble("no worker is there: start one")
+    if loose:
+        raise Trouble(f"{len(loose)} workers of {len(live)} take jobs in a jail that does not hold (MODELPRESS_JAIL=best-effort)", WARN)
     if not holding:
         raise Trouble("no worker's jail holds on its machine: run `modelpress doctor` there")
     if len(holding) < len(live):

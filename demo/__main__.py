@@ -135,6 +135,7 @@ def main() -> int:
     url = parser.parse_args().url
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     console = Console(highlight=False)
+    os.environ.setdefault("MODELPRESS_JAIL", "best-effort")  # it compresses its own model alone, on whatever machine
     try:
         with tempfile.TemporaryDirectory(prefix="modelpress-demo-") as work:
             console.print(run(Path(work), console, url))

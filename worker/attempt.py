@@ -252,7 +252,9 @@ class Attempt:
         gpu = self.job.queue in GPU and entry != "worker.proof:prove"  # the proof is read, not computed
         beside = {role: str(path) for role, path in self.beside.items()}
         spec.write_text(json.dumps(self.spec | {"device": "cuda" if gpu else "cpu", "beside": beside}))
-        limits = Limits(settings().child_memory, settings().scratch_bytes, settings().threads or os.cpu_count() or 1, gpu)
+        threads, left = settings().threads or os.cpu_count() or 1, max(1, int(self.deadline - time.monotonic()) + 1)
+        required = settings().jail == "required"
+        limits = Limits(settings().child_memory, settings().scratch_bytes, threads, gpu, cpu=left * (threads + 1), required=required)
 
         def progress(p: dict) -> None:
             self.stages.told(p["stage"])

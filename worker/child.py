@@ -173,6 +173,8 @@ def _judge(told: Told, status: int | None, memory_ran_out: bool) -> Ended:
             return Ended("done") if told.final["event"] == "done" else Ended("failed", _problem(told.final))
         except (ValueError, TypeError) as e:
             return Ended("crashed", why=f"it ended with {e}")
+    if code == -signal.SIGXCPU:
+        return Ended("deadline")
     if code == -signal.SIGKILL and memory_ran_out:
         return Ended("failed", OutOfMemory("the job took more memory than the machine has").problem())
     if told.traceback:

@@ -1,30 +1,40 @@
-"""The jail of the process that parses strangers' files: namespaces, Landlock, a seccomp allow-list, resource limits.
+"""The jail of the process that parses strangers' files: another user, namespaces, Landlock, a seccomp allow-list, resource limits.
 
 `apply` is called in the child, after its imports and before it opens a file of the job. From then on it can read its input and the Python
 installation, write below its output folder, use memory and threads, and nothing else: no network, no other process, no program.
 
-Sources: landlock(7), seccomp(2), user_namespaces(7). Standard library only.
+| wall | as root | as an ordinary user |
+|---|---|---|
+| user | one of its own, nobody else's; of root's capabilities only the one to read what Landlock lets it | stays |
+| namespaces | network, IPC, host name | the same, in a user namespace, where the system has these for everybody |
+| Landlock, seccomp, limits | the same | the same |
+
+There is no PID and no mount namespace: the child can neither start nor signal a process, nor look at one; which files there are for it Landlock says.
+
+Sources: landlock(7), seccomp(2), user_namespaces(7), capabilities(7). Standard library only.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
-import errno
 import os
-import platform
 import resource
 import struct
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from worker.syscalls import ALLOWED, ARCHITECTURES
+from worker import seccomp
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
-_PR_SET_DUMPABLE, _PR_SET_SECCOMP, _PR_SET_NO_NEW_PRIVS, _PR_SET_NAME, _PR_SET_VMA = 4, 22, 38, 15, 0x53564D41
-_F_SIGNALS = (8, 10, 15)  # F_SETOWN, F_SETSIG, F_SETOWN_EX
-_CLONE_NEWIPC, _CLONE_NEWUSER, _CLONE_NEWNET, _CLONE_THREAD = 0x08000000, 0x10000000, 0x40000000, 0x00010000
+_PR_SET_PDEATHSIG, _PR_GET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_KEEPCAPS = 1, 2, 4, 8
+_PR_SET_NO_NEW_PRIVS = 38
+_CLONE_NEWUTS, _CLONE_NEWIPC, _CLONE_NEWUSER, _CLONE_NEWNET = 0x04000000, 0x08000000, 0x10000000, 0x40000000
+_APART = _CLONE_NEWNET | _CLONE_NEWIPC | _CLONE_NEWUTS
+_USERS, _NOBODY = 0x70000000, 65534
+_CAP_DAC_READ_SEARCH = 1 << 2
 
 _LANDLOCK = {"create": 444, "add": 445, "restrict": 446}  # the same numbers on every architecture
 _READ, _READDIR = 1 << 2, 1 << 3
@@ -44,10 +54,11 @@ class Jail:
     namespaces: bool
     landlock: int  # its ABI; 0 where the kernel has none
     seccomp: bool
+    user: str  # `another` than root, `own` of whoever is not root, or `root` where that could not be left
 
     @property
     def holds(self) -> bool:
-        """Landlock from ABI 3 on (truncation) and seccomp; namespaces are one more wall where the system lets us build it."""
+        """Landlock from ABI 3 on (truncation) and seccomp; namespaces and another user are further walls where the system lets us build them."""
         return self.landlock >= 3 and self.seccomp
 
     def report(self) -> dict:
@@ -55,31 +66,74 @@ class Jail:
 
 
 def apply(
-    read: Iterable[Path], write: Iterable[Path], memory: int | None, file_bytes: int | None, devices: Iterable[Path] = (), open_files: int = 256
+    read: Iterable[Path], write: Iterable[Path], memory: int | None, file_bytes: int | None, devices: Iterable[Path] = (), open_files: int = 256,
+    cpu: int | None = None, tasks: int = 512,
 ) -> Jail:  # fmt: skip
-    """Lock this process in, for good.
+    """Lock this process in, for good. Where it is root, the folders in `write` become those of the user that it turns into.
 
     Args:
         read, write: files and folders; what does not exist is skipped.
         memory: bytes that the address space may grow by.
         file_bytes: the largest file that may be written.
         devices: files that may be read, written and spoken to (ioctl).
+        cpu: seconds of all threads together; SIGXCPU ends the process.
+        tasks: threads, where the user is nobody else's or has a namespace (else they would count with others of his; the memory bounds them, too).
 
     Raises:
         JailError: a part that the kernel offers could not be put in place.
     """
     os.umask(0o077)
+    write, devices = list(write), list(devices)
+    namespaces, user = _apart(write)
     _libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
-    namespaces = _libc.unshare(_CLONE_NEWUSER | _CLONE_NEWNET | _CLONE_NEWIPC) == 0
-    _limit(memory, file_bytes, open_files)
+    _limit(memory, file_bytes, open_files, cpu, tasks if namespaces or user == "another" else None)
     _check(_libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "no_new_privs")
-    return Jail(namespaces, _landlock(list(read), list(write), list(devices)), _seccomp())
+    return Jail(namespaces, _landlock(list(read), write, devices), seccomp.install(bool(devices)), user)
 
 
-def _limit(memory: int | None, file_bytes: int | None, open_files: int) -> None:
-    for which, value in ((resource.RLIMIT_CORE, 0), (resource.RLIMIT_NOFILE, open_files), (resource.RLIMIT_FSIZE, file_bytes)):
+def _apart(write: list[Path]) -> tuple[bool, str]:
+    """Namespaces and another user, as far as they are to be had; no capability but the one to read. Returns whether there are namespaces, and `Jail.user`."""
+    if os.geteuid():
+        namespaces, user = _libc.unshare(_CLONE_NEWUSER | _APART) == 0, "own"
+    else:
+        namespaces = _libc.unshare(_APART) == 0
+        user = "another" if _capabilities() & _CAP_DAC_READ_SEARCH and _become_another(write) else "root"
+        namespaces = namespaces or (user == "root" and _libc.unshare(_CLONE_NEWUSER | _APART) == 0)
+    kept = _CAP_DAC_READ_SEARCH if user == "another" else 0
+    header, sets = struct.pack("<Ii", 0x20080522, 0), struct.pack("<6I", kept, kept, 0, 0, 0, 0)
+    _check(_libc.capset(header, sets), "capset")
+    return namespaces, user
+
+
+def _capabilities() -> int:
+    """The permitted ones of this process."""
+    return next(int(line.split()[1], 16) for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("CapPrm:"))
+
+
+def _become_another(write: list[Path]) -> bool:
+    """Turn from root into a user who is nobody else: not even another child's. Where so high a number is none (a container's), into `nobody`."""
+    parent, signal_at_its_end = os.getppid(), ctypes.c_int()
+    _libc.prctl(_PR_GET_PDEATHSIG, ctypes.byref(signal_at_its_end), 0, 0, 0)
+    _libc.prctl(_PR_SET_KEEPCAPS, 1, 0, 0, 0)
+    for user in (_USERS + os.getpid(), _NOBODY):
+        with contextlib.suppress(OSError):
+            for path in write:
+                os.chown(path, user, user)
+            os.setgroups([])
+            os.setresgid(user, user, user)
+            os.setresuid(user, user, user)
+            _libc.prctl(_PR_SET_PDEATHSIG, signal_at_its_end, 0, 0, 0)  # the kernel forgets it when the user changes
+            if os.getppid() != parent:
+                os._exit(1)
+            return True
+    return False
+
+
+def _limit(memory: int | None, file_bytes: int | None, open_files: int, cpu: int | None, tasks: int | None) -> None:
+    bounds = {resource.RLIMIT_CORE: 0, resource.RLIMIT_NOFILE: open_files, resource.RLIMIT_FSIZE: file_bytes, resource.RLIMIT_CPU: cpu, resource.RLIMIT_NPROC: tasks}
+    for which, value in bounds.items():
         if value is not None:
-            resource.setrlimit(which, (value, value))
+            resource.setrlimit(which, (value, value + (which == resource.RLIMIT_CPU)))  # at the harder one of CPU the kernel says no more than SIGKILL
     if memory is not None:  # torch maps gigabytes that it never touches: bound the growth, not the whole
         mapped = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (mapped + memory, mapped + memory))
@@ -116,50 +170,3 @@ def _landlock(read: list[Path], write: list[Path], devices: list[Path]) -> int:
     _check(_libc.syscall(_LANDLOCK["restrict"], rules, 0), "landlock_restrict_self")
     os.close(rules)
     return abi
-
-
-# Classic BPF over `struct seccomp_data {int nr; u32 arch; u64 ip; u64 args[6]}`.
-_LOAD, _EQUAL, _GREATER_EQUAL, _ANY_BIT, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
-_ALLOW, _KILL, _REFUSE = 0x7FFF0000, 0x80000000, 0x00050000
-_NR, _ARCH = 0, 4
-
-
-def _arg(i: int) -> int:
-    return 16 + 8 * i
-
-
-def _op(code: int, k: int, jt: int = 0, jf: int = 0) -> bytes:
-    return struct.pack("<HBBI", code, jt, jf, k & 0xFFFFFFFF)
-
-
-def _program(machine: str) -> list[bytes]:
-    """Allow what is listed, threads, prctl to name one, and signals to this process; everything else is refused with EPERM."""
-    audit, special = ARCHITECTURES[machine]
-    enosys, eperm = _op(_RETURN, _REFUSE | errno.ENOSYS), _op(_RETURN, _REFUSE | errno.EPERM)
-    allow = _op(_RETURN, _ALLOW)
-    code = [_op(_LOAD, _ARCH), _op(_EQUAL, audit, 1, 0), _op(_RETURN, _KILL), _op(_LOAD, _NR)]
-    if machine == "x86_64":
-        code += [_op(_GREATER_EQUAL, 0x40000000, 0, 1), _op(_RETURN, _KILL)]  # the x32 numbers are a second door to the same calls
-    for number in sorted(ALLOWED[machine]):
-        code += [_op(_EQUAL, number, 0, 1), allow]
-    for name in ("clone3", "openat2", "faccessat2"):  # libc falls back on older calls
-        code += [_op(_EQUAL, special[name], 0, 1), enosys]
-    code += [_op(_EQUAL, special["clone"], 0, 4), _op(_LOAD, _arg(0)), _op(_ANY_BIT, _CLONE_THREAD, 0, 1), allow, eperm]
-    code += [_op(_EQUAL, special["tgkill"], 0, 4), _op(_LOAD, _arg(0)), _op(_EQUAL, os.getpid(), 0, 1), allow, eperm]
-    code += [_op(_EQUAL, special["prctl"], 0, 5), _op(_LOAD, _arg(0)), _op(_EQUAL, _PR_SET_NAME, 1, 0), _op(_EQUAL, _PR_SET_VMA, 0, 1), allow, eperm]
-    code += [_op(_EQUAL, special["fcntl"], 0, 6), _op(_LOAD, _arg(1))]  # not to have the kernel signal another process
-    code += [_op(_EQUAL, command, 3 - i, 0) for i, command in enumerate(_F_SIGNALS)] + [allow, eperm]
-    null = [_op(_LOAD, _arg(2)), _op(_EQUAL, 0, 0, 3), _op(_LOAD, _arg(2) + 4), _op(_EQUAL, 0, 0, 1)]  # both halves: limits are read, never set
-    code += [_op(_EQUAL, special["prlimit64"], 0, 6), *null, allow, eperm]
-    return [*code, eperm]
-
-
-def _seccomp() -> bool:
-    machine = platform.machine()
-    if machine not in ARCHITECTURES:
-        return False
-    code = _program(machine)
-    buffer = ctypes.create_string_buffer(b"".join(code), 8 * len(code))
-    filter_ = struct.pack("<HxxxxxxQ", len(code), ctypes.addressof(buffer))
-    _check(_libc.prctl(_PR_SET_SECCOMP, 2, filter_, 0, 0), "seccomp")
-    return True

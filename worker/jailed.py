@@ -7,11 +7,14 @@ import os
 import signal
 import socket
 import tempfile
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
 from worker import jail
 from worker.zygote import installation
+
+_MANY = 2000  # threads
 
 
 def attempts(outside: Path) -> dict[str, Callable]:
@@ -22,10 +25,28 @@ def attempts(outside: Path) -> dict[str, Callable]:
         "list the processes": lambda: os.listdir("/proc"),
         "run a program": lambda: os.execv("/bin/true", ["true"]),
         "fork": os.fork,
-        "open a socket": lambda: socket.socket(socket.AF_INET),
+        "start threads without end": _threads,
+        **{f"open a socket of {family.name}": lambda family=family: socket.socket(family) for family in (socket.AF_INET, socket.AF_UNIX, socket.AF_NETLINK)},
+        "map memory that others see": lambda: os.memfd_create("x"),
+        "write to shared memory": lambda: open("/dev/shm/modelpress-jail", "w"),
+        "make a link": lambda: os.link(outside, outside.with_name("inside") / "link"),
+        "become root": lambda: os.setuid(0),
         "signal its parent": lambda: os.kill(os.getppid(), signal.SIGCONT),
         "change a mode": lambda: os.chmod(outside, 0o777),
     }
+
+
+def _threads() -> None:
+    """As many as it gets; each ends at once it is told to."""
+    ended, started = threading.Event(), []
+    try:
+        for _ in range(_MANY):
+            started.append(threading.Thread(target=ended.wait, daemon=True))
+            started[-1].start()
+    except RuntimeError as e:
+        raise OSError(str(e)) from None
+    finally:
+        ended.set()
 
 
 def exposed(home: Path) -> Path | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 _X86_64 = {
     "read": 0, "write": 1, "open": 2, "close": 3, "stat": 4, "fstat": 5, "lstat": 6, "poll": 7, "lseek": 8, "mmap": 9, "mprotect": 10, "munmap": 11, "brk": 12,
-    "rt_sigaction": 13, "rt_sigprocmask": 14, "rt_sigreturn": 15, "ioctl": 16, "pread64": 17, "pwrite64": 18, "readv": 19, "writev": 20, "access": 21, "pipe": 22,
+    "rt_sigaction": 13, "rt_sigprocmask": 14, "rt_sigreturn": 15, "pread64": 17, "pwrite64": 18, "readv": 19, "writev": 20, "access": 21, "pipe": 22,
     "select": 23, "sched_yield": 24, "mremap": 25, "msync": 26, "mincore": 27, "madvise": 28, "dup": 32, "dup2": 33, "nanosleep": 35, "getpid": 39, "sendfile": 40,
     "exit": 60, "uname": 63, "flock": 73, "fsync": 74, "fdatasync": 75, "truncate": 76, "ftruncate": 77, "getdents": 78, "getcwd": 79, "chdir": 80,
     "rename": 82, "mkdir": 83, "rmdir": 84, "creat": 85, "unlink": 87, "readlink": 89, "umask": 95, "gettimeofday": 96, "getrlimit": 97, "getrusage": 98,
@@ -18,7 +18,7 @@ _X86_64 = {
 }  # fmt: skip
 
 _AARCH64 = {
-    "getcwd": 17, "dup": 23, "dup3": 24, "ioctl": 29, "flock": 32, "mkdirat": 34, "unlinkat": 35, "renameat": 38, "statfs": 43, "fstatfs": 44,
+    "getcwd": 17, "dup": 23, "dup3": 24, "flock": 32, "mkdirat": 34, "unlinkat": 35, "renameat": 38, "statfs": 43, "fstatfs": 44,
     "truncate": 45, "ftruncate": 46, "fallocate": 47, "faccessat": 48, "chdir": 49, "openat": 56, "close": 57, "pipe2": 59, "getdents64": 61, "lseek": 62, "read": 63,
     "write": 64, "readv": 65, "writev": 66, "pread64": 67, "pwrite64": 68, "preadv": 69, "pwritev": 70, "sendfile": 71, "pselect6": 72, "ppoll": 73,
     "readlinkat": 78, "newfstatat": 79, "fstat": 80, "fsync": 82, "fdatasync": 83, "sync_file_range": 84, "exit": 93, "exit_group": 94, "set_tid_address": 96,
@@ -34,7 +34,7 @@ _AARCH64 = {
 ALLOWED = {"x86_64": frozenset(_X86_64.values()), "aarch64": frozenset(_AARCH64.values())}
 
 ARCHITECTURES = {
-    "x86_64": (0xC000003E, {"clone": 56, "fcntl": 72, "prctl": 157, "tgkill": 234, "prlimit64": 302, "clone3": 435, "openat2": 437, "faccessat2": 439}),
-    "aarch64": (0xC00000B7, {"clone": 220, "fcntl": 25, "prctl": 167, "tgkill": 131, "prlimit64": 261, "clone3": 435, "openat2": 437, "faccessat2": 439}),
+    "x86_64": (0xC000003E, {"ioctl": 16, "clone": 56, "fcntl": 72, "prctl": 157, "tgkill": 234, "prlimit64": 302, "clone3": 435, "openat2": 437, "faccessat2": 439}),
+    "aarch64": (0xC00000B7, {"ioctl": 29, "clone": 220, "fcntl": 25, "prctl": 167, "tgkill": 131, "prlimit64": 261, "clone3": 435, "openat2": 437, "faccessat2": 439}),
 }
 """AUDIT_ARCH_*, and the calls that are judged by their arguments or answered ENOSYS."""

@@ -43,18 +43,24 @@ def wake() -> None:
 
 @signals.worker_init.connect
 def prepare(**_) -> None:
-    """Prove the jail, and a GPU inside it, before the first job, and start the zygote. Without a jail that holds, this worker takes no job."""
-    report = probe()
+    """Prove the jail, and a GPU inside it, before the first job, and start the zygote. Without a jail that holds, this worker takes no job, unless
+    MODELPRESS_JAIL=best-effort asks for it."""
+    report = probe() | {"level": settings().jail}
+    works = report["holds"] or settings().jail == "best-effort"
     if folder := exposed(settings().home):
         report |= {"holds": False, "error": f"{settings().home} lies in {folder}, which children may read; choose another home"}
+        works = False
     taken, device = queues.served(), "cpu"
-    if report["holds"] and set(taken) & set(queues.GPU):
+    if works and set(taken) & set(queues.GPU):
         device, why = gpu_probe.probe()
-        report |= {"gpu": why or device, "holds": not why}
-    _presence[:] = [Presence(taken if report["holds"] else (), device, report)]
+        report |= {"gpu": why or device, "holds": report["holds"] and not why}
+        works = works and not why
+    _presence[:] = [Presence(taken if works else (), device, report)]
     _presence[0].start()
-    if not report["holds"]:
+    if not works:
         raise SystemExit(f"no job can be run here: {report}; a worker needs Landlock (Linux 6.2 or later) and seccomp, on x86_64 or aarch64")
+    if not report["holds"]:
+        log.warning("strangers' files are parsed in a jail that does not hold, as MODELPRESS_JAIL=best-effort asks: %s", report)
     serving(_zygotes, "worker.__main__:run").start()
 
 

@@ -51,7 +51,8 @@ PRELOAD = {
 
 @dataclass(frozen=True)
 class Limits:
-    """Of a child: bytes that its memory may grow by, bytes of its largest file, threads, and whether it may use the GPU.
+    """Of a child: bytes that its memory may grow by, bytes of its largest file, threads, whether it may use the GPU, seconds of CPU, and whether it may
+    work only in a jail that holds.
 
     CUDA maps more addresses than a machine has memory, so a child with a GPU has no bound on those: `worker.child` looks at what it really takes.
     """
@@ -60,6 +61,8 @@ class Limits:
     file_bytes: int
     threads: int
     gpu: bool = False
+    cpu: int | None = None
+    required: bool = True
 
 
 @dataclass(frozen=True)
@@ -216,8 +219,9 @@ def _work(request: dict, emit) -> None:
     run = getattr(importlib.import_module(module), function)
     read = [*installation(), inp, *map(Path, request["read"])]
     devices = gpu.devices() if limits.gpu else []
-    got = jail.apply([*read, *gpu.READ] if limits.gpu else read, [out], None if limits.gpu else limits.memory, limits.file_bytes, devices)
-    if not got.holds:
+    readable = [*read, *gpu.READ] if limits.gpu else read
+    got = jail.apply(readable, [out], None if limits.gpu else limits.memory, limits.file_bytes, devices, cpu=limits.cpu)
+    if limits.required and not got.holds:
         raise jail.JailError(f"the jail does not hold: {got}")
     torch.set_num_threads(limits.threads)
     run(inp, out, spec, emit)

@@ -181,6 +181,11 @@ _NUMBERS = {
     "process_vm_writev": 311, "userfaultfd": 323, "pidfd_open": 434, "pidfd_getfd": 438, "io_uring_setup": 425, "memfd_create": 319, "execveat": 322,
     "open_by_handle_at": 304, "kexec_load": 246, "init_module": 175, "chroot": 161, "setuid": 105, "personality": 135, "tkill": 200,
     "rt_sigqueueinfo": 129, "clone3": 435, "seccomp": 317, "shmget": 29, "msgget": 68, "semget": 64, "inotify_init1": 294, "fanotify_init": 300,
+    "setresuid": 117, "setresgid": 119, "setgroups": 116, "capset": 126, "add_key": 248, "request_key": 249, "sendmsg": 46, "recvmsg": 47, "sendmmsg": 307,
+    "move_mount": 429, "open_tree": 428, "fsopen": 430, "mount_setattr": 442, "pivot_root": 155, "umount2": 166, "finit_module": 313, "swapon": 167,
+    "sethostname": 170, "acct": 163, "vmsplice": 278, "splice": 275, "mknodat": 259, "linkat": 265, "symlinkat": 266, "fchmodat": 268, "setxattr": 188,
+    "kcmp": 312, "process_madvise": 440, "pidfd_send_signal": 424, "rt_tgsigqueueinfo": 297, "memfd_secret": 447, "io_uring_enter": 426, "mq_open": 240,
+    "shmat": 30, "name_to_handle_at": 303, "timer_create": 222, "signalfd4": 289, "epoll_create1": 291, "setpgid": 109, "setsid": 112, "vfork": 58,
     "landlock_create_ruleset": 444, "modify_ldt": 154, "iopl": 172, "reboot": 169, "syslog": 103, "sched_setaffinity": 203, "quotactl": 179,
     "unknown": 1000,
 } if _X86 else {"pidfd_open": 434, "io_uring_setup": 425, "clone3": 435, "unknown": 1000}  # fmt: skip
@@ -220,6 +225,12 @@ def attacks(inp: Path, out: Path, spec: dict) -> dict:
         "run a program": lambda: os.execv("/bin/true", ["true"]),
         "fork": os.fork,
         "clone a process": _clone_process,
+        **{f"socket of family {family}": lambda family=family: socket.socket(family, socket.SOCK_DGRAM) for family in range(1, 46)},
+        **{f"open {name}": lambda name=name: open(f"/dev/{name}", "r+b") for name in ("tty", "mem", "kmsg", "fuse", "kvm", "ptmx", "net/tun") if Path("/dev", name).exists()},
+        "write to shared memory": lambda: open("/dev/shm/modelpress", "w"),
+        "open a file that has no name outside": lambda: os.open("/tmp", os.O_TMPFILE | os.O_RDWR),
+        "make a hard link to what is its own": lambda: os.link(out / "mine", out / "again"),
+        "type into a terminal": lambda: fcntl.ioctl(0, 0x5412, b"x"),
         "TCP socket": lambda: socket.socket(socket.AF_INET),
         "UDP socket": lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM),
         "Unix socket": lambda: socket.socket(socket.AF_UNIX),
@@ -249,6 +260,29 @@ def attack(inp, out, spec, emit):
             name = f"{name}: {errno.errorcode.get(e.errno, e.errno)}"
         say(emit, f"! {name}")
     say(emit, f"tried {len(tried)}")
+    emit({"event": "done"})
+
+
+def busy(inp, out, spec, emit):
+    """Computes without end, on two threads."""
+    for _ in range(2):
+        threading.Thread(target=lambda: [None for _ in iter(int, 1)], daemon=True).start()
+    time.sleep(60)
+
+
+def threads(inp, out, spec, emit):
+    """As many threads as it gets."""
+    ended, started = threading.Event(), []
+    try:
+        for _ in range(5000):
+            started.append(threading.Thread(target=ended.wait))
+            started[-1].start()
+    except RuntimeError:
+        started.pop()
+    ended.set()
+    for t in started:
+        t.join()
+    say(emit, str(len(started)))
     emit({"event": "done"})
 
 

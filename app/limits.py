@@ -34,7 +34,7 @@ class Limits:
     pickle_bytes: int = 32 << 20
     program_bytes: int = 32 << 20
     pickle_depth: int = 64
-    pickle_opcodes: int = 6_000_000
+    pickle_opcodes: int = 3_000_000  # what 80,000 tensors take; each costs two microseconds or three
     materialised_ratio: int = 8
     materialised_bytes: int = 256 << 20
 
@@ -46,6 +46,9 @@ class Limits:
 
 
 _UNSAFE = ("Cc", "Cf", "Cs", "Co", "Zl", "Zp")  # control, format (bidirectional overrides, zero width), surrogates, private use, line separators
+
+
+_DEVICES = frozenset(("con", "prn", "aux", "nul", *(f"{name}{i}" for name in ("com", "lpt") for i in range(1, 10))))
 
 
 def unsafe_text(text: str) -> str | None:
@@ -96,6 +99,8 @@ def check_path(path: str, limits: Limits = Limits()) -> None:
         why = "it is a path of another system"
     if not why and any(p in ("", ".") for p in parts):
         why = "it has an empty or '.' component"
+    if not why and any(p[-1] in ". " or ":" in p or p.split(".")[0].strip().lower() in _DEVICES for p in parts):
+        why = "Windows takes a component of it for another file, a stream or a device"
     if not why and any(len(p.encode()) > 255 for p in parts):
         why = "a component has more than 255 bytes"
     if not why and len(parts) > limits.path_depth:

@@ -22,7 +22,7 @@ def check_names(names: list[str], limits: Limits) -> None:
     Raises:
         InputRefused: unsafe-archive or limit-name.
     """
-    folders: set[str] = set()
+    folders: set[str] = set()  # with those that only stand in a name: long names of many levels make more of them than there are members
     files: dict[str, str] = {}
     for name in names:
         check_path(name.rstrip("/") if name.endswith("/") and not name.endswith("//") else name, limits)
@@ -35,5 +35,7 @@ def check_names(names: list[str], limits: Limits) -> None:
         files[key] = name
         parts = key.rstrip("/").split("/")
         folders.update("/".join(parts[:i]) for i in range(1, len(parts)))
+        if len(folders) > limits.archive_entries:
+            raise InputRefused("limit-entries", f"the archive has more than {limits.archive_entries} folders")
     if clash := next((k for k in files if k in folders), None):
         raise unsafe(f"member {shown(files[clash])} is a file and a folder")

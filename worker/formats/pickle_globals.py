@@ -11,18 +11,30 @@ from worker.formats.pickle_tensors import MAX, SIZES, STORAGES, TORCH_DTYPES, Gl
 
 
 def _ints(value: Any, what: str, limits: Limits) -> tuple[int, ...]:
+    if isinstance(value, (tuple, list)) and len(value) > limits.rank:
+        raise bad_tensor(f"a tensor has {len(value)} dimensions; at most {limits.rank} are taken")
     if not isinstance(value, (tuple, list)) or not all(type(n) is int and 0 <= n < MAX for n in value):
         raise bad_tensor(f"a tensor's {what} is not a sequence of non-negative integers below 2^63")
-    if len(value) > limits.rank:
-        raise bad_tensor(f"a tensor has {len(value)} dimensions; at most {limits.rank} are taken")
     return tuple(value)
 
 
+_ARGUMENTS = 16
+"""No function of torch.save's has more. A pickle names one long tuple as often as it likes, and each call would read all of it."""
+
+
 class Builders:
-    """What REDUCE may do; each method has the arguments of torch's function of that name."""
+    """What REDUCE may do; each method has the arguments of torch's function of that name.
+
+    Whoever copies a container counts its entries, for one that was written once may be copied by every further opcode.
+    """
 
     def __init__(self, limits: Limits):
-        self.limits = limits
+        self.limits, self.copied = limits, 0
+
+    def _copies(self, items) -> None:
+        self.copied += len(items)
+        if self.copied > self.limits.dict_keys * 12:
+            raise InputRefused("limit-entries", f"the pickle copies containers of more than {self.limits.dict_keys * 12} entries")
 
     def tensor_v2(self, storage, offset, size, stride, requires_grad=False, hooks=None, metadata=None) -> Tensor:
         if not isinstance(storage, Storage):
@@ -68,7 +80,7 @@ class Builders:
 
     def sparse(self, layout, data) -> Tensor:
         """Never read; but a dense form that would not fit is told apart from one that might."""
-        shape = next((p for p in reversed(data) if isinstance(p, tuple)), ()) if isinstance(data, tuple) else ()
+        shape = next((p for p in reversed(data[:_ARGUMENTS]) if isinstance(p, tuple)), ()) if isinstance(data, tuple) else ()
         elements = 1
         for n in _ints(shape, "size", self.limits):
             elements *= n
@@ -85,6 +97,7 @@ class Builders:
     def sequence(self, items=()) -> tuple:
         if not isinstance(items, (tuple, list)):
             raise bad("torch.Size or a set is built on something that is not a sequence")
+        self._copies(items)
         return tuple(items)
 
     def plain(self, *args) -> tuple:
@@ -94,6 +107,7 @@ class Builders:
     def mapping(self, *args) -> dict:
         """An OrderedDict or a defaultdict, written empty and filled by SETITEMS; a Counter brings its dictionary."""
         if args and type(args[-1]) is dict:
+            self._copies(args[-1])
             return dict(args[-1])
         if any(not isinstance(a, Global) for a in args):
             raise bad("a dictionary is built from something that is not a dictionary")
@@ -106,6 +120,8 @@ class Builders:
             raise InputRefused("unsafe-pickle", f"the pickle calls {what}, which is not a function of torch.save's own")
         if not isinstance(args, tuple):
             raise bad(f"the arguments of {func.name} are not a tuple")
+        if len(args) > _ARGUMENTS:
+            raise bad(f"{func.name} is called with {len(args)} arguments, which it does not take")
         try:
             return CALLS[func.name](self, *args)
         except TypeError:

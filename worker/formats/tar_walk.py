@@ -17,6 +17,8 @@ from worker.formats.archive import CHUNK, create
 from worker.formats.member_names import check_names, invalid, unsafe
 
 _BLOCK = 512
+_EXTRA_BYTES, _EXTRA_RECORDS = 64 << 10, 64
+"""Of one extra header. Python, GNU tar and bsdtar write a handful of records of a few dozen bytes."""
 
 
 class _Plain:
@@ -65,14 +67,16 @@ def _number(field: bytes, what: str) -> int:
     """Octal digits, or GNU's base 256 (first byte 0x80)."""
     if field[:1] == b"\x80":
         return int.from_bytes(field[1:], "big")
-    text = field.strip(b" \0")
+    text = field.strip(b" \0")  # what stands between them must be digits
     if not re.fullmatch(rb"[0-7]*", text):
         raise invalid(f"a tar header has {what} {shown(field.decode('latin-1'))}")
     return int(text or b"0", 8)
 
 
 def _text(field: bytes) -> str:
-    raw = field.split(b"\0", 1)[0]
+    raw, _, rest = field.partition(b"\0")
+    if rest.strip(b"\0"):
+        raise unsafe(f"a member's name {shown(field.rstrip(bytes(1)).decode('latin-1'))} holds a NUL, where readers disagree on its end")
     try:
         return raw.decode()
     except UnicodeDecodeError:
@@ -86,13 +90,17 @@ def _pax(data: bytes, everywhere: bool) -> dict[str, str]:
         InputRefused: for what changes where or how a member is written.
     """
     out: dict[str, str] = {}
-    while data:
-        head = re.match(rb"([1-9]\d{0,7}) ", data)
+    form, at, records = re.compile(rb"([1-9]\d{0,7}) "), 0, 0
+    while at < len(data):
+        records += 1
+        if records > _EXTRA_RECORDS:
+            raise InputRefused("limit-entries", f"a pax header has more than {_EXTRA_RECORDS} records")
+        head = form.match(data, at)
         length = int(head[1]) if head else 0
-        record = data[:length]
+        record = data[at : at + length]
         if not head or len(record) < length or record[-1:] != b"\n" or b"=" not in record:
             raise invalid("a pax header is malformed")
-        key, _, value = record[head.end() : -1].partition(b"=")
+        key, _, value = data[head.end() : at + length - 1].partition(b"=")
         name = key.decode("latin-1")
         if name.startswith("GNU.sparse"):
             raise InputRefused("limit-expand", "a tar member is sparse: its size says nothing of what it expands to")
@@ -102,7 +110,7 @@ def _pax(data: bytes, everywhere: bool) -> dict[str, str]:
             if b"\0" in value:
                 raise unsafe(f"a pax header's {name} holds a NUL")
             out[name] = _text(value)
-        data = data[length:]
+        at += length
     return out
 
 
@@ -134,7 +142,7 @@ def _extract_tar(source: _Plain, target: Path, limits: Limits) -> None:
             raise invalid(f"tar header {headers} has a wrong checksum: not a tar, or a damaged one")
         kind, size = block[156:157], _number(block[124:136], "size")
         if kind in (b"x", b"g", b"L"):
-            if size > 1 << 20 or (pending and kind != b"g"):
+            if size > _EXTRA_BYTES or (pending and kind != b"g"):
                 raise unsafe("a tar member has several or very large extra headers")
             data = _padded(source, size)
             if kind == b"L":
@@ -144,7 +152,7 @@ def _extract_tar(source: _Plain, target: Path, limits: Limits) -> None:
             continue
         name = _name(block, pending)
         if "size" in pending:
-            if not re.fullmatch(r"\d{1,19}", pending["size"]) or size not in (0, int(pending["size"])):
+            if not re.fullmatch(r"[0-9]{1,19}", pending["size"]) or size not in (0, int(pending["size"])):
                 raise unsafe(f"member {shown(name)} has two sizes")
             size = int(pending["size"])
         pending = {}
@@ -152,6 +160,8 @@ def _extract_tar(source: _Plain, target: Path, limits: Limits) -> None:
             raise InputRefused("limit-expand", f"member {shown(name)} is sparse: its size says nothing of what it expands to")
         if kind not in (b"0", b"\0", b"5"):
             raise unsafe(f"member {shown(name)} is a link, a device or a pipe (tar type {kind!r}), not a file")
+        if size > source.budget:
+            raise InputRefused("limit-expand", f"member {shown(name)} announces {size} bytes, more than the archive of {source.size} bytes may hold")
         folder = kind == b"5" or name.endswith("/")
         if folder and size:
             raise unsafe(f"folder {shown(name)} has content")

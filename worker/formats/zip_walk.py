@@ -133,7 +133,7 @@ def _central(directory: bytes, count: int, limits: Limits) -> list[tuple[Member,
             raise unsafe(f"member {shown(name)} has compression method {method}; taken are stored and deflated")
         if (kind := stat.S_IFMT(attributes >> 16)) not in (0, stat.S_IFREG, stat.S_IFDIR):
             raise unsafe(f"member {shown(name)} is a link or a device, not a file")
-        if (kind == stat.S_IFDIR) and not name.endswith("/"):
+        if (kind == stat.S_IFDIR or attributes & 0x10) and not name.endswith("/"):
             raise unsafe(f"member {shown(name)} is a folder in one place and a file in another")
         size, csize, offset, disk = _zip64(extra, name, size, csize, offset, disk)
         if disk:

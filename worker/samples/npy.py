@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import ast
 import math
+import re
 from pathlib import Path
 
 import numpy as np
 
 from app.errors import InputRefused
+from app.formats import is_pickle
 from app.limits import Limits, check_tensor_name, shown
 from worker.formats.archive import member_chunks
 from worker.formats.zip_walk import Member, walk_zip
@@ -22,6 +24,7 @@ from worker.formats.zip_walk import Member, walk_zip
 DTYPES = ("|b1", "|i1", "|u1", "<i2", "<u2", "<i4", "<u4", "<i8", "<u8", "<f2", "<f4", "<f8")
 MOST_BYTES = 2 << 30
 """Of all arrays of a file together."""
+_OBJECT = re.compile(r"[|<>=]?O\d*")
 _MAGIC, _HEADER, _RANK = b"\x93NUMPY", 4096, 8
 
 
@@ -46,7 +49,7 @@ def read_npz(path: Path, limits: Limits = Limits()) -> dict[str, np.ndarray]:
         for member in members:
             name = member.name.removesuffix(".npy")
             if name == member.name:
-                raise _invalid(f"member {shown(member.name)} is no .npy file")
+                raise InputRefused("unsafe-archive", f"member {shown(member.name)} is no .npy file; an .npz holds nothing else")
             check_tensor_name(name, limits)
             arrays[name] = parse_npy(_content(f, member), member.name)
     return arrays
@@ -60,11 +63,13 @@ def _content(f, member: Member) -> bytes:
 
 
 def parse_npy(data: bytes, name: str) -> np.ndarray:
-    """An array over `data`, read-only, in row-major order.
+    """An array over `data`, read-only, in row-major order and this machine's byte order.
 
     Raises:
-        InputRefused: invalid-numpy.
+        InputRefused: invalid-numpy; unsafe-pickle where readers would unpickle it.
     """
+    if is_pickle(data):
+        raise InputRefused("unsafe-pickle", f"{shown(name)} is a pickle, which numpy reads where it is allowed to; nothing is unpickled here")
     if data[:6] != _MAGIC or len(data) < 12 or data[6] not in (1, 2, 3):
         raise _invalid(f"{shown(name)} does not begin as a .npy file does")
     width = 2 if data[6] == 1 else 4
@@ -78,22 +83,32 @@ def parse_npy(data: bytes, name: str) -> np.ndarray:
     if len(data) - start - length != elements * dtype.itemsize:
         raise _invalid(f"{shown(name)} holds {len(data) - start - length} bytes and its shape {list(shape)} of {descr} takes {elements * dtype.itemsize}")
     array = np.frombuffer(data, dtype, elements, start + length)
+    array = array.astype(dtype.newbyteorder("="), copy=False)
     return np.ascontiguousarray(array.reshape(shape[::-1]).T) if fortran else array.reshape(shape)
 
 
 def _header(raw: bytes, name: str) -> tuple[str, bool, tuple[int, ...]]:
     try:
         header = ast.literal_eval(raw.decode("latin-1").strip())
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):  # TypeError: a list or dict for a key
         raise _invalid(f"the header of {shown(name)} is no dict of literals") from None
     if not isinstance(header, dict) or header.keys() != {"descr", "fortran_order", "shape"}:
         raise _invalid(f"the header of {shown(name)} must have descr, fortran_order and shape, and nothing else")
     descr, fortran, shape = header["descr"], header["fortran_order"], header["shape"]
-    if descr not in DTYPES:
-        raise _invalid(f"{shown(name)} has dtype {shown(str(descr))}; taken are {', '.join(DTYPES)} (objects are never unpickled here)")
+    if _objects(descr):
+        raise InputRefused("unsafe-pickle", f"{shown(name)} holds Python objects, which are a pickle; nothing is unpickled here")
+    if not isinstance(descr, str) or descr.replace(">", "<", 1) not in DTYPES:
+        raise _invalid(f"{shown(name)} has dtype {shown(str(descr))}; taken are {', '.join(DTYPES)} , in either byte order")
     if type(fortran) is not bool or type(shape) is not tuple or not all(type(n) is int and 0 <= n < 1 << 40 for n in shape) or len(shape) > _RANK:
         raise _invalid(f"the header of {shown(name)} has a shape that is no tuple of at most {_RANK} sizes")
     return descr, fortran, shape
+
+
+def _objects(descr: object) -> bool:
+    """Whether a dtype, maybe of fields, has one of objects. It has been parsed from 4096 bytes at most."""
+    if isinstance(descr, str):
+        return bool(_OBJECT.fullmatch(descr))
+    return isinstance(descr, (list, tuple)) and any(_objects(part) for part in descr)
 
 
 def _invalid(detail: str) -> InputRefused:

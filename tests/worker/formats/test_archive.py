@@ -138,6 +138,28 @@ def test_pax_headers(tmp_path, headers, reason):
         assert refused(tmp_path, {"m.tar": data}) == reason
 
 
+def test_what_readers_pay_for_by_the_byte_is_bounded(tmp_path):
+    """Records of a pax header, folders that only stand in names, a name behind a NUL, a size beyond the archive."""
+    records = b"".join(b"6 %c=b\n" % (97 + i % 26) for i in range(10_000))
+    pax = tarfile.TarInfo("x")
+    pax.type, pax.size = tarfile.XHDTYPE, len(records)
+    many = pax.tobuf() + records + bytes(-len(records) % 512)
+    assert refused(tmp_path / "a", {"m.tar": many + bytes(1024)}) == "limit-entries"
+    deep = {f"{i}/" + "/".join("abcdefghij") + "/f": b"" for i in range(30)}
+    assert refused(tmp_path / "b", {"m.zip": zipped(deep)}, Limits(archive_entries=100)) == "limit-entries"
+    hidden = tarfile.TarInfo("././@LongLink")
+    hidden.type, hidden.size = tarfile.GNUTYPE_LONGNAME, 12
+    assert refused(tmp_path / "c", {"m.tar": hidden.tobuf() + b"ok\0../../evil".ljust(512, b"\0") + tarfile.TarInfo("ok").tobuf() + bytes(1024)}) == "unsafe-archive"
+    large = tarfile.TarInfo("w.bin")
+    large.size = 8 << 30
+    assert refused(tmp_path / "d", {"m.tar": large.tobuf(tarfile.GNU_FORMAT) + bytes(1024)}) == "limit-expand"
+
+
+@pytest.mark.parametrize("name", ["con", "a/AUX.json", "a.", "b /c", "config.json:x", "lpt1.txt"])
+def test_names_that_windows_takes_for_something_else(tmp_path, name):
+    assert refused(tmp_path, {"m.zip": zipped({name: b"x", "m.safetensors": b""})}) == "unsafe-archive"
+
+
 def test_a_global_pax_header_may_not_name_a_path(tmp_path):
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w", format=tarfile.PAX_FORMAT, pax_headers={"path": "config.json"}) as t:

@@ -257,3 +257,18 @@ values = st.recursive(
 @settings(max_examples=60, deadline=None)
 def test_plain_data_walks_to_itself(value, protocol):
     assert Walk(pickle.dumps(value, protocol)).result == value
+
+
+def test_what_one_opcode_copies_is_counted():
+    """A container that is written once and copied by every further opcode costs more than the file's bytes."""
+    keys = b"".join(b"K" + bytes([i]) + b"N" for i in range(200))
+    head, limits = b"\x80\x02}q\x00(" + keys + b"u0", Limits(dict_keys=300)
+    items = b"]q\x02(" + b"K\x01" * 2000 + b"e0"
+    for body in (b"ccollections\nCounter\nq\x01" + b"h\x01h\x00\x85R0" * 100, items + b"ctorch\nSize\nq\x01" + b"h\x01h\x02\x85R0" * 100):
+        with pytest.raises(InputRefused) as e:
+            Walk(head + body + b"N.", limits)
+        assert e.value.type == "limit-entries"
+    long = b"(" + b"K\x01" * 1000 + b"tq\x03"
+    for name in (b"ctorch\ndevice\n", b"ccollections\nOrderedDict\n"):
+        with pytest.raises(InputRefused, match="1000 arguments"):
+            Walk(b"\x80\x02" + name + long + b"R.", limits)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import pickle
 import zipfile
 
 import numpy as np
@@ -30,12 +31,35 @@ def test_it_reads_what_numpy_writes(array, fortran):
 
 
 @pytest.mark.parametrize(
-    "array", [np.array([{"a": 1}], dtype=object), np.array(["text"]), np.zeros(3, dtype=">f4"), np.zeros(3, dtype="c8"), np.zeros(2, dtype=[("a", "f4")])]
+    "array, reason",
+    [
+        (np.array([{"a": 1}], dtype=object), "unsafe-pickle"),
+        (np.zeros(2, dtype=[("a", "f4"), ("b", [("c", object)])]), "unsafe-pickle"),
+        (np.array(["text"]), "invalid-numpy"),
+        (np.zeros(3, dtype="c8"), "invalid-numpy"),
+        (np.zeros(2, dtype=[("a", "f4")]), "invalid-numpy"),
+    ],
 )
-def test_other_dtypes_are_refused(array):
+def test_other_dtypes_are_refused(array, reason):
+    assert reason_of(written(array)) == reason
+
+
+def reason_of(data: bytes) -> str:
     with pytest.raises(InputRefused) as e:
-        parse_npy(written(array), "x")
-    assert e.value.type == "invalid-numpy"
+        parse_npy(data, "x")
+    return e.value.type
+
+
+def test_the_other_byte_order_is_read():
+    for array in (np.arange(6, dtype=">f4").reshape(2, 3), np.asfortranarray(np.arange(6, dtype=">i8").reshape(2, 3))):
+        got = parse_npy(written(array), "x")
+        assert got.dtype == array.dtype.newbyteorder("=") and np.array_equal(got, array)
+
+
+def test_a_bare_pickle_and_a_header_that_is_none_are_refused():
+    assert reason_of(pickle.dumps([1] * 20)) == "unsafe-pickle"
+    for literal in (b"{{}: 1}", b"{[]: 1}", b"(" * 100, b"-" * 1000 + b"1"):
+        assert reason_of(b"\x93NUMPY\x01\x00" + len(literal).to_bytes(2, "little") + literal) == "invalid-numpy"
 
 
 def header(text: str, data: bytes = b"") -> bytes:
@@ -94,5 +118,5 @@ def test_a_member_that_is_no_array_is_refused(tmp_path):
     with pytest.raises(InputRefused, match="a.pkl"):
         read_npz(tmp_path / "x.npz")
     np.save(tmp_path / "o.npy", np.array([print], dtype=object), allow_pickle=True)
-    with pytest.raises(InputRefused, match="never unpickled"):
+    with pytest.raises(InputRefused, match="nothing is unpickled"):
         read_npy(tmp_path / "o.npy")

@@ -1,9 +1,9 @@
-# make install | demo | test | test-slow | test-postgres | chaos | up | bench.  TORCH chooses the wheel: the CPU build where pip finds one, else what the registry has.
+# make install | demo | test | test-slow | test-postgres | chaos | fuzz | hostile | up | bench.  TORCH chooses the wheel: the CPU build where pip finds one, else what the registry has.
 VENV := .venv
 BIN := $(VENV)/bin
 TORCH ?=
 
-.PHONY: install demo test test-slow test-postgres chaos up bench
+.PHONY: install demo test test-slow test-postgres chaos fuzz hostile up bench
 
 install: $(VENV)/.installed
 
@@ -30,6 +30,14 @@ test-postgres: test
 
 chaos: install
 	$(BIN)/python -m pytest -m chaos tests/service
+
+# FUZZ_SECONDS for each target (600), TARGETS of them (all).
+fuzz: install
+	$(BIN)/python -m pip install -q -e .[fuzz]
+	$(BIN)/python -m fuzz $(TARGETS)
+
+hostile: install
+	$(BIN)/python -m benchmarks.hostile
 
 up: install
 	$(BIN)/modelpress up $(ARGS)

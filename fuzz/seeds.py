@@ -1,0 +1,140 @@
+"""What each target begins with: small good files of its format, made here, so that a fuzzer need not find the format first."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import struct
+import tarfile
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+
+
+def names() -> list[str]:
+    from fuzz.targets import TARGETS
+
+    return list(TARGETS)
+
+
+def memory() -> str:
+    """A folder in memory, where there is one."""
+    return "/dev/shm" if os.access("/dev/shm", os.W_OK) else tempfile.gettempdir()
+
+
+def write(name: str, folder: Path) -> None:
+    for i, data in enumerate(_MADE.get(name, lambda: iter(()))()):
+        (folder / f"made-{i}").write_bytes(data)
+
+
+def _header() -> Iterator[bytes]:
+    entry = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
+    yield json.dumps({"__metadata__": {"a": "b"}, "w": entry}).encode()
+    yield json.dumps({}).encode()
+
+
+def _safetensors() -> Iterator[bytes]:
+    yield from (struct.pack("<Q", len(h)) + h + bytes(8 if b"F32" in h else 0) for h in _header())
+
+
+def _saved() -> Iterator[bytes]:
+    x = torch.arange(16.0)
+    for value in ({"w": x, "v": x[::2]}, {"model": {"a": x.reshape(4, 4).T}, "epoch": 3}, torch.nn.Linear(2, 2).state_dict()):
+        out = io.BytesIO()
+        torch.save(value, out)
+        yield out.getvalue()
+
+
+def _pickles() -> Iterator[bytes]:
+    for data in _saved():
+        with zipfile.ZipFile(io.BytesIO(data)) as z:
+            yield z.read(next(n for n in z.namelist() if n.endswith("data.pkl")))
+
+
+def _zips() -> Iterator[bytes]:
+    for method in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        out = io.BytesIO()
+        with zipfile.ZipFile(out, "w", method) as z:
+            z.writestr("a/b.txt", b"abc" * 20)
+            z.writestr("c", b"")
+        yield out.getvalue()
+
+
+def _tars() -> Iterator[bytes]:
+    for mode, form in (("w", tarfile.PAX_FORMAT), ("w", tarfile.GNU_FORMAT), ("w:gz", tarfile.USTAR_FORMAT)):
+        out = io.BytesIO()
+        with tarfile.open(fileobj=out, mode=mode, format=form) as t:
+            for name in ("a/b", "x" * 120 if form != tarfile.USTAR_FORMAT else "y"):
+                info = tarfile.TarInfo(name)
+                info.size = 5
+                t.addfile(info, io.BytesIO(b"hello"))
+        yield out.getvalue()
+
+
+def _tar_headers() -> Iterator[bytes]:
+    for form in (tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT):
+        yield b"".join(tarfile.TarInfo(name).tobuf(form) for name in ("a/b", "c" * 90))
+
+
+def _npys() -> Iterator[bytes]:
+    for array in (np.arange(6, dtype="<f4").reshape(2, 3), np.asfortranarray(np.ones((2, 2), "<i8"))):
+        out = io.BytesIO()
+        np.save(out, array)
+        yield out.getvalue()
+
+
+def _npzs() -> Iterator[bytes]:
+    for save in (np.savez, np.savez_compressed):
+        out = io.BytesIO()
+        save(out, a=np.arange(6, dtype="<i4"), b=np.ones((2, 2), "<f4"))
+        yield out.getvalue()
+
+
+class _Net(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = torch.nn.Linear(2, 2)
+
+    def forward(self, x):
+        return self.linear(x).relu()
+
+
+def _programs() -> Iterator[bytes]:
+    out = io.BytesIO()
+    torch.export.save(torch.export.export(_Net(), (torch.ones(3, 2),), dynamic_shapes=({0: torch.export.Dim("n")},)), out)
+    yield out.getvalue()
+
+
+def _documents() -> Iterator[bytes]:
+    for data in _programs():
+        with zipfile.ZipFile(io.BytesIO(data)) as z:
+            yield z.read(next(n for n in z.namelist() if n.endswith("models/model.json")))
+
+
+def _chunks() -> Iterator[bytes]:
+    from worker.kernels.chunks import Layout, encode_chunk
+
+    rng = np.random.default_rng(0)
+    bf16 = (rng.standard_normal(3000).astype("<f4").view("<u4") >> 16).astype("<u2")
+    for at, layout, values in (
+        (2, Layout("float", 2), bf16),
+        (2, Layout("float", 2), np.where(rng.random(3000) < 0.8, 0, bf16).astype("<u2")),
+        (12, Layout("codes", 4), rng.binomial(15, 0.5, 3000).astype(np.uint8)),
+        (0, Layout("bytes", 1), np.tile(np.arange(50, dtype=np.uint8), 60)),
+    ):
+        data = encode_chunk(values, layout)
+        yield struct.pack("<BHH", at, len(values) - 1, 60) + data[:8] + data[12:]
+
+
+_MADE = {
+    "safetensors": _safetensors, "safetensors_header": _header, "json": _header, "sniff": lambda: (b"\0" + d for d in _safetensors()), "pickle": _pickles,
+    "pickle_scan": lambda: (b"\1" + d for d in _pickles()), "checkpoint": _pickles, "zip": _zips, "tar": _tars, "tar_fields": _tar_headers, "npy": _npys, "npz": _npzs,
+    "pt2": _programs, "pt2_program": _documents, "chunk": _chunks,
+    "pt2_treespec": lambda: iter([b'[1, {"type": "builtins.tuple", "context": "null", "children_spec": [{"type": null, "context": null, "children_spec": []}]}]']),
+    "pt2_expression": lambda: iter([b"Mul(Integer(2), Symbol('s77', positive=True, integer=True))", b"Pow(Symbol('s0'), Integer(2))"]),
+}  # fmt: skip

@@ -89,8 +89,12 @@ class _Operations:
         return self._run(flows.rates())
 
     def public_keys(self) -> list[PublicKey]:
-        """The service's public keys, the newest first. They prove no more than the connection does: pin them before they matter."""
+        """The service's public keys that were not revoked, the newest first. They prove no more than the connection does: pin them before they matter."""
         return self._run(flows.public_keys())
+
+    def key_document(self) -> dict:
+        """The answer of `GET /v1/keys`: all keys, and for how long each is good."""
+        return self._run(flows.key_document())
 
 
 def _connection(url: str | None, api_key: str | None) -> dict:

@@ -177,4 +177,8 @@ def rates() -> Flow:
 
 def public_keys() -> Flow:
     response = yield Call("GET", "/v1/keys")
-    return [parse_public(k["pem"].encode()) for k in response.json()["keys"]]
+    return [parse_public(k["pem"].encode()) for k in response.json()["keys"] if not k.get("revoked_at")]
+
+
+def key_document() -> Flow:
+    return (yield Call("GET", "/v1/keys")).json()

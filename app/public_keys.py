@@ -10,23 +10,40 @@ from typing import NoReturn
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from app import signing
 from app.config import settings
 from app.db import now, session
+from app.errors import Unavailable
+from app.key_states import Known, Validity
 from app.models import PublicKey
+from app.rotation import current, known_keys
+from app.signing import key_id, parse_public, public_pem
 
 log = logging.getLogger(__name__)
 
 
 def publish(folder: Path) -> None:
-    """Add the public keys of `folder` that are not there yet."""
-    keys = signing.public_keys(folder)
+    """Bring what the database knows of the keys of `folder` up to date. What was revoked there stays revoked."""
+    held, known = _held(folder), known_keys(folder)  # the very first look makes the key
     with session() as s, s.begin():
-        known = set(s.scalars(select(PublicKey.id).where(PublicKey.id.in_(keys))))
+        rows = {row.id: row for row in s.scalars(select(PublicKey).where(PublicKey.id.in_([key_id(k.key) for k in known])))}
         at = s.scalar(select(now()))
-        for age, (ident, key) in enumerate(keys.items()):
-            if ident not in known:  # a millisecond apart, so that keys published together keep their order
-                s.add(PublicKey(id=ident, pem=signing.public_pem(key).decode(), created_at=at - age / 1000))
+        for age, k in enumerate(known):
+            ident = key_id(k.key)
+            if (row := rows.get(ident)) is None:  # a millisecond apart, so that keys published together keep their order
+                s.add(row := PublicKey(id=ident, pem=public_pem(k.key).decode(), created_at=at - age / 1000))
+            row.signs_from, row.signs_until = k.validity.signs_from, k.validity.signs_until
+            if k.validity.revoked_at is not None and row.revoked_at is None:
+                row.revoked_at, row.revoked_because = k.validity.revoked_at, k.validity.revoked_because
+            row.held_at = at if ident == held else None
+
+
+def _held(folder: Path) -> str | None:
+    """The id of the key that signs: it is there, and has just signed a probe."""
+    try:
+        return key_id(current(folder).public_key())
+    except Unavailable as e:
+        log.error("nothing can be signed: %s", e)
+        return None
 
 
 def keep_published(folder: Path) -> NoReturn:
@@ -39,7 +56,13 @@ def keep_published(folder: Path) -> NoReturn:
         time.sleep(settings().heartbeat)
 
 
-def published(s: Session) -> list[signing.PublicKey]:
+def published(s: Session) -> list[Known]:
     """The newest first."""
     rows = s.scalars(select(PublicKey).order_by(PublicKey.created_at.desc(), PublicKey.id))
-    return [signing.parse_public(row.pem.encode(), f"the published key {row.id}") for row in rows]
+    return [Known(parse_public(r.pem.encode(), f"the published key {r.id}"), Validity(r.signs_from, r.signs_until, r.revoked_at, r.revoked_because)) for r in rows]
+
+
+def held(s: Session) -> bool:
+    """Whether a sign process has had a key that may sign, within the last lease."""
+    recent = (PublicKey.held_at >= now() - settings().lease, PublicKey.revoked_at.is_(None))
+    return s.scalar(select(PublicKey.id).where(*recent).limit(1)) is not None

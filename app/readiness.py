@@ -17,7 +17,7 @@ from app.db import now, reading
 from app.events import STATE
 from app.findings import FAIL, WARN, Check, Trouble
 from app.models import QUEUED, SIGNING, Job, JobEvent
-from app.public_keys import published
+from app.public_keys import held, published
 from app.queue import app as celery
 from app.storage import Storage
 
@@ -58,9 +58,11 @@ def broker() -> str:
 
 def key() -> str:
     with reading() as s:
-        keys = published(s)
+        keys, signs = published(s), held(s)
     if not keys:
         raise Trouble("no public key is published: start the sign process, which makes and publishes one, and look at its log")
+    if not signs:
+        raise Trouble("no sign process has a key that may sign: it is not there, or its key is missing, damaged or revoked, which its log says")
     return f"{len(keys)} published"
 
 

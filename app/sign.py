@@ -34,9 +34,10 @@ from app.quarantine import absolve
 from app.queue import app as celery
 from app.queue import flush_outbox, stopping
 from app.retention import until
+from app.rotation import current
 from app.strict import parse_json
 from app.settled import settled
-from app.signing import PrivateKey, key_id, open_key
+from app.signing import PrivateKey, key_id
 from app.statement import artifact_digest, canonical, provenance, sign_artifact
 from app.storage import Storage
 from app.verify import safe_path
@@ -54,7 +55,7 @@ class LeaseLost(Exception):
 def prepare(**_) -> None:
     """At the very first start the key is made before any job comes: the service is not ready without one. Its public half is published."""
     try:
-        log.info("signing with key %s", key_id(open_key(settings().keys).public_key()))
+        log.info("signing with key %s", key_id(current(settings().keys).public_key()))
     except Unavailable as e:
         log.error("nothing can be signed: %s", e)
     threading.Thread(target=keep_published, args=[settings().keys], name="keys", daemon=True).start()
@@ -64,7 +65,7 @@ def prepare(**_) -> None:
 def wake() -> None:
     """Sign every job that waits for it. Without a key none is claimed: they wait until there is one."""
     try:
-        key = open_key(settings().keys)
+        key = current(settings().keys)
     except Unavailable as e:
         log.error("nothing can be signed: %s", e)
         return

@@ -86,7 +86,7 @@ def holds(public: PublicKey, signature: bytes, data: bytes) -> bool:
 def open_key(folder: Path) -> PrivateKey:
     """The signing key; made at the very first start, and checked by a signature of its own before it is used.
 
-    A key that is gone is not replaced in silence: users have pinned it. `rotate` replaces it.
+    A key that is gone is not replaced in silence: users have pinned it. `app.rotation.rotate` replaces it.
 
     Raises:
         Unavailable: it is gone, damaged, or others may read it.
@@ -96,36 +96,41 @@ def open_key(folder: Path) -> PrivateKey:
     if not path.exists():
         if had_one:
             raise Unavailable(f"{path} is gone, and its public key is not: put it back, or make a new one with `modelpress keys --rotate`")
-        _write_private(path, ec.generate_private_key(ec.SECP256R1()), first=True)
-    if path.stat().st_mode & 0o077:
-        raise Unavailable(f"{path} can be read by others; set its mode to 0600")
-    try:
-        key = serialization.load_pem_private_key(path.read_bytes(), None)
-        public = parse_public(public_pem(key.public_key()))
-    except (ValueError, TypeError, AttributeError, InvalidSignature, exceptions.UnsupportedAlgorithm):
-        raise Unavailable(f"{path} is not a private key on the curve P-256") from None
+        write_private(path, ec.generate_private_key(ec.SECP256R1()), folder, first=True)
+    key = read_private(path)
+    public = key.public_key()
     if not holds(public, sign_detached(key, b"self-check"), b"self-check"):
         raise Unavailable(f"{path} makes signatures that do not hold")
     known = folder / "public" / f"{key_id(public)}.pem"
     if not known.exists():
-        _write(known, public_pem(public), 0o644)
+        write(known, public_pem(public), 0o644)
     return key
 
 
-def rotate(folder: Path) -> PrivateKey:
-    """Replace the signing key. The next result is signed by the new one; the old public keys stay."""
-    if (folder / "signing.pem").exists():
-        open_key(folder)  # writes its public key, should that be missing
-    _write_private(folder / "signing.pem", ec.generate_private_key(ec.SECP256R1()))
-    return open_key(folder)
+def read_private(path: Path) -> PrivateKey:
+    """Raises:
+    Unavailable: it is damaged, or others may read it.
+    """
+    if path.stat().st_mode & 0o077:
+        raise Unavailable(f"{path} can be read by others; set its mode to 0600")
+    try:
+        key = serialization.load_pem_private_key(path.read_bytes(), None)
+        parse_public(public_pem(key.public_key()))
+    except (ValueError, TypeError, AttributeError, InvalidSignature, exceptions.UnsupportedAlgorithm):
+        raise Unavailable(f"{path} is not a private key on the curve P-256") from None
+    return key
 
 
-def _write_private(path: Path, key: PrivateKey, first: bool = False) -> None:
+def write_private(path: Path, key: PrivateKey, folder: Path, first: bool = False) -> PrivateKey:
+    """Write a private key, and its public half into `folder`. `first`: whoever came first has written it, and that stays."""
     pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    _write(path, pem, 0o600, exclusive=first)
+    write(path, pem, 0o600, exclusive=first)
+    if not first:
+        write(folder / "public" / f"{key_id(key.public_key())}.pem", public_pem(key.public_key()), 0o644)
+    return key
 
 
-def _write(path: Path, data: bytes, mode: int, exclusive: bool = False) -> None:
+def write(path: Path, data: bytes, mode: int, exclusive: bool = False) -> None:
     """All of it or nothing. `exclusive`: whoever came first has written it, and that stays."""
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, temporary = tempfile.mkstemp(dir=path.parent)  # 0600

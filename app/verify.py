@@ -14,8 +14,9 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from types import MappingProxyType
 
-from app.errors import InvalidSignature, MalformedJson
+from app.errors import InvalidSignature, KeyRevoked, MalformedJson
 from app.strict import parse_json
 from app.signing import PublicKey, holds, key_id
 from app.statement import BUNDLE, MODEL_PREDICATE, PAYLOAD_TYPE, PROVENANCE_PREDICATE, SIDECARS, STATEMENT, hint, of_git, pae, sha256sums
@@ -24,6 +25,7 @@ DIGEST = re.compile(r"[0-9a-f]{64}")
 SIDE_FOLDER = ".modelpress"
 """Where a download puts the sidecars when the result has a file of its own that is called like one of them."""
 MAX_SIDECAR = 256 << 20
+NONE: Mapping[str, str] = MappingProxyType({})
 CHUNK = 1 << 20
 
 
@@ -36,29 +38,36 @@ class Verified:
     checked: tuple[str, ...]
 
 
-def verify_bundle(bundle: dict, files: Mapping[str, str], public_keys: Iterable[PublicKey]) -> Verified:
+def verify_bundle(bundle: dict, files: Mapping[str, str], public_keys: Iterable[PublicKey], revoked: Mapping[str, str] = NONE) -> Verified:
     """Check a Sigstore bundle (`model.sig`, parsed) against path -> SHA-256 and a set of keys. It says nothing about git's own files.
 
+    Args:
+        revoked: key id -> since when and why. Nothing that such a key has signed holds, whether it is among the public keys or not.
+
     Raises:
+        KeyRevoked: by name.
         InvalidSignature: with `differs`, `missing` and `extra` (paths) where the files are not those that were signed.
     """
-    key, signed = _open_bundle(bundle, list(public_keys))
+    key, signed = _open_bundle(bundle, _good(bundle, public_keys, revoked))
     _compare(signed, files)
     return Verified(key_id(key), signed, ("model.sig",))
 
 
-def verify_folder(folder: Path, public_keys: Iterable[PublicKey], progress: Callable[[int], None] = lambda n: None) -> Verified:
-    """Check a downloaded folder. `progress` is told the bytes hashed since the last call.
+def verify_folder(
+    folder: Path, public_keys: Iterable[PublicKey], progress: Callable[[int], None] = lambda n: None, revoked: Mapping[str, str] = NONE
+) -> Verified:
+    """Check a downloaded folder. `progress` is told the bytes hashed since the last call. `revoked`: see `verify_bundle`.
 
     Raises:
-        InvalidSignature: naming the file.
+        InvalidSignature: naming the file. KeyRevoked.
     """
-    keys = list(public_keys)
     side = folder / SIDE_FOLDER if (folder / SIDE_FOLDER / "model.sig").is_file() else folder
     sidecars = {name: _read(side / name) for name in SIDECARS if (side / name).is_file()}
     if "model.sig" not in sidecars:
         raise InvalidSignature(f"{folder} has no model.sig: nothing says what it should hold")
-    key, signed = _open_bundle(_json(sidecars["model.sig"], "model.sig"), keys)
+    bundle = _json(sidecars["model.sig"], "model.sig")
+    keys = _good(bundle, public_keys, revoked)
+    key, signed = _open_bundle(bundle, keys)
     if side == folder:
         sidecars = {name: data for name, data in sidecars.items() if name not in signed}
     passed = {side / name for name in sidecars}
@@ -67,6 +76,23 @@ def verify_folder(folder: Path, public_keys: Iterable[PublicKey], progress: Call
     _check_sums(sidecars, found, keys)
     _check_provenance(sidecars, found, keys)
     return Verified(key_id(key), found, tuple(sorted(sidecars)))
+
+
+def _good(bundle: object, public_keys: Iterable[PublicKey], revoked: Mapping[str, str]) -> list[PublicKey]:
+    """The keys that were not revoked.
+
+    Raises:
+        KeyRevoked: the bundle names one that was.
+    """
+    keys = list(public_keys)
+    try:
+        named = bundle["verificationMaterial"]["publicKey"]["hint"]
+    except (KeyError, TypeError):
+        named = None  # said by `_open_bundle`
+    for key in keys:
+        if (ident := key_id(key)) in revoked and hint(key) == named:
+            raise KeyRevoked(f"it was signed by key {ident}, which was revoked {revoked[ident]}. Nothing that this key has signed can be trusted")
+    return [key for key in keys if key_id(key) not in revoked]
 
 
 def _check_sums(sidecars: dict[str, bytes], found: dict[str, str], keys: list[PublicKey]) -> None:

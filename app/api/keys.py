@@ -7,12 +7,13 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Request
 from fastapi.concurrency import run_in_threadpool
 from pydantic import Field, StringConstraints
+from sqlalchemy import select
 
-from app import signing
 from app.api.requests import read_json
 from app.api.schemas import body_schema
 from app.auth import ReadingOwner
-from app.db import reading
+from app.db import now, reading
+from app.key_states import Known, document, revocations
 from app.public_keys import published
 from app.strict import Strict, validate
 from app.verify import verify_bundle
@@ -29,26 +30,27 @@ class Verification(Strict):
     files: dict[str, Annotated[str, StringConstraints(pattern="^[0-9a-f]{64}$")]] = Field(max_length=100_000)
 
 
-def _keys() -> list[signing.PublicKey]:
+def _keys() -> tuple[list[Known], float]:
+    """And the time, on the database's clock."""
     with reading() as s:
-        return published(s)
+        return published(s), s.scalar(select(now()))
 
 
 @router.get("/keys")
 def get_keys() -> dict[str, Any]:
-    """A JSON Web Key Set, the newest first; each key also as PEM. Needs no API key."""
-    keys = _keys()
-    return {"keys": [jwk | {"pem": signing.public_pem(key).decode()} for jwk, key in zip(signing.jwks(keys)["keys"], keys)]}
+    """A JSON Web Key Set, the newest first; each key also as PEM, with its `status` (next, current, retired, revoked) and times. Needs no API key."""
+    return document(*_keys())
 
 
 @router.post("/verify", openapi_extra=body_schema(Verification))
 async def verify(request: Request, owner: ReadingOwner) -> dict[str, Any]:
-    """Whether a bundle is this service's and names exactly these files; 422 `invalid-signature` says what differs."""
+    """Whether a bundle is this service's and names exactly these files; 422 `invalid-signature` says what differs, `key-revoked` that its key was."""
     body = await read_json(request, MAX_BODY)
 
     def check():
         asked = validate(Verification, body)
-        return verify_bundle(asked.bundle, asked.files, _keys())
+        known, _ = _keys()
+        return verify_bundle(asked.bundle, asked.files, [k.key for k in known], revocations(known))
 
     done = await run_in_threadpool(check)
     return {"verified": True, "key_id": done.key_id, "files": done.files}

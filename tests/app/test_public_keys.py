@@ -9,8 +9,8 @@ import pytest
 from homes import own_home
 from sqlalchemy import delete
 
-from app import public_keys, sign, signing
-from app.db import session
+from app import public_keys, rotation, sign, signing
+from app.db import now, session
 from app.models import PublicKey
 from app.statement import sign_artifact
 
@@ -25,15 +25,15 @@ def home(tmp_path):
 
 def ids() -> list[str]:
     with session() as s:
-        return [signing.key_id(k) for k in public_keys.published(s)]
+        return [signing.key_id(k.key) for k in public_keys.published(s)]
 
 
 def test_all_keys_of_the_folder_newest_first_and_each_once(home):
-    keys = [signing.key_id(signing.rotate(home / "keys").public_key()) for _ in range(3)]
+    keys = [signing.key_id(rotation.rotate(home / "keys").public_key()) for _ in range(3)]
     public_keys.publish(home / "keys")
     public_keys.publish(home / "keys")
     assert ids() == keys[::-1]
-    newest = signing.key_id(signing.rotate(home / "keys").public_key())
+    newest = signing.key_id(rotation.rotate(home / "keys").public_key())
     public_keys.publish(home / "keys")
     assert ids() == [newest, *keys[::-1]]
 
@@ -49,7 +49,7 @@ def test_the_sign_process_makes_publishes_and_follows_its_key(home):
     while not ids():
         time.sleep(0.01)
     assert ids() == [made]
-    rotated = signing.key_id(signing.rotate(home / "keys").public_key())
+    rotated = signing.key_id(rotation.rotate(home / "keys").public_key())
     while len(ids()) == 1:
         time.sleep(0.01)
     assert ids() == [rotated, made]
@@ -60,7 +60,7 @@ def key(api, tmp_path):
     """A signing key on another disk, its public half in the API's database."""
     made = signing.open_key(tmp_path)
     with api.session() as s, s.begin():
-        s.add(PublicKey(id=signing.key_id(made.public_key()), pem=signing.public_pem(made.public_key()).decode()))
+        s.add(PublicKey(id=signing.key_id(made.public_key()), pem=signing.public_pem(made.public_key()).decode(), held_at=now()))
     yield made
     with api.session() as s, s.begin():
         s.execute(delete(PublicKey))

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from app import signing
+from app import rotation, signing
 from app.errors import InvalidSignature, Unavailable
 from app.statement import SIDECARS, artifact_digest, bundle, canonical, model_statement, provenance, sha256sums, sign_artifact
 
@@ -147,7 +147,7 @@ def test_a_lost_key_is_not_replaced_in_silence(tmp_path):
     (tmp_path / "signing.pem").unlink()
     with pytest.raises(Unavailable, match="is gone"):
         signing.open_key(tmp_path)
-    new = signing.rotate(tmp_path)
+    new = rotation.rotate(tmp_path)
     assert len(signing.public_keys(tmp_path)) == 2 and signing.key_id(new.public_key()) in signing.public_keys(tmp_path)
 
 

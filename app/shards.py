@@ -112,8 +112,14 @@ def read_json(read: Read, name: str, limits: Limits, most: int, pairs: int) -> d
     if len(raw := read(name, most + 1)) > most:
         raise InputRefused("limit-header", f"{name} has more than {most} bytes, which is all that is taken")
     check_json(raw, limits, pairs, pairs)
+
+    def unique(items: list[tuple[str, object]]) -> dict:
+        if len(out := dict(items)) != len(items):
+            raise InputRefused("invalid-hf", f"{name} has a key twice in an object, and readers disagree on which one counts")
+        return out
+
     try:
-        value = json.loads(raw.decode())
+        value = json.loads(raw.decode(), object_pairs_hook=unique)
     except ValueError as e:  # not UTF-8, not JSON, an integer of thousands of digits
         raise InputRefused("invalid-hf", f"{name} is not JSON in UTF-8: {str(e)[:100]}") from None
     if not isinstance(value, dict):

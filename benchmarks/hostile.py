@@ -104,9 +104,9 @@ class Service:
             self.process.kill()
 
 
-JOBS: dict[str, dict] = {"model": {"preset": "lossless"}}
+JOBS: dict[str, dict] = {"model": {"preset": "lossless"}, "dataset": {"recipe": {"steps": [{"method": "reencode"}]}}, "images": {"recipe": {"steps": [{"method": "image", "lossless": True}]}}}
 """The simplest job of each kind of input."""
-KINDS: dict[str, str] = {}
+KINDS = dict.fromkeys((".npy", ".npz"), "dataset") | dict.fromkeys((".png", ".gif"), "images")
 """The kind of a file by its suffix; others are models."""
 UNREAD = {"onnx"}
 """Families of formats that no job takes."""

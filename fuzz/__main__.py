@@ -6,6 +6,7 @@ written beside it, the table says so, and the exit code is 1.
 
 from __future__ import annotations
 
+import json
 import os
 import resource
 import shutil
@@ -53,7 +54,9 @@ def main(*chosen: str) -> int:
         program, how = native.build(Path(built)) if NATIVE in names else (None, "")
 
         def fuzz(name: str) -> dict:
-            return native.run(program, how, folder / name, seconds) if name == NATIVE else read(name, folder / name, seconds)
+            figures = native.run(program, how, folder / name, seconds) if name == NATIVE else read(name, folder / name, seconds)
+            print(json.dumps({"target": name} | {k: v for k, v in figures.items() if k != "failed"} | {"failed": "failed" in figures}), flush=True)
+            return figures
 
         with ThreadPoolExecutor(jobs) as pool:
             found = dict(zip(names, pool.map(fuzz, names), strict=True))

@@ -13,7 +13,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
+
+
+GOLDEN = Path(__file__).parents[1] / "tests" / "worker" / "formats" / "golden"
 
 
 def names() -> list[str]:
@@ -131,10 +136,43 @@ def _chunks() -> Iterator[bytes]:
         yield struct.pack("<BHH", at, len(values) - 1, 60) + data[:8] + data[12:]
 
 
+def _packed() -> Iterator[bytes]:
+    yield from (p.read_bytes() for p in sorted(GOLDEN.glob("*.packed.safetensors")))
+
+
+def _indexes() -> Iterator[bytes]:
+    from app.limits import Limits
+    from worker.formats.packed_reader import open_packed
+
+    for path in sorted(GOLDEN.glob("*.packed.safetensors")):
+        with open_packed(path) as reader:
+            yield reader._index_text(Limits())
+
+
+def _table() -> pa.Table:
+    return pa.table({"a": [1, 2, None], "s": ["x", "y", None], "l": [[1], [2, 3], None], "d": pa.array(["p", "q", "p"]).dictionary_encode()})
+
+
+def _parquets() -> Iterator[bytes]:
+    for compression in ("none", "snappy", "zstd"):
+        out = io.BytesIO()
+        pq.write_table(_table(), out, compression=compression)
+        yield out.getvalue()
+
+
+def _arrows() -> Iterator[bytes]:
+    for compression in (None, "lz4"):
+        out = io.BytesIO()
+        with pa.ipc.new_file(out, _table().schema, options=pa.ipc.IpcWriteOptions(compression=compression)) as writer:
+            writer.write_table(_table())
+        yield out.getvalue()
+
+
 _MADE = {
     "safetensors": _safetensors, "safetensors_header": _header, "json": _header, "sniff": lambda: (b"\0" + d for d in _safetensors()), "pickle": _pickles,
     "pickle_scan": lambda: (b"\1" + d for d in _pickles()), "checkpoint": _pickles, "zip": _zips, "tar": _tars, "tar_fields": _tar_headers, "npy": _npys, "npz": _npzs,
-    "pt2": _programs, "pt2_program": _documents, "chunk": _chunks,
+    "packed": _packed, "packed_index": _indexes, "dataset_npy": _npys, "dataset_npz": _npzs, "dataset_parquet": _parquets, "dataset_arrow": _arrows,
+    "dataset_csv": lambda: iter([b"a,b\n1,x\n2,y\n", b'"a";"b"\r\n1.5;"x"\r\n', b"2024-01-01\t7\n"]), "pt2": _programs, "pt2_program": _documents, "chunk": _chunks,
     "pt2_treespec": lambda: iter([b'[1, {"type": "builtins.tuple", "context": "null", "children_spec": [{"type": null, "context": null, "children_spec": []}]}]']),
     "pt2_expression": lambda: iter([b"Mul(Integer(2), Symbol('s77', positive=True, integer=True))", b"Pow(Symbol('s0'), Integer(2))"]),
 }  # fmt: skip

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import io
+import re
 import shutil
 import struct
 import tempfile
 import zipfile
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from app.formats import header_bytes_needed, sniff
 from app.limits import Limits
 from app.safetensors_header import parse_safetensors_header
 from app.strict import parse_json
+from worker.datasets.sources import open_sources
 from worker.formats import open_checkpoint
 from worker.formats.archive import extract_zip
 from worker.formats.packed_index import parse_index
@@ -126,6 +129,12 @@ def _npz(data: bytes) -> None:
         read_npz(path, LIMITS)
 
 
+def _index(data: bytes) -> None:
+    """The bytes as the index of a file that has every payload which it names."""
+    payloads = {name.decode("utf-8", "replace") for name in re.findall(rb'"(?:payload|rest|bundle)": ?"([^"]*)"', data)}
+    parse_index(data, payloads, 1 << 20, LIMITS)
+
+
 def _packed(data: bytes) -> None:
     with _Scratch("a.safetensors", data) as (path, _), open_packed(path, LIMITS) as reader:
         for name in reader.tensors:
@@ -141,6 +150,20 @@ def _chunk(data: bytes) -> None:
     values = decode_chunk(memoryview(head + struct.pack("<I", chunks.crc32(body, chunks.crc32(head))) + body), layout, count, columns)
     if values.shape != (count,) or values.dtype != layout.dtype:
         raise AssertionError(f"{values.dtype} {values.shape} for {count} of {layout}")
+
+
+def _dataset(name: str) -> Callable[[bytes], None]:
+    """A file of a data set, opened and read as a job does."""
+
+    def target(data: bytes) -> None:
+        with _Scratch(name, data) as (path, out):
+            for source in open_sources(path.parent, out, LIMITS):
+                for array in source.arrays.values():
+                    deque(array.rows(1000), maxlen=0)
+                if source.table:
+                    deque(source.table.batches(), maxlen=0)
+
+    return target
 
 
 def _text(check: Callable) -> Callable[[bytes], None]:
@@ -164,9 +187,10 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
     "pt2_expression": _text(check_expression),
     "npy": lambda data: parse_npy(data, "a.npy"),
     "npz": _npz,
-    "packed_index": lambda data: parse_index(data, {"a", "b", "index"}, len(data), LIMITS),
+    "packed_index": _index,
     "packed": _packed,
     "chunk": _chunk,
+    **{f"dataset_{kind}": _dataset(f"a.{kind}") for kind in ("npy", "npz", "csv", "parquet", "arrow")},
 }
 
 

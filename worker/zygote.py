@@ -29,6 +29,7 @@ from app.parent import die_with_parent, tied
 from worker import gpu
 
 MESSAGE = 1 << 16
+_TASKS = 512  # threads of a child, beside those of every library's pool for each core
 _PATIENCE = 300.0  # seconds; importing torch and transformers from a cold disk of a busy machine takes a while
 _ONE_THREAD = dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 _ENVIRONMENT = {"LANG": "C.UTF-8", "HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1"} | _ONE_THREAD
@@ -220,7 +221,7 @@ def _work(request: dict, emit) -> None:
     read = [*installation(), inp, *map(Path, request["read"])]
     devices = gpu.devices() if limits.gpu else []
     readable = [*read, *gpu.READ] if limits.gpu else read
-    got = jail.apply(readable, [out], None if limits.gpu else limits.memory, limits.file_bytes, devices, cpu=limits.cpu)
+    got = jail.apply(readable, [out], None if limits.gpu else limits.memory, limits.file_bytes, devices, cpu=limits.cpu, tasks=_TASKS + 4 * (os.cpu_count() or 1))
     if limits.required and not got.holds:
         raise jail.JailError(f"the jail does not hold: {got}")
     torch.set_num_threads(limits.threads)

@@ -48,6 +48,8 @@ def test_workers_and_their_jails():
     assert level("jail")[0] == FAIL and "doctor" in level("jail")[1]
     worker("b", "compress.cpu")
     assert level("jail")[0] == WARN and "1 workers of 2" in level("jail")[1]
+    worker("a", "compress.cpu", holds=False)
+    assert level("jail")[0] == WARN and "best-effort" in level("jail")[1]
 
 
 def test_a_queue_that_nobody_serves_is_named():

@@ -69,7 +69,8 @@ def open_csv(path: Path, name: str) -> tuple[Dialect, Table] | Text:
     newline = "\r\n" if first.endswith("\r") else "\n"
     first = first.removesuffix("\r")
     delimiter = _delimiter(first.removeprefix("\ufeff"), name)
-    names = next(csv.reader([first.removeprefix("\ufeff")], delimiter=delimiter), [""])
+    if (names := _fields(first.removeprefix("\ufeff"), delimiter)) is None:
+        return Text("its first line is no line of fields")
     if first.count('"') % 2 or (not rest and len(raw) < _HEAD):
         return Text("its header has several lines, or nothing follows it")
     if _is_data(names):
@@ -100,8 +101,16 @@ def _has_quotes(f, head: bytes) -> bool:
     return False
 
 
+def _fields(line: str, delimiter: str) -> list[str] | None:
+    """None where the line ends within, or a field is longer than Python's reader takes."""
+    try:
+        return next(csv.reader([line], delimiter=delimiter), [""])
+    except csv.Error:
+        return None
+
+
 def _delimiter(line: str, name: str) -> str:
-    counts = {d: len(next(csv.reader([line], delimiter=d), [])) for d in DELIMITERS}
+    counts = {d: len(_fields(line, d) or []) for d in DELIMITERS}
     best = max(DELIMITERS, key=lambda d: counts[d])
     if name.lower().endswith(".tsv"):
         best = "\t"

@@ -168,7 +168,7 @@ def _read_header(f: BinaryIO, name: str) -> tuple[int, Layout]:
         raise invalid_numpy(f"{shown(name)} ends within its header")
     try:
         header = ast.literal_eval(raw.decode("utf-8" if head[6] == 3 else "latin-1").strip())
-    except (ValueError, SyntaxError, MemoryError, RecursionError, UnicodeDecodeError):
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):  # TypeError: a list or dict for a key
         raise invalid_numpy(f"the header of {shown(name)} is no dict of literals") from None
     if not isinstance(header, dict) or header.keys() != {"descr", "fortran_order", "shape"}:
         raise invalid_numpy(f"the header of {shown(name)} must have descr, fortran_order and shape, and nothing else")

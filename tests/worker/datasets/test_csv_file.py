@@ -52,7 +52,7 @@ def test_columns_have_types_where_their_text_follows(tmp_path):
     assert pq.read_table(stored / "data" / "t.csv.parquet")["code"].to_pylist()[7] == "0007"
 
 
-@pytest.mark.parametrize("data", [b"a,b\n\xff,1\n", 'a,b\n"1",x\n2,y\n', "a,b\n1,2\n\n3,4\n", "a,b\n", "a,b\r\n1,2\n3,4\r\n"])
+@pytest.mark.parametrize("data", [b"a,b\n\xff,1\n", 'a,b\n"1",x\n2,y\n', "a,b\n1,2\n\n3,4\n", "a,b\n", "a,b\r\n1,2\n3,4\r\n", "a\rb,c\n1,2\n", "a" * 200_000 + ",b\n1,2\n"])
 def test_what_is_no_table_is_kept_as_text(data, tmp_path):
     report, _, back = there_and_back(folder := _given(tmp_path, data))
     assert (back / "t.csv").read_bytes() == (folder / "t.csv").read_bytes()

@@ -107,6 +107,7 @@ def test_what_training_leaves_behind_is_kept_and_reported(tmp_path):
     [
         (b"\xff{}", "invalid-hf"),
         (b"[]", "invalid-hf"),
+        (b'{"a": 1, "a": 2}', "invalid-hf"),
         (b"{", "invalid-hf"),
         (b'{"a":' + b"9" * 5000 + b"}", "invalid-hf"),
         (b'{"a":' * 99 + b"1" + b"}" * 99, "limit-depth"),

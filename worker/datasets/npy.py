@@ -25,6 +25,8 @@ _MAGIC, _HEADER, _RANK, _DEPTH = b"\x93NUMPY", 1 << 16, 32, 4
 _KINDS = "biufcmMSUV"
 _ITEM = 1 << 20
 """Bytes that one element may have."""
+_EMPTY = 1 << 24
+"""An array without elements takes no byte, and whoever goes through its rows takes for ever."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,8 @@ def check_layout(layout: Layout, name: str) -> None:
         raise invalid_numpy(f"the header of {shown(name)} has a shape that is no tuple of at most {_RANK} sizes")
     if math.prod(n or 1 for n in layout.shape) * layout.dtype.itemsize >= 1 << 63:  # numpy's own bound, which zeros do not help
         raise invalid_numpy(f"{shown(name)} has the shape {list(layout.shape)}, which no array can have")
+    if not layout.nbytes and math.prod(n or 1 for n in layout.shape) > _EMPTY:
+        raise invalid_numpy(f"{shown(name)} has the shape {list(layout.shape)} and no element; at most {_EMPTY} rows of nothing are taken")
 
 
 @dataclass(frozen=True)

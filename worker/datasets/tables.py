@@ -44,8 +44,7 @@ def open_parquet(path: Path, name: str, limits: Limits = Limits()) -> Table:
     check_width(schema, name)
     if sum(n for n, _ in groups) != rows or any(n < 0 for n, _ in groups):
         raise invalid_table(f"{shown(name)} announces {rows} rows and has others in its row groups")
-    if rows * max(leaves, 1) > max(_FEW, _VALUES_PER_BYTE * size):
-        raise InputRefused("limit-expand", f"{shown(name)} of {size} bytes announces {rows} rows of {leaves} columns; at most {_VALUES_PER_BYTE} values a byte are taken")
+    _check_values(rows, leaves, size, name)
     width = max(1, sum(b for _, b in groups) // max(rows, 1))
 
     def batches() -> Iterator[pa.RecordBatch]:
@@ -64,7 +63,7 @@ def open_arrow(path: Path, name: str) -> Table:
     """The file format of Arrow IPC, which Feather version 2 is.
 
     Raises:
-        InputRefused: invalid-table, limit-entries.
+        InputRefused: invalid-table, limit-entries, limit-expand.
     """
     with path.open("rb") as f:
         if f.read(4) == b"FEA1":
@@ -75,8 +74,10 @@ def open_arrow(path: Path, name: str) -> Table:
         check_width(schema, name)
         rows = 0
         for i in range(count):
-            (batch := reader.get_batch(i)).validate(full=True)
+            batch = reader.get_batch(i)
             rows += len(batch)
+            _check_values(rows, len(schema), path.stat().st_size, name)  # nulls take no byte
+            batch.validate(full=True)
 
     def batches() -> Iterator[pa.RecordBatch]:
         with reading(name), pa.OSFile(str(path)) as source:
@@ -92,6 +93,11 @@ def open_arrow(path: Path, name: str) -> Table:
 
 def _count(width: int) -> int:
     return max(1, min(1 << 20, BATCH // width))
+
+
+def _check_values(rows: int, columns: int, size: int, name: str) -> None:
+    if rows * max(columns, 1) > max(_FEW, _VALUES_PER_BYTE * size):
+        raise InputRefused("limit-expand", f"{shown(name)} of {size} bytes announces {rows} rows of {columns} columns; at most {_VALUES_PER_BYTE} values a byte are taken")
 
 
 def check_width(schema: pa.Schema, name: str) -> None:

@@ -72,7 +72,7 @@ def _npy(descr, shape, data=b"", fortran=False, version=b"\x01\x00") -> bytes:
     [
         (_npy("|S0", (10**15,)), "invalid-numpy"), (_npy("<f8", (1 << 47,)), "invalid-numpy"), (_npy("|O", (1,), b"x"), "unsafe-pickle"), (_npy([("a", "|O")], (1,), b"x"), "unsafe-pickle"),
         (_npy("<f8", (2,), b"x" * 15), "invalid-numpy"), (_npy("<f8", (True,), b"x" * 8), "invalid-numpy"), (_npy("<f8", (-1,)), "invalid-numpy"), (_npy("<q9", (1,), b"x" * 9), "invalid-numpy"),
-        (_npy("<f8", (1 << 40, 1 << 40)), "invalid-numpy"), (b"\x80\x04K\x01.", "unsafe-pickle"), (b"\x93NUMPY\x01", "invalid-numpy"), (b"\x93NUMPY\x01\x00\x08\x00{[]: 1}\n", "invalid-numpy"), (_npy("|V4294967295", (1,)), "invalid-numpy"), (_npy("<f8", (1,) * 65, b"x" * 8), "invalid-numpy"),
+        (_npy("<f8", (1 << 40, 1 << 40)), "invalid-numpy"), (b"\x80\x04K\x01.", "unsafe-pickle"), (b"\x93NUMPY\x01", "invalid-numpy"), (b"\x93NUMPY\x01\x00\x08\x00{[]: 1}\n", "invalid-numpy"), (_npy("<f4", (1 << 47, 0)), "invalid-numpy"), (_npy("|V4294967295", (1,)), "invalid-numpy"), (_npy("<f8", (1,) * 65, b"x" * 8), "invalid-numpy"),
     ],
 )  # fmt: skip
 def test_bad_arrays_are_refused(data, reason, tmp_path):

@@ -155,3 +155,12 @@ def test_rows_that_a_small_file_only_announces_are_refused(tmp_path):
     finally:
         tables._FEW = kept
     assert e.value.type == "limit-expand"
+
+
+def test_nulls_that_take_no_byte_are_counted(tmp_path):
+    batch = pa.RecordBatch.from_arrays([pa.Array.from_buffers(pa.null(), (1 << 31) - 1, [None])], names=["n"])
+    with pa.ipc.new_file(tmp_path / "a.arrow", batch.schema) as writer:
+        writer.write_batch(batch)
+    with pytest.raises(InputRefused) as e:
+        tables.open_arrow(tmp_path / "a.arrow", "a.arrow")
+    assert e.value.type == "limit-expand"

@@ -145,7 +145,7 @@ def _chunk(data: bytes) -> None:
     """A chunk whose checksum is right. 0: layout; 1..2: values; 3..4: columns; then codec, planes, 0, escapes, body."""
     if len(data) < 13:
         return
-    layout, count, columns = _LAYOUTS[data[0] % len(_LAYOUTS)], 1 + int.from_bytes(data[1:3], "little"), int.from_bytes(data[3:5], "little")
+    layout, count, columns = _LAYOUTS[data[0] % len(_LAYOUTS)], 1 + int.from_bytes(data[1:3], "little") % 4096, int.from_bytes(data[3:5], "little")
     head, body = data[5:13], data[13:]
     values = decode_chunk(memoryview(head + struct.pack("<I", chunks.crc32(body, chunks.crc32(head))) + body), layout, count, columns)
     if values.shape != (count,) or values.dtype != layout.dtype:

@@ -141,6 +141,8 @@ def _texts(path: Path, name: str, names: list[str], delimiter: str, header: bool
             pa.csv.ConvertOptions(column_types=schema, strings_can_be_null=False, quoted_strings_can_be_null=False, check_utf8=True),
         ) as reader:  # fmt: skip
             for batch in reader:
+                if batch.num_columns != len(schema):  # of a first line that is empty
+                    raise invalid_table(f"{shown(name)} has {len(schema)} fields in its first line and {batch.num_columns} below")
                 yield pa.RecordBatch.from_arrays([pc.fill_null(c, "") for c in batch.columns], schema=schema)
 
     return Table(schema, sum(len(b) for b in batches()), batches)

@@ -59,7 +59,7 @@ def test_what_is_no_table_is_kept_as_text(data, tmp_path):
     assert report["rows"][0]["type"] == "text" and report["rows"][0]["reason"]
 
 
-@pytest.mark.parametrize("data, reason, told", [("a,b\n1,2\n3\n", "invalid-table", "Row #3"), ("a,b\n1,2,3\n", "invalid-table", "Expected 2"), ("", "invalid-table", "empty"), (b"a,b\n\0,1\n", "kind-mismatch", "binary")])
+@pytest.mark.parametrize("data, reason, told", [("a,b\n1,2\n3\n", "invalid-table", "Row #3"), ("a,b\n1,2,3\n", "invalid-table", "Expected 2"), ("", "invalid-table", "empty"), (b"a,b\n\0,1\n", "kind-mismatch", "binary"), (b'\na2;"b"."\r50\n;x"\r\n', "invalid-table", "1 below")])
 def test_ragged_lines_are_refused(data, reason, told, tmp_path):
     with pytest.raises(InputRefused) as e:
         carried_out(_given(tmp_path, data), tmp_path / "out", {"method": "reencode"})

@@ -17,6 +17,7 @@ from app.cli import app
 from app.config import Settings
 from app.job_spec import FORMATS, PRESETS, Gates, JobSpec
 from app.recipe import METHODS, Lossless, Prune, Quantize, Restore, Targeted, parse_recipe
+from app.steps import STEPS
 from app.traffic import Traffic
 
 ROOT = Path(__file__).parents[1]
@@ -38,6 +39,12 @@ def test_every_method_has_a_line(name):
 @pytest.mark.parametrize("cls", [Targeted, Prune, Quantize, Lossless, Restore])
 def test_every_field_of_a_method_has_a_line(cls):
     assert [f for f in cls.model_fields if f != "method" and not row(1, f)] == []
+
+
+@pytest.mark.parametrize("name, cls", STEPS["dataset"].items())
+def test_every_field_of_a_step_on_a_data_set_has_a_line(name, cls):
+    told = [line.split("|")[2] for line in ROWS if f"`{name}`" in line.split("|")[1]]
+    assert told and [f for f in cls.model_fields if f != "method" and not any(f"`{f}`" in cell for cell in told)] == []
 
 
 @pytest.mark.parametrize("cls", [JobSpec, Gates, Budget])

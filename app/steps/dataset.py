@@ -108,5 +108,5 @@ class Reencode(Strict):
     level: Annotated[int, Field(ge=1, le=19)] = 9
 
 
-DATASET: dict[str, type] = {"columns": Columns, "quantize": QuantizeNumbers, "reencode": Reencode}
+DATASET: dict[str, type] = {"columns": Columns, "dedup": Dedup, "prune": PruneRows, "quantize": QuantizeNumbers, "reencode": Reencode}
 """Params class by method."""

@@ -82,8 +82,8 @@ def sets(mnist: Path, embeddings: Path | None) -> dict[str, tuple[str, bytes, di
         found["embeddings"] = ("embeddings.npz", *npz(embeddings=np.load(embeddings)))
     text = wide_csv().encode()
     found["wide csv"] = ("wide.csv", text, pa.csv.read_csv(io.BytesIO(text)))
-    pq.write_table(table := mixed_table(), out := io.BytesIO(), compression="none")
-    found["mixed parquet"] = ("mixed.parquet", out.getvalue(), table)
+    pq.write_table(mixed_table(), out := io.BytesIO(), compression="none")
+    found["mixed parquet"] = ("mixed.parquet", out.getvalue(), pq.read_table(io.BytesIO(out.getvalue())))
     assert len(x) == len(y)
     return found
 

@@ -26,6 +26,7 @@ DELIMITERS = ",;\t|"
 QUOTING = ("needed", "all", "text")
 _HEAD, _BLOCK, _LONGEST = 1 << 20, 4 << 20, 16 << 20
 _DIGITS = 15
+_FIRST = 200
 
 
 @dataclass(frozen=True)
@@ -180,17 +181,21 @@ def written(column: pa.Array) -> pa.Array:
 
 
 def _kinds(table: Table) -> list[pa.DataType]:
-    """The narrowest type of each column that holds in all rows."""
-    left: list[list[pa.DataType]] | None = None
-    filled = [False] * len(table.schema)
-    for batch in table.batches():
-        left = left or [[] for _ in table.schema]
-        for i, column in enumerate(batch.columns):
-            if not filled[i] and len(_present(column)):
-                filled[i], left[i] = True, [k for k in candidates(column) if holds(column, k)][:3]
-            elif left[i]:
-                left[i] = [k for k in left[i] if holds(column, k)]
-    return [(k[0] if k else pa.string()) for k in left or [[]] * len(table.schema)]
+    """The narrowest type of each column that holds in all rows: guessed from the first of them, then held against all; one that fails makes way for the next."""
+    left: list[list[pa.DataType] | None] = [None] * len(table.schema)
+    open_ = set(range(len(left)))
+    while open_:
+        failed = set()
+        for batch in table.batches():
+            for i in open_:
+                column = batch.column(i)
+                if left[i] is None and len(some := _present(column)[:_FIRST]):
+                    left[i] = [k for k in candidates(some) if holds(some, k)]
+                while left[i] and not holds(column, left[i][0]):
+                    left[i].pop(0)
+                    failed.add(i)
+        open_ = {i for i in failed if left[i]}
+    return [k[0] if k else pa.string() for k in left]
 
 
 def _typed(texts: Table, kinds: list[pa.DataType]) -> Table:

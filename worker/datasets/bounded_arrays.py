@@ -48,7 +48,7 @@ def grid_of(source: ArrayFile, bound: Bound) -> Grid | None:
 def write(source: ArrayFile, grid: Grid, bound: Bound, out: FrameWriter, progress: Callable[[int], None]) -> tuple[int, Moved]:
     """Returns: the bytes in the file, and how far numbers were moved: every one of them is decoded again from what was written, and compared."""
     layout = source.layout
-    coder, decoder = CodeBlocks(_width(layout)), CodeBlocks(_width(layout))
+    coder, decoder = (CodeBlocks(_width(layout), linear=grid.step > 0) for _ in range(2))
     taken, moved = 0, Moved()
     for first, count in _blocks(layout):
         rows = source.read(first, count)
@@ -78,7 +78,7 @@ def read(frames: Iterator[bytes], layout: Layout, grid: Grid) -> Iterator[np.nda
     plain = numbers(np.empty(0, layout.dtype)) if layout.dtype.kind == "f" and layout.dtype.itemsize <= 8 else None
     if plain is None or plain.ndim != 1 or layout.nbytes == 0:
         raise damaged("an array that is no floating one has a grid")
-    decoder = CodeBlocks(_width(layout))
+    decoder = CodeBlocks(_width(layout), linear=grid.step > 0)
     for _, count in _blocks(layout):
         if (frame := next(frames, None)) is None:
             raise damaged("an array has fewer rows than its index says")

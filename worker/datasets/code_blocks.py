@@ -23,10 +23,15 @@ def block_rows(before: int, left: int, most: int) -> int:
 
 
 class CodeBlocks:
-    """Either end of the stream: use `encode` alone or `decode` alone, block after block."""
+    """Either end of the stream: use `encode` alone or `decode` alone, block after block.
 
-    def __init__(self, width: int):
-        self.width = width
+    Args:
+        width: d.
+        linear: whether codes are multiples of something, so that one may be told from others; those of a relative grid are logarithms with a sign.
+    """
+
+    def __init__(self, width: int, linear: bool = True):
+        self.width, self.linear = width, linear
         self.groups = [(a, min(a + GROUP, width), Covariance(min(a + GROUP, width) - a)) for a in range(0, width, GROUP)]
 
     def encode(self, codes: np.ndarray) -> bytes:
@@ -35,7 +40,8 @@ class CodeBlocks:
         for start, stop, seen in self.groups:
             part = codes[:, start:stop]
             found.append(_encode(part, seen))
-            seen.add(part)
+            if self.linear:
+                seen.add(part)
         return parts.join(found) if len(found) < 256 else _many(found)
 
     def decode(self, data: bytes, count: int) -> np.ndarray:
@@ -44,7 +50,8 @@ class CodeBlocks:
         found = parts.split(data, len(self.groups)) if len(self.groups) < 256 else _split_many(data, len(self.groups))
         for (start, stop, seen), part in zip(self.groups, found, strict=True):
             out[:, start:stop] = _decode(part, count, seen)
-            seen.add(out[:, start:stop])
+            if self.linear:
+                seen.add(out[:, start:stop])
         return out
 
 
@@ -60,6 +67,7 @@ def _split_many(data: bytes, count: int) -> list[bytes]:
 
 def _encode(codes: np.ndarray, seen: Covariance) -> bytes:
     choice, left, order = 0, codes, np.arange(codes.shape[1])
+    plain = bytes([0]) + integers.encode(np.ascontiguousarray(codes.T).reshape(-1))
     if seen.count and seen.width > 1 and len(codes) and np.abs(codes).max() < _CENTRED:
         centred = codes - seen.mean
         best = bits(centred) if fits(centred, np.zeros((1, 1))) else np.inf
@@ -67,7 +75,9 @@ def _encode(codes: np.ndarray, seen: Covariance) -> bytes:
             coefficients, deviations = seen.coefficients(ridge)
             if fits(centred, coefficients) and (cost := bits(tried := remainders(centred, coefficients))) < best:
                 choice, left, best, order = i + 1, tried.astype(np.int64), cost, np.argsort(deviations, kind="stable")
-    return bytes([choice]) + integers.encode(np.ascontiguousarray(left.T[order]).reshape(-1))
+    if not choice:
+        return plain
+    return min(plain, bytes([choice]) + integers.encode(np.ascontiguousarray(left.T[order]).reshape(-1)), key=len)
 
 
 def _decode(data: bytes, count: int, seen: Covariance) -> np.ndarray:

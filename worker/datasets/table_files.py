@@ -93,7 +93,7 @@ def _attempt(table, stem: Path, level: int, ways: list[Way], grids: dict[int, Gr
         path.unlink(missing_ok=True)
     widths, sizes, groups = [0] * len(ways), [0] * len(ways), []
     parts = {kind: pa.schema([table.schema.field(i) for i in of[kind]], metadata=table.schema.metadata) for kind in WAYS}
-    coder = CodeBlocks(len(of["bounded"]))
+    coder = CodeBlocks(len(of["bounded"]), linear=all(grids[i].step for i in of["bounded"]))
     with contextlib.ExitStack() as stack:
         parquet = stack.enter_context(pq.ParquetWriter(str(paths["parquet"]), parts["parquet"], **options({k: v for i in of["parquet"] for k, v in ways[i].encodings.items()}, level))) if of["parquet"] else None
         stream = stack.enter_context(pa.ipc.new_stream(str(paths["arrow"]), parts["arrow"], options=pa.ipc.IpcWriteOptions(compression="zstd", use_threads=False))) if of["arrow"] else None
@@ -169,7 +169,7 @@ def read(stored: dict, stem: Path) -> Iterator[pa.RecordBatch]:
     if len(ways) != len(schema) or len(stored["grids"]) != len(of["bounded"]):
         raise damaged("the ways of a table's columns do not fit its schema")
     grids = [Grid(g["step"], g["ratio"]) for g in stored["grids"]]
-    coder = CodeBlocks(len(of["bounded"]))
+    coder = CodeBlocks(len(of["bounded"]), linear=all(g.step for g in grids))
     kinds = [schema.field(i).type for i in of["bounded"]]
     if any(not pa.types.is_floating(k) for k in kinds) or any(not column_numbers.fits(schema.field(i).type) for i in of["numbers"]):
         raise damaged("a column is coded as numbers that it has none of")

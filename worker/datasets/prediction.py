@@ -18,7 +18,7 @@ SHIFT = 10
 """Bits of the fraction of a coefficient."""
 GROUP = 512
 """Columns that are told from one another: the work grows with their third power."""
-RIDGES = (0.25, 1.0, 4.0)
+RIDGES = (0.1, 1.0)
 """How many rows of uncorrelated columns are added to those that were seen."""
 _EXACT = float(1 << 52)
 _ENOUGH = 64

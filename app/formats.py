@@ -198,7 +198,7 @@ def _image(name: str, end: str, head: bytes, size: int) -> str:
     fits = head.startswith(_IMAGES[end]) and {".webp": head[8:12] == b"WEBP", ".avif": head[4:8] == b"ftyp"}.get(end, True)
     if not fits:
         what = "empty" if size == 0 else "something else"
-        raise InputRefused("invalid-image" if size == 0 else "kind-mismatch", f"{shown(name)} is named like {end[1:]}, and its content is {what}")
+        raise InputRefused("invalid-image", f"{shown(name)} is named like {end[1:]}, and its content is {what}")
     return "image"
 
 

@@ -35,6 +35,7 @@ class Limits:
     program_bytes: int = 32 << 20
     pickle_depth: int = 64
     pickle_opcodes: int = 3_000_000  # what 80,000 tensors take; each costs two microseconds or three
+    image_pixels: int = 64_000_000
     materialised_ratio: int = 8
     materialised_bytes: int = 256 << 20
 

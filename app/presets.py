@@ -24,7 +24,12 @@ MODEL: dict[str, dict] = {
     },
 }
 
-IMAGES: dict[str, dict] = {}
+IMAGES: dict[str, dict] = {
+    "images-lossless": {"steps": [{"method": "image", "lossless": True}]},
+    "images-high": {"steps": [{"method": "image", "target": {"ms_ssim": 0.99}}]},
+    "images-web": {"steps": [{"method": "image", "target": {"ms_ssim": 0.97}}]},
+    "images-small": {"steps": [{"method": "image", "target": {"ms_ssim": 0.95}}]},
+}
 DATASET: dict[str, dict] = {}
 
 BY_KIND = {"model": MODEL, "images": IMAGES, "dataset": DATASET}

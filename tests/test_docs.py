@@ -15,9 +15,8 @@ from app import metrics
 from app.budget import Budget
 from app.cli import app
 from app.config import Settings
-from app.job_spec import FORMATS, PRESETS, Gates, JobSpec
-from app.recipe import METHODS, Lossless, Prune, Quantize, Restore, Targeted, parse_recipe
-from app.steps import STEPS
+from app.job_spec import OUTPUTS, PRESETS, Gates, JobSpec
+from app.recipe import STEPS, Auto, Targeted, parse_recipe
 from app.traffic import Traffic
 
 ROOT = Path(__file__).parents[1]
@@ -31,12 +30,12 @@ def row(column: int, name: str) -> bool:
     return any(f"`{name}`" in line.split("|")[column + 1] for line in ROWS)
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", {name for methods in STEPS.values() for name in methods})
 def test_every_method_has_a_line(name):
     assert row(0, name)
 
 
-@pytest.mark.parametrize("cls", [Targeted, Prune, Quantize, Lossless, Restore])
+@pytest.mark.parametrize("cls", [Targeted, *{cls for methods in STEPS.values() for cls in methods.values() if cls is not Auto}])
 def test_every_field_of_a_method_has_a_line(cls):
     assert [f for f in cls.model_fields if f != "method" and not row(1, f)] == []
 
@@ -52,7 +51,7 @@ def test_every_field_of_a_job_is_told(cls):
     assert [f for f in cls.model_fields if not any(f"`{f}`" in line for line in ROWS)] == []
 
 
-@pytest.mark.parametrize("name", [*PRESETS, *FORMATS])
+@pytest.mark.parametrize("name", [*PRESETS, *(f for kind in STEPS for f in OUTPUTS[kind])])
 def test_every_preset_and_format_has_a_line(name):
     assert row(0, name)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 CORPUS = Path(__file__).parents[3] / "shared" / "hostile" / "corpus.tar.xz"
-FAMILIES = ("safetensors", "torch", "archive", "confusion", "numeric")
+FAMILIES = ("safetensors", "torch", "archive", "confusion", "numeric", "image")
 
 
 @pytest.mark.skipif(not CORPUS.exists(), reason="the hostile corpus is not beside this clone")
@@ -40,7 +40,7 @@ def verdict(service, path: Path) -> tuple[str, str]:
         if r.status_code != 201:
             assert 400 <= r.status_code < 500, (path.name, r.status_code, r.text)
             return "rejected", r.json()["type"]
-        r = c.post("/v1/jobs", json={"input": r.json()["id"], "preset": "lossless"})
+        r = c.post("/v1/jobs", json={"input": r.json()["id"], "preset": "images-lossless" if r.json()["kind"] == "images" else "lossless"})
         if r.status_code != 202:
             assert 400 <= r.status_code < 500, (path.name, r.status_code, r.text)
             return "rejected", r.json()["type"]

@@ -1,0 +1,146 @@
+"""What an image file says beside its picture: EXIF (with GPS and thumbnails), XMP, comments, times. Listed, and taken out of the bytes where the format is simple.
+
+    JPEG   FF D8 | FF marker, length u16be, data | ... | FF DA ... scan ... | FF D9 | what follows is no part of it
+    WebP   "RIFF" length u32le "WEBP" | type, length u32le, data, padded to even | ...
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+
+from PIL import ExifTags, Image
+
+from worker.images import png_walk
+
+_KEPT_MARKERS = (0xE0, 0xE2, 0xEE)  # JFIF, ICC profile, Adobe's colour transform
+_NO_LENGTH = (0x01, *range(0xD0, 0xD9))
+_SOI, _EOI, _SOS, _COM = 0xD8, 0xD9, 0xDA, 0xFE
+_TELLING = ("comment", "Software", "Author", "Artist", "Copyright", "Description", "xmp", "XML:com.adobe.xmp", "photoshop")
+_LONGEST = 80
+
+
+def findings(image: Image.Image, data: bytes) -> list[dict]:
+    """`{what, bytes, detail}` of each thing that is told beside the pixels. The values themselves are not repeated: a report may be public.
+
+    Args:
+        image: opened, not necessarily decoded.
+        data: the file.
+    """
+    found: list[dict] = []
+
+    def add(what: str, nbytes: int, detail: str = "") -> None:
+        found.append({"what": what, "bytes": nbytes} | ({"detail": detail[:_LONGEST]} if detail else {}))
+
+    if raw := image.info.get("exif"):
+        tags, gps, thumbnail = _exif(image)
+        add("EXIF", len(raw), f"{tags} tags")
+        if gps:
+            add("GPS position", 0, "in EXIF")
+        if thumbnail:
+            add("thumbnail", thumbnail, "in EXIF")
+    for key, value in image.info.items():
+        text = value if isinstance(value, (bytes, str)) else ""
+        if key in _TELLING or (image.format == "PNG" and key in getattr(image, "text", {})):
+            add("XMP" if "xmp" in key.lower() else f"text {ascii(key)[1:-1]}", len(text))
+    if image.format == "JPEG" and (rest := _after_jpeg(data)):
+        add("bytes after the end", rest)
+    if image.format == "WEBP" and len(data) > (end := 8 + struct.unpack_from("<I", data, 4)[0]):
+        add("bytes after the end", len(data) - end)
+    return found
+
+
+def _exif(image: Image.Image) -> tuple[int, bool, int]:
+    """Tags, whether a position is among them, bytes of the thumbnail. What cannot be read counts as no tag; it goes all the same."""
+    try:
+        exif = image.getexif()
+        gps, small = exif.get_ifd(ExifTags.IFD.GPSInfo), exif.get_ifd(ExifTags.IFD.IFD1)
+        length = small.get(ExifTags.Base.JpegIFByteCount, 0)
+        return len(exif) + len(gps), bool(gps), length if isinstance(length, int) and 0 < length < 1 << 24 else 0
+    except Exception:  # whatever a stranger's EXIF makes of the parser
+        return 0, False, 0
+
+
+def stripped(form: str, data: bytes) -> bytes | None:
+    """The same file without what `findings` lists, its picture bit for bit as it was; None for a format that is not simple enough.
+
+    Args:
+        form: as Pillow calls it.
+    """
+    if form == "PNG":
+        return png_walk.without(data, png_walk.TEXTS)
+    if form == "JPEG":
+        return b"".join(_jpeg_parts(data))
+    if form == "WEBP":
+        return _webp(data)
+    return data if form == "BMP" else None
+
+
+def _jpeg_parts(data: bytes) -> Iterator[bytes]:
+    """What is kept of a JPEG that a decoder has taken. What cannot be walked is kept from there on."""
+    yield data[:2]
+    at = 2
+    while at + 4 <= len(data) and data[at] == 0xFF:
+        marker = data[at + 1]
+        if marker == 0xFF:
+            at += 1
+            continue
+        if marker == _EOI:
+            yield data[at : at + 2]
+            return
+        if marker in _NO_LENGTH:
+            yield data[at : at + 2]
+            at += 2
+            continue
+        end = at + 2 + struct.unpack_from(">H", data, at + 2)[0]
+        if marker == _SOS:
+            end = _scan_end(data, end)
+        if not (marker == _COM or 0xE0 <= marker <= 0xEF and marker not in _KEPT_MARKERS or _is_preview(marker, data[at + 4 : at + 20])):
+            yield data[at:end]
+        at = end
+    yield data[at:]
+
+
+def _is_preview(marker: int, head: bytes) -> bool:
+    """JFXX thumbnails, and APP2 that is no ICC profile (MPF: further pictures after the end)."""
+    return marker == 0xE0 and head.startswith(b"JFXX") or marker == 0xE2 and not head.startswith(b"ICC_PROFILE\0")
+
+
+def _scan_end(data: bytes, at: int) -> int:
+    while (at := data.find(b"\xff", at)) >= 0 and at + 1 < len(data):
+        if data[at + 1] == 0 or 0xD0 <= data[at + 1] <= 0xD7:
+            at += 2
+        else:
+            return at
+    return len(data)
+
+
+def _after_jpeg(data: bytes) -> int:
+    at = 2
+    while at + 4 <= len(data) and data[at] == 0xFF:
+        marker = data[at + 1]
+        if marker == _EOI:
+            return len(data) - at - 2
+        if marker == 0xFF:
+            at += 1
+        elif marker in _NO_LENGTH:
+            at += 2
+        else:
+            at += 2 + struct.unpack_from(">H", data, at + 2)[0]
+            at = _scan_end(data, at) if marker == _SOS else at
+    return max(0, len(data) - at - 2) if data[at : at + 2] == b"\xff\xd9" else 0
+
+
+def _webp(data: bytes) -> bytes:
+    end, at, kept = min(len(data), 8 + struct.unpack_from("<I", data, 4)[0]), 12, []
+    while at + 8 <= end:
+        kind, length = struct.unpack_from("<4sI", data, at)
+        size = 8 + length + length % 2
+        chunk = data[at : min(at + size, end)]
+        if kind == b"VP8X" and length >= 1:
+            chunk = chunk[:8] + bytes([chunk[8] & ~0x0C]) + chunk[9:]  # says that there is EXIF and XMP
+        if kind not in (b"EXIF", b"XMP "):
+            kept.append(chunk)
+        at += size
+    body = b"WEBP" + b"".join(kept)
+    return b"RIFF" + struct.pack("<I", len(body)) + body

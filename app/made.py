@@ -29,7 +29,7 @@ def read_index(path: Path, form: str | None = None) -> dict:
     Raises:
         InputRefused: unsupported-format, where it is none of ours; limit-metadata.
     """
-    if not path.is_file() or path.is_symlink():
+    if not path.is_file():
         raise InputRefused("unsupported-format", f"restore takes the result of a job, and there is no {INDEX} in it")
     if (size := path.stat().st_size) > MAX_INDEX:
         raise InputRefused("limit-metadata", f"{INDEX} has {size} bytes; at most {MAX_INDEX} are taken")

@@ -48,6 +48,7 @@ def run(inp: Path, out: Path, spec: dict, emit: Emit) -> None:
     Raises:
         ModelpressError: a refusal, a failed gate (its report is written first), a mismatch in the accounting.
     """
+    torch.set_num_threads(1)  # to judge an image of common size is over before threads have met; the encoders have their own
     files, scratch = out / "files", out / "scratch"
     files.mkdir(parents=True, exist_ok=True)
     scratch.mkdir(exist_ok=True)

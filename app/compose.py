@@ -84,7 +84,7 @@ def compose(s: Session, owner: str, asked: Composition, ident: str) -> Artifact:
         if part.artifact not in found:
             raise NotFound("there is no such artifact", pointer=pointer)
         _, form, size, sha256, first, last, quarantined = found[part.artifact]
-        if first != last or form not in _PARTS.get(asked.kind, (*_WEIGHTS, "file")):
+        if first != last or form not in (*_PARTS.get(asked.kind, _WEIGHTS), "file"):
             what = f"artifact {part.artifact} is {form}" + " with several files" * (first != last)
             raise InputRefused("unsupported-format", f"{what}; a folder is made of single files", pointer=pointer)
         if quarantined:
@@ -93,6 +93,8 @@ def compose(s: Session, owner: str, asked: Composition, ident: str) -> Artifact:
         formats.add(form)
     chosen = next((f for f in _PARTS.get(asked.kind, _WEIGHTS) if f in formats), None)
     if chosen is None:
+        if asked.kind in _PARTS:
+            raise InputRefused("invalid-image", "none of the files is an image", pointer="/files")
         raise InputRefused("no-tensors", "none of the files holds weights: a safetensors or PyTorch file is needed among them", pointer="/files")
     artifact = Artifact(id=ident, owner=owner, kind=asked.kind, format=chosen, name=asked.name, digest=artifact_digest(files), size=sum(f["size"] for f in files))
     artifact.files, artifact.signatures = [ArtifactFile(**f) for f in sorted(files, key=lambda f: f["path"])], []

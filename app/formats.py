@@ -194,7 +194,7 @@ def _image(name: str, end: str, head: bytes, size: int) -> str:
     if name == INDEX:
         return "images"
     if end not in _IMAGES:
-        raise InputRefused("unsupported-format", f"{shown(name)} is no image that is read; read are {', '.join(_IMAGES)}, and .zip, .tar, .tar.gz of them")
+        return "file"  # beside images in a folder: it is carried as it is
     fits = head.startswith(_IMAGES[end]) and {".webp": head[8:12] == b"WEBP", ".avif": head[4:8] == b"ftyp"}.get(end, True)
     if not fits:
         what = "empty" if size == 0 else "something else"

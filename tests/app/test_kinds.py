@@ -83,5 +83,8 @@ def test_the_catalogue_and_the_upload_tell_the_kind(api):
         assert queued.status_code == 202 and (queued.json()["kind"], queued.json()["output_format"]) == ("images", "images")
         refused = c.post("/v1/jobs", json={"input": made["id"], "preset": "lossless"})
         assert refused.status_code == 422 and refused.json()["pointer"] == "/preset" and "images-web" in refused.json()["detail"]
-        folder = c.post("/v1/artifacts", json={"kind": "images", "files": [{"path": "a/x.jpg", "artifact": made["id"]}]})
+        text = c.post("/v1/artifacts", params={"name": "labels.txt", "kind": "images"}, content=b"cat").json()
+        parts = [{"path": "a/x.jpg", "artifact": made["id"]}, {"path": "labels.txt", "artifact": text["id"]}]
+        folder = c.post("/v1/artifacts", json={"kind": "images", "files": parts})
         assert folder.status_code == 201 and folder.json()["format"] == "image"
+        assert c.post("/v1/artifacts", json={"kind": "images", "files": parts[1:]}).json()["type"] == "invalid-image"

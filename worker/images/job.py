@@ -11,6 +11,7 @@ import hashlib
 import importlib.metadata
 import json
 import platform
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,8 +21,8 @@ import torch
 
 from app import gates
 from app.errors import AccountingMismatch, InputRefused, JobFailure
-from app.formats import IMAGES, suffix
-from app.limits import shown
+from app.formats import IMAGES, INDEX, suffix
+from app.limits import check_path, shown
 from app.recipe import recipe_of
 from app.steps.image import Image as Step
 from worker.images import index, private
@@ -56,7 +57,7 @@ def run(inp: Path, out: Path, spec: dict, emit: Emit) -> None:
     if recipe.kind == "restore":
         result = restore(inp, files, Progress(emit, "restore", sum(_sizes(inp).values())).add)
     else:
-        result = _coded(sources(inp, scratch), files, recipe.steps[0], spec["sanitize"] == "strip", emit)
+        result = _coded(sources(inp, scratch), scratch, files, recipe.steps[0], spec["sanitize"] == "strip", emit)
     result["totals"] |= _totals(result["rows"], _sizes(files), sum(_sizes(inp).values()))
     judged = gates.judge(spec.get("gates") or {}, [], result["totals"])
     document = {"version": 1, "kind": "images", "recipe": spec["recipe"], "output": spec["output"], "gates": judged, "environment": environment()} | result
@@ -75,16 +76,26 @@ class Job:
     step: Step
     strip: bool
     progress: Progress
-    made: dict[str, tuple[str, bytes]] = field(default_factory=dict)  # path -> (suffix, data) of what is coded
+    folder: Path  # where files lie until their names are known
+    made: dict[str, tuple[str, Path]] = field(default_factory=dict)  # path -> (suffix, file)
     entries: dict[str, Entry] = field(default_factory=dict)
     rows: list[dict] = field(default_factory=list)
     codecs: dict = field(default_factory=lambda: CODECS)
     model: bytes = b""  # of a learned transform that was used
     listed: int = 0
 
+    def put(self, path: str, end: str, data: bytes) -> None:
+        """Args: end: the suffix that it is to have; empty: its path stays."""
+        file = self.folder / str(len(self.made))
+        file.write_bytes(data)
+        self.made[path] = (end, file)
 
-def _coded(inputs: dict[str, Path], files: Path, step: Step, strip: bool, emit: Emit) -> dict:
-    job = Job(step, strip, Progress(emit, "compress", sum(p.stat().st_size for p in inputs.values())))
+
+def _coded(inputs: dict[str, Path], scratch: Path, files: Path, step: Step, strip: bool, emit: Emit) -> dict:
+    if any(path in (INDEX, index.MODEL) for path in inputs):
+        raise InputRefused("unsupported-format", f"the input holds {INDEX} or {index.MODEL}: it is the result of a job already, which takes restore")
+    folder = Path(tempfile.mkdtemp(prefix="made-", dir=scratch))
+    job = Job(step, strip, Progress(emit, "compress", sum(p.stat().st_size for p in inputs.values())), folder)
     pictures = {path: p for path, p in inputs.items() if suffix(path) in IMAGES}
     if step.per == "set":
         _set(job, pictures)
@@ -95,10 +106,11 @@ def _coded(inputs: dict[str, Path], files: Path, step: Step, strip: bool, emit: 
             _one(job, path, source.read_bytes())
         job.progress.add(source.stat().st_size)
     names = placed([(path, job.made[path][0]) for path in inputs])
-    for path, (_, data) in job.made.items():
+    for path, (_, file) in job.made.items():
+        check_path(names[path])
         target = files / names[path]
         target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(data)
+        file.replace(target)
     entries = [Entry(**vars(job.entries[path]) | {"file": names[path]}) for path in inputs]
     index.write(files, entries, job.model)
     proof = _read_back(files, entries, job.codecs)
@@ -198,7 +210,7 @@ def _kept(job: Job, picture: Picture) -> bytes:
 
 
 def _copied(job: Job, path: str, data: bytes, reason: str, picture: Picture | None = None, tried: Sequence[dict] = (), skipped: Mapping[str, str] = MappingProxyType({})) -> None:
-    job.made[path] = ("", data)
+    job.put(path, "", data)
     job.entries[path] = Entry(path, path, ORIGINAL)
     row = {"name": path, "action": "copied", "reason": reason, "bytes_before": len(picture.data) if picture else len(data), "bytes_after": len(data)}
     if picture:
@@ -208,7 +220,7 @@ def _copied(job: Job, path: str, data: bytes, reason: str, picture: Picture | No
 
 def _take(job: Job, picture: Picture, codec: str, data: bytes, figures: Figures, tried: list[dict], skipped: dict[str, str], *, exact: bool, whole: bool = False, variant: str, quality: int | None) -> None:
     pixels = hashlib.sha256(job.codecs[codec].decode(data, picture.mode)).hexdigest()
-    job.made[picture.path] = (CODECS[codec].suffix, data)
+    job.put(picture.path, CODECS[codec].suffix, data)
     job.entries[picture.path] = Entry(picture.path, "", codec, picture.mode, picture.width, picture.height, pixels, exact, whole)
     job.rows.append({
         "name": picture.path, "action": "coded", "codec": codec, "variant": variant, "quality": quality, "bytes_before": len(picture.data), "bytes_after": len(data),

@@ -33,7 +33,7 @@ def test_a_job_on_images_is_resolved():
 @pytest.mark.parametrize(
     "body, pointer",
     [
-        ({"recipe": {"steps": [{"method": "prune"}]}}, "/recipe/steps/0/method"), ({"preset": "int8"}, "/preset"), ({"kind": "model"}, "/kind"),
+        ({"recipe": {"steps": [{"method": "prune"}]}}, "/recipe/steps/0/method"), ({"preset": "int8"}, "/preset"),
         ({"calibration": INPUT["input"]}, "/calibration"), ({"gates": {"min_cosine": 0.9}}, "/gates/min_cosine"), ({"output": {"format": "packed"}}, "/output/format"),
         ({"output": {"format": "original"}}, "/output/format"), ({"budget": {"ratio": 4}}, "/budget"), ({"recipe": {"steps": [STEP, STEP]}}, "/recipe/steps/0"),
         ({"recipe": {"steps": [STEP | {"target": {}}]}}, "/recipe/steps/0/target/ms_ssim"), ({"recipe": {"steps": [STEP | {"target": {"psnr": 30, "bpp": 1}}]}}, "/recipe/steps/0/target/bpp"),
@@ -46,6 +46,12 @@ def test_what_is_of_models_is_refused_with_a_pointer(body, pointer):
     with pytest.raises(InvalidJobSpec) as e:
         job(**body)
     assert e.value.pointer == pointer
+
+
+def test_the_kind_is_that_of_the_input():
+    with pytest.raises(InvalidJobSpec) as e:
+        parse_job(INPUT | {"recipe": {"steps": [STEP]}, "kind": "model"}, kind="images")
+    assert e.value.pointer == "/kind"
 
 
 def test_steps_of_images_are_refused_for_models_and_the_way_is_told():

@@ -28,8 +28,12 @@ class Kept:
     seconds: float
     whole: bool = False
 
+    @property
+    def variant(self) -> str:
+        return REPACKED if self.whole else "lossless"
+
     def told(self) -> dict:
-        return {"codec": self.codec, "variant": REPACKED if self.whole else "lossless", "bytes": len(self.data), "seconds": round(self.seconds, 3), "meets": True}
+        return {"codec": self.codec, "variant": self.variant, "bytes": len(self.data), "seconds": round(self.seconds, 3), "meets": True}
 
 
 def keep(picture: Picture, candidates: list[str], effort: str, beside: bool, strip: bytes | None) -> tuple[list[Kept], dict[str, str]]:

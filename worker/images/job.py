@@ -143,7 +143,7 @@ def _one(job: Job, path: str, data: bytes) -> None:
     if best is None:
         _none(job.step, picture, tried, skipped)
     whole = getattr(best, "whole", False)
-    _take(job, picture, best.codec, coded, figures, tried, skipped, exact=job.step.lossless, whole=whole, variant=getattr(best, "variant", "lossless"), quality=getattr(best, "quality", None))
+    _take(job, picture, best.codec, coded, figures, tried, skipped, exact=job.step.lossless, whole=whole, variant=best.variant, quality=getattr(best, "quality", None))
 
 
 def _set(job: Job, inputs: dict[str, Path]) -> None:

@@ -29,7 +29,7 @@ def pixels(height: int, width: int, channels: int, seed: int = 0) -> np.ndarray:
 
 
 @given(rows=st.integers(1, 9), columns=st.integers(1, 20), channels=st.sampled_from((1, 3)), size=st.sampled_from((0, 1, 20, MOST - 1)), seed=st.integers(0, 99))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=6, deadline=None)
 def test_coefficients_come_out_as_they_went_in(rows, columns, channels, size, seed):
     basis, rng = dct(channels), np.random.default_rng(seed)
     quantized = (rng.laplace(0, 1 + size / 40, (rows, columns, len(basis.matrix)))).astype(np.int64)
@@ -75,7 +75,7 @@ def test_another_process_with_other_threads_decodes_the_same(tmp_path):
 
 
 @given(st.data())
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=12, deadline=None)
 def test_damaged_streams_are_refused_or_decode_to_something(data):
     whole = bytearray(encode(pixels(24, 24, 3), step_of(45)))
     cut = data.draw(st.integers(0, len(whole)))

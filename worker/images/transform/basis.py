@@ -101,7 +101,7 @@ def image(values: np.ndarray, height: int, width: int) -> np.ndarray:
     rows, columns, k = values.shape
     c = k // BLOCK**2
     whole = values.reshape(rows, columns, c, BLOCK, BLOCK).transpose(0, 3, 1, 4, 2).reshape(rows * BLOCK, columns * BLOCK, c)
-    return np.clip(whole + 128, 0, 255).astype(np.uint8)[:height, :width]
+    return np.ascontiguousarray(np.clip(whole + 128, 0, 255).astype(np.uint8)[:height, :width])
 
 
 def forward(basis: Basis, values: np.ndarray) -> np.ndarray:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -90,14 +91,12 @@ def set_row(name: str, parts: tuple[list[np.ndarray], list[np.ndarray]], ms_ssim
     held_out = [Picture("x.png", b"", "PNG", p.shape[1], p.shape[0], p) for p in parts[1]]
     out = {"set": name, "target": ms_ssim, "effort": effort, "learned_on": len(parts[0]), "images": len(held_out), "pixels": sum(p.width * p.height for p in held_out)}
     out["model_bytes"] = len(codecs["transform"].model)
-    for codec in (*LOSSY, "transform"):
-        search = Search(held_out, Target(ms_ssim=ms_ssim), effort, codecs=codecs)
-        search.run([codec])
-        for variant in ("dct", "klt") if codec == "transform" else ("",):
-            good = [t for t in search.tries if t.good and (not variant or t.variant == variant)]
-            best = min(good, key=lambda t: t.bytes, default=None)
-            model = out["model_bytes"] if variant == "klt" else 0
-            out[f"{codec} {variant}".strip()] = {"bytes": best.bytes - model, "ms_ssim": best.figures.ms_ssim, "psnr": best.figures.psnr} if best else {"bytes": None}
+    both = codecs["transform"].variants[effort]
+    alone = {f"transform {v.name}": {"transform": replace(codecs["transform"], variants={effort: (v,)})} for v in both}
+    for name in (*LOSSY, *alone):
+        best = Search(held_out, Target(ms_ssim=ms_ssim), effort, codecs=alone.get(name, codecs)).run([name.split()[0]])
+        model = out["model_bytes"] if name == "transform klt" else 0
+        out[name] = {"bytes": best.bytes - model, "ms_ssim": best.figures.ms_ssim, "psnr": best.figures.psnr} if best else {"bytes": None}
     return out
 
 

@@ -27,7 +27,7 @@ from app.recipe import recipe_of
 from app.steps.image import Image as Step
 from worker.images import index, private
 from worker.images.codecs import CODECS, with_learned
-from worker.images.exact import keep, unpacked
+from worker.images.exact import REPACKED, keep, unpacked
 from worker.images.index import ORIGINAL, Entry
 from worker.images.judging import Figures
 from worker.images.picture import Picture, open_picture
@@ -143,7 +143,7 @@ def _one(job: Job, path: str, data: bytes) -> None:
     if best is None:
         _none(job.step, picture, tried, skipped)
     whole = getattr(best, "whole", False)
-    _take(job, picture, best.codec, coded, figures, tried, skipped, exact=job.step.lossless, whole=whole, variant=best.variant, quality=getattr(best, "quality", None))
+    _take(job, picture, best.codec, coded, figures, tried, skipped, exact=best.variant in ("lossless", REPACKED), whole=whole, variant=best.variant, quality=getattr(best, "quality", None))
 
 
 def _set(job: Job, inputs: dict[str, Path]) -> None:
@@ -166,7 +166,7 @@ def _set(job: Job, inputs: dict[str, Path]) -> None:
     job.model = codec.model if best.codec == "transform" and best.variant == "klt" else b""
     for picture, judge, data in zip(pictures, search.judges, best.data, strict=True):
         figures = judge(codec.decode(data, picture.mode))
-        _take(job, picture, best.codec, data, figures, tried if picture is pictures[0] else [], search.skipped, exact=False, variant=best.variant, quality=best.quality)
+        _take(job, picture, best.codec, data, figures, tried if picture is pictures[0] else [], search.skipped, exact=best.variant == "lossless", variant=best.variant, quality=best.quality)
 
 
 def _learned(pictures: list[Picture]) -> Basis | None:

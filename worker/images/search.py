@@ -21,6 +21,8 @@ TRIALS = 9
 ORDER = ("avif", "webp", "jxl", "jpeg", "transform")
 """In which codecs are tried: the likely winner first, so that others are given up as soon as they cannot win."""
 NEIGHBOURS = 4
+LOSSLESS_GAIN = 2.5
+"""How much smaller a file without loss may be at the final speed than at that of trials, at most."""
 _STEP = 16
 
 
@@ -78,7 +80,16 @@ class Search:
         for codec, variant, near in sorted(found, key=lambda f: f[2].bytes / f[0].gain if not self.target.of_size else -f[2].figures.ms_ssim):
             if codec.speed and self._may_win(codec, near):
                 self._finals(codec, variant, near.quality)
+        for name in (n for n in candidates if n not in self.skipped and self.codecs[n].lossless):
+            self._exact(self.codecs[name])
         return self.best
+
+    def _exact(self, codec: Codec) -> None:
+        """Without loss, which meets every quality, and of drawings and text may be the smallest."""
+        variant = Variant("lossless", codec.lossless)
+        near = self._try(codec, variant, codec.levels[1], None)
+        if near.good if self.target.of_size else near.bytes < LOSSLESS_GAIN * self.best.bytes if self.best else True:
+            self._try(codec, variant, codec.levels[1], self.effort)
 
     def _may_win(self, codec: Codec, near: Try) -> bool:
         """Whether what the final speed gains could make it the best: what a file loses goes about with the square of its size."""

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 
+import numpy as np
 import torch
 
 from app import gates
@@ -27,7 +28,7 @@ from app.recipe import recipe_of
 from app.steps.image import Image as Step
 from worker.images import index, private
 from worker.images.codecs import CODECS, with_learned
-from worker.images.exact import REPACKED, keep, unpacked
+from worker.images.exact import keep, unpacked
 from worker.images.index import ORIGINAL, Entry
 from worker.images.judging import Figures
 from worker.images.picture import Picture, open_picture
@@ -143,7 +144,7 @@ def _one(job: Job, path: str, data: bytes) -> None:
     if best is None:
         _none(job.step, picture, tried, skipped)
     whole = getattr(best, "whole", False)
-    _take(job, picture, best.codec, coded, figures, tried, skipped, exact=best.variant in ("lossless", REPACKED), whole=whole, variant=best.variant, quality=getattr(best, "quality", None))
+    _take(job, picture, best.codec, coded, figures, tried, skipped, whole=whole, variant=best.variant, quality=getattr(best, "quality", None))
 
 
 def _set(job: Job, inputs: dict[str, Path]) -> None:
@@ -166,7 +167,7 @@ def _set(job: Job, inputs: dict[str, Path]) -> None:
     job.model = codec.model if best.codec == "transform" and best.variant == "klt" else b""
     for picture, judge, data in zip(pictures, search.judges, best.data, strict=True):
         figures = judge(codec.decode(data, picture.mode))
-        _take(job, picture, best.codec, data, figures, tried if picture is pictures[0] else [], search.skipped, exact=best.variant == "lossless", variant=best.variant, quality=best.quality)
+        _take(job, picture, best.codec, data, figures, tried if picture is pictures[0] else [], search.skipped, variant=best.variant, quality=best.quality)
 
 
 def _learned(pictures: list[Picture]) -> Basis | None:
@@ -218,8 +219,9 @@ def _copied(job: Job, path: str, data: bytes, reason: str, picture: Picture | No
     job.rows.append(row)
 
 
-def _take(job: Job, picture: Picture, codec: str, data: bytes, figures: Figures, tried: list[dict], skipped: dict[str, str], *, exact: bool, whole: bool = False, variant: str, quality: int | None) -> None:
-    pixels = hashlib.sha256(job.codecs[codec].decode(data, picture.mode)).hexdigest()
+def _take(job: Job, picture: Picture, codec: str, data: bytes, figures: Figures, tried: list[dict], skipped: dict[str, str], *, whole: bool = False, variant: str, quality: int | None) -> None:
+    decoded = job.codecs[codec].decode(data, picture.mode)
+    pixels, exact = hashlib.sha256(decoded).hexdigest(), np.array_equal(decoded, picture.pixels)
     job.put(picture.path, CODECS[codec].suffix, data)
     job.entries[picture.path] = Entry(picture.path, "", codec, picture.mode, picture.width, picture.height, pixels, exact, whole)
     job.rows.append({

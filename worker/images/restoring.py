@@ -81,7 +81,7 @@ def _restored(entry: Entry, data: bytes, codecs: dict) -> tuple[bytes, bool]:
         raise InputRefused("invalid-image", f"{shown(entry.file)} does not decode to the pixels that the index says")
     if entry.whole:
         return whole, True
-    if form == codec.form and not entry.exact:
+    if form == codec.form:
         return data, same
     out = io.BytesIO()
     Image.fromarray(pixels[:, :, 0] if entry.mode == "L" else pixels).save(out, form, **_LOSSLESS.get(form, {}), **beside)

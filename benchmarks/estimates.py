@@ -16,14 +16,15 @@ from safetensors.torch import load_file, save_file
 
 from app.errors import ModelpressError
 from app.estimate import estimate
-from app.job_spec import PRESETS, parse_job
+from app.job_spec import parse_job
+from app.presets import MODEL
 from app.local import open_local
 from demo.__main__ import model_folder
 from worker import pipeline
 from worker.__main__ import ANY_ID, place
 
 FORMATS = ("packed", "safetensors", "compressed-tensors")
-CODED = {f"{name} + lossless": {"recipe": {"steps": [*PRESETS[name]["steps"], {"method": "lossless"}]}} for name in ("w8a16", "w4a16", "fp8")}
+CODED = {f"{name} + lossless": {"recipe": {"steps": [*MODEL[name]["steps"], {"method": "lossless"}]}} for name in ("w8a16", "w4a16", "fp8")}
 
 
 def cast(folder: Path, out: Path) -> Path:
@@ -56,7 +57,7 @@ def main() -> None:
         print(f"{'model':26}{'recipe':20}{'format':20}{'bytes':>12}{'sample':>9}{'headers':>9}  interval holds")
         for source in sources:
             model, read = open_local(source)
-            for name, body in [(n, {"preset": n}) for n in PRESETS] + list(CODED.items()):
+            for name, body in [(n, {"preset": n}) for n in MODEL] + list(CODED.items()):
                 for output in FORMATS:
                     try:
                         spec = parse_job({"input": ANY_ID, "output": {"format": output}} | body, model.config is not None)

@@ -8,7 +8,8 @@ import pytest
 
 from app import advice
 from app.errors import InvalidJobSpec
-from app.job_spec import PRESETS, check_output, parse_job
+from app.job_spec import check_output, parse_job
+from app.presets import MODEL
 from app.recipe import parse_recipe
 
 ID = str(uuid.uuid4())
@@ -29,11 +30,11 @@ def follow(recipe: dict, output: str, data: bool, **gates) -> list[dict]:
     return out
 
 
-@pytest.mark.parametrize("name", [n for n in PRESETS if n not in ("auto", "lossless")])
+@pytest.mark.parametrize("name", [n for n in MODEL if n not in ("auto", "lossless")])
 @pytest.mark.parametrize("gates", [{"min_cosine": 0.99}, {"max_bytes": 1000}])
 @pytest.mark.parametrize("data", [False, True])
 def test_what_is_advised_can_be_sent(name, gates, data):
-    recipe = PRESETS[name]
+    recipe = MODEL[name]
     for output in ("packed", "compressed-tensors"):
         try:
             check_output(parse_recipe(recipe), output, True)

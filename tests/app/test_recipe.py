@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.errors import ConflictingSteps, InvalidJobSpec, InvalidPattern, MalformedJson, ModelpressError
-from app.job_spec import PRESETS, check_loss, parse_job
+from app.job_spec import check_loss, parse_job
+from app.presets import MODEL
 from app.recipe import Prune, Quantize, check_matched, matcher, parse_recipe
 from app.strict import parse_json, validate
 
@@ -25,7 +26,7 @@ def steps(*steps, **rest):
     return parse_job({"input": ID, "recipe": {"steps": list(steps)}} | rest)
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", MODEL)
 def test_every_preset_is_a_valid_recipe(name):
     with_data = {"input": ID, "calibration": ID, "preset": name} if name == "deep-compression" else {"input": ID, "preset": name} | ({"budget": {"ratio": 4.0}} if name == "auto" else {})
     spec = parse_job(with_data)

@@ -16,7 +16,8 @@ from app import packed_size
 from app.coded import raw_payload
 from app.errors import NotEstimable
 from app.estimate import estimate
-from app.job_spec import PRESETS, parse_job
+from app.job_spec import parse_job
+from app.presets import MODEL
 from app.local import open_local
 from app.outline import Outline, TensorSpec
 from app.values import DRAWN_CHANGED, DRAWN_LEAST, DRAWN_MOST
@@ -128,7 +129,7 @@ def test_raw_payloads_are_as_the_kernel_writes_them(kind, width, count):
     assert raw_payload(kind, width, count) == 16 + 8 * (math.ceil(count / step) + 1) + sum(12 + layout.raw_bytes(n) for n in parts)
 
 
-@pytest.mark.parametrize("preset", [p for p in PRESETS if p != "auto"])
+@pytest.mark.parametrize("preset", [p for p in MODEL if p != "auto"])
 def test_every_preset_has_an_estimate(folder, preset):
     model, read = open_local(folder)
     said = estimate(model, parse_job({"input": ID, "preset": preset}, complete=False), read)

@@ -1,9 +1,9 @@
-# make install | demo | test | test-slow | test-postgres | chaos | fuzz | hostile | up | bench.  TORCH chooses the wheel: the CPU build where pip finds one, else what the registry has.
+# make install | demo | test | test-slow | test-postgres | chaos | fuzz | schema | hostile | up | bench.  TORCH chooses the wheel: the CPU build where pip finds one, else what the registry has.
 VENV := .venv
 BIN := $(VENV)/bin
 TORCH ?=
 
-.PHONY: install demo test test-slow test-postgres chaos fuzz hostile up bench
+.PHONY: install demo test test-slow test-postgres chaos fuzz schema hostile up bench
 
 install: $(VENV)/.installed
 
@@ -35,6 +35,11 @@ chaos: install
 fuzz: install
 	$(BIN)/python -m pip install -q -e .[fuzz]
 	$(BIN)/python -m fuzz $(TARGETS)
+
+# What the OpenAPI document says, held against a real server by schemathesis.
+schema: install
+	$(BIN)/python -m pip install -q -e .[schema]
+	$(BIN)/python -m pytest -m slow tests/app/test_openapi.py
 
 hostile: install
 	$(BIN)/python -m benchmarks.hostile

@@ -26,6 +26,15 @@ MAX_HEADER_BYTES = 64 << 10  # of what h11 holds before a request is complete, t
 MAX_TARGET = 8 << 10
 MIN_RATE, GRACE = 1 << 10, 30.0  # bytes a second that a body must arrive with, after so many seconds of waiting for it
 LINGER_BYTES, LINGER = 32 << 20, 2.0  # how much of an unread body is still taken, so that the sender gets to read why: all that the proxy lets through
+SHUT = {
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+    "X-Frame-Options": "DENY",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cache-Control": "no-store",
+}
+"""What every answer tells browsers and caches that does not tell them something else: run nothing, show it in no frame, give it to no other site, keep it
+nowhere."""
+PAGES = ("/docs", "/docs/oauth2-redirect")  # load scripts of their own
 STALL = 120.0  # seconds that a client may take to read one piece
 
 
@@ -84,6 +93,9 @@ class Gate:
                 headers = MutableHeaders(scope=message)
                 headers["X-Content-Type-Options"] = "nosniff"
                 headers["Referrer-Policy"] = "no-referrer"  # an address may be a link that opens what it names
+                for name, value in SHUT.items():
+                    if name not in headers and scope["path"] not in PAGES:
+                        headers[name] = value
                 if not body.whole:
                     headers["Connection"] = "close"
             elif not message.get("more_body") and not body.whole:

@@ -20,7 +20,9 @@ _ROOTS = "home|Users|root|mnt|data|tmp|var|opt|srv|scratch|workspace|content|gpf
 _TEXT = {
     "a private key": r"-----BEGIN [A-Z ]*PRIVATE KEY-----",
     "an access token": r"\b(?:hf_[A-Za-z0-9]{20,}|sk-[\w-]{20,}|gh[pousr]_[A-Za-z0-9]{30,}|github_pat_\w{30,}|AKIA[0-9A-Z]{16}|xox[abpr]-[\w-]{10,}"
-    r"|glpat-[\w-]{15,}|eyJ[\w-]{10,}\.eyJ[\w-]{10,}\.)",
+    r"|glpat-[\w-]{15,}|eyJ[\w-]{10,}\.eyJ[\w-]{10,}\.|ASIA[0-9A-Z]{16}|AIza[\w-]{35}|ya29\.[\w-]{20,}|(?:sk|rk)_live_[0-9A-Za-z]{20,}|npm_[0-9A-Za-z]{36}"
+    r"|pypi-AgE[\w-]{40,}|dckr_pat_[\w-]{20,}|SG\.[\w-]{20,}\.[\w-]{20,}|dop_v1_[0-9a-f]{60,}|r8_[0-9A-Za-z]{30,}|nvapi-[\w-]{40,}|mp_[\w-]{43}\b)"
+    r"|hooks\.slack\.com/services/\w|(?:AccountKey|SharedAccessSignature)=[\w%+/=-]{20,}|(?i:aws_secret_access_key)\W{1,5}[A-Za-z0-9/+]{40}\b",
     "an e-mail address": r"\b[\w.+-]{1,64}@[\w-]{1,63}(?:\.[\w-]{1,63}){1,5}\b",
     "an absolute path": rf"(?:^|[\s\"'=:,(\[])(?:file://)?(?:/(?:{_ROOTS})/|[A-Za-z]:[\\/]|\\\\\w)|^~/\S",
     "an address of a machine": r"\b(?:s3|gs|ssh|hdfs|abfss?)://\S|\b\d{1,3}(?:\.\d{1,3}){3}:\d{2,5}\b|\b\w{1,16}://[^\s/@:]{1,64}:[^\s/@]{1,64}@",

@@ -20,7 +20,7 @@ async def healthz() -> dict[str, str]:
     return {"status": "ok"}
 
 
-@router.get("/readyz")
+@router.get("/readyz", responses={503: {"description": "Not ready.", "content": {"application/json": {"schema": {"type": "object"}}}}})
 def readyz(request: Request, response: Response) -> dict[str, Any]:
     """503 until the service can take work; each check says `ok` or what is missing. `degraded` names what only a part of the work needs."""
     watch: Watch = request.app.state.readiness

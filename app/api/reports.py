@@ -26,7 +26,7 @@ async def send_report(request: Request, storage: Storage, sha256: str, size: int
         return response
     text = b"".join([piece async for piece in verified(storage, sha256, size, 0, size)])
     page = await run_in_threadpool(_page, json.loads(text))
-    return HTMLResponse(page, headers={"Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'", "Vary": "Accept"})
+    return HTMLResponse(page, headers={"Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'", "Vary": "Accept"})
 
 
 def _wants_html(accept: str) -> bool:

@@ -59,7 +59,7 @@ TUS = [Depends(speaks_tus)]
 
 
 @router.options("", status_code=204)
-@router.options("/{ident}", status_code=204)
+@router.options("/{ident}", status_code=204, include_in_schema=False)
 def capabilities() -> Response:
     """What of tus is spoken here."""
     headers = {"Tus-Version": tus.VERSION, "Tus-Extension": ",".join(tus.EXTENSIONS), "Tus-Max-Size": str(settings().max_upload_bytes)}

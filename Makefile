@@ -58,5 +58,6 @@ bench: install
 	$(BIN)/python -m benchmarks.estimates
 	$(BIN)/python -m benchmarks.child_memory
 	$(BIN)/python -m benchmarks.http_memory
+	$(BIN)/python -m benchmarks.whole_job
 	$(BIN)/python -m benchmarks.claims
 	$(BIN)/python -m benchmarks.upload

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -15,7 +16,9 @@ from app import events
 from app.db import reading
 from app.models import TERMINAL, Job, JobEvent
 
-PERIOD = 0.2  # seconds
+PERIOD, SHORTEST = 0.2, 0.02  # seconds between two looks
+_LATE = 0.1  # of the time that somebody has waited: the end of a job is seen so much later at most, or a period later
+_FEW = 8  # jobs that are looked at more often than once a period
 _CHUNK = 500  # ids in one query
 log = logging.getLogger(__name__)
 
@@ -33,6 +36,7 @@ class _Waiter:
 
     until: Callable[[str, int], bool]
     woken: asyncio.Event = field(default_factory=asyncio.Event)
+    since: float = 0.0  # on the monotonic clock
 
 
 class Watcher:
@@ -47,7 +51,7 @@ class Watcher:
         """Returns once the job has ended, the time is up, or the server stops."""
         try:
             async with asyncio.timeout(seconds):
-                await self._until(job_id, lambda state, _: state in TERMINAL or AppStatus.should_exit)
+                await self._until(job_id, lambda state, _: state in TERMINAL or AppStatus.should_exit, time.monotonic())
         except TimeoutError:
             pass
 
@@ -66,8 +70,8 @@ class Watcher:
             self._reading[key].add_done_callback(lambda _: self._reading.pop(key))
         return await asyncio.shield(self._reading[key])
 
-    async def _until(self, job_id: str, until: Callable[[str, int], bool]) -> None:
-        waiter = _Waiter(until)
+    async def _until(self, job_id: str, until: Callable[[str, int], bool], since: float = 0.0) -> None:
+        waiter = _Waiter(until, since=since)
         self._waiting.setdefault(job_id, set()).add(waiter)
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._watch())
@@ -88,4 +92,9 @@ class Watcher:
                             waiter.woken.set()
             except Exception:
                 log.exception("the database does not answer; waiters go on waiting")
-            await asyncio.sleep(PERIOD)
+            await asyncio.sleep(self._pause())
+
+    def _pause(self) -> float:
+        """Short while few wait and one of them has just come: a small job takes a quarter of a second in all."""
+        newest = max((w.since for waiters in self._waiting.values() for w in waiters), default=0.0)
+        return min(PERIOD, max(SHORTEST, _LATE * (time.monotonic() - newest))) if len(self._waiting) <= _FEW else PERIOD

@@ -17,12 +17,14 @@ import struct
 
 import numpy as np
 
-from worker.kernels.mixing import Mixed
+from worker.kernels import native
+from worker.kernels.mixing import SQUASH, STRETCH, Mixed
 from worker.kernels.range_coder import RangeDecoder, RangeEncoder
 
 _HEAD = struct.Struct("<BBI")
 MAX_LAG = 1 << 20
 _LAGS = 1024  # periods that are looked for
+CURVES = np.array(STRETCH, np.int16), np.array(SQUASH, np.int32)
 
 
 def bucket(x: int) -> int:
@@ -43,6 +45,8 @@ def encode(codes: np.ndarray, columns: int) -> bytes:
     zero = int(np.argmax(counts))
     highest = max((c - (c > zero) for c in np.flatnonzero(counts).tolist() if c != zero), default=0)
     depth, lag = highest.bit_length(), likely_lag(codes != zero, columns)
+    if native.available():
+        return _HEAD.pack(zero, depth, lag) + native.contexts_encode(codes, columns, zero, depth, lag, CURVES)
     coder = RangeEncoder()
     _code(coder, codes.tolist(), len(codes), columns, zero, depth, lag)
     return _HEAD.pack(zero, depth, lag) + coder.finish()
@@ -59,6 +63,8 @@ def decode(body, count: int, columns: int) -> np.ndarray:
     zero, depth, lag = _HEAD.unpack_from(body)
     if depth > 8 or not 1 <= lag <= MAX_LAG:
         raise ValueError(f"codes in contexts have numbers of {depth} bits and a lag of {lag}")
+    if native.available():
+        return native.contexts_decode(np.frombuffer(body[_HEAD.size :], np.uint8), count, columns, zero, depth, lag, CURVES)
     return np.frombuffer(_code(RangeDecoder(bytes(body[_HEAD.size :])), None, count, columns, zero, depth, lag), np.uint8)
 
 

@@ -67,11 +67,12 @@ _CALLS = {
     "alias_decode": [ctypes.POINTER(AliasDecode)],
     "split": [_POINTER, _INT, _COUNT, _POINTER],
     "merge": [_POINTER, _INT, _COUNT, _POINTER],
+    "contexts_encode": [_POINTER, _COUNT, _COUNT, _INT, _INT, _COUNT, _POINTER, _POINTER, _POINTER, _COUNT],
+    "contexts_decode": [_POINTER, _COUNT, _COUNT, _COUNT, _INT, _INT, _COUNT, _POINTER, _POINTER, _POINTER],
     "pack": [_POINTER, _COUNT, _INT, ctypes.c_uint8, _POINTER, _INT],
     "unpack": [_POINTER, _COUNT, _INT, ctypes.c_uint8, _POINTER, _INT],
 }
-
-
+_LONG = ("lowest", "alias_encode", "contexts_encode")  # what returns a count
 
 
 def loaded() -> ctypes.CDLL | None:
@@ -93,7 +94,8 @@ def _fits(library: ctypes.CDLL) -> bool:
         return False
     for name, arguments in _CALLS.items():
         getattr(library, f"modelpress_{name}").argtypes = arguments
-    library.modelpress_lowest.restype = library.modelpress_alias_encode.restype = _COUNT
+    for name in _LONG:
+        getattr(library, f"modelpress_{name}").restype = _COUNT
     sizes = (_COUNT * len(_STRUCTS))()
     library.modelpress_sizes(sizes)
     return list(sizes) == [ctypes.sizeof(s) for s in _STRUCTS]

@@ -1,6 +1,6 @@
 """Calls of the compiled kernels, where they were built: by ctypes, which lets go of the GIL.
 
-Every function has its reference in torch or numpy beside it (`uniform`, `scale_search`, `select`, `bits`, `planes`, `alias`, `report` for sums) and gives the same bytes on every
+Every function has its reference in torch or numpy beside it (`uniform`, `scale_search`, `select`, `bits`, `planes`, `alias`, `contexts`, `report` for sums) and gives the same bytes on every
 instruction set; of `compare`, float64 sums for a report, the last bits may differ. Where `available()` is False, references run.
 """
 
@@ -189,6 +189,29 @@ def alias_decode(symbols: np.ndarray, tables: Tables, states: np.ndarray, words:
     call = AliasDecode(*(a.ctypes.data for a in inputs), count, len(words) // 2, len(escapes))
     if wrong := _LIBRARY.modelpress_alias_decode(call):
         raise ValueError(f"the {('words', 'escapes', 'states')[wrong - 1]} of a stream do not come out even")
+    return out
+
+
+def contexts_encode(codes: np.ndarray, columns: int, zero: int, depth: int, lag: int, curves: tuple[np.ndarray, np.ndarray]) -> bytes:
+    """See `contexts`: the bits of uint8 [n]. `curves`: of `mixing`, int16 and int32 [4096]."""
+    codes = np.ascontiguousarray(codes, np.uint8)
+    out = np.empty(2 * len(codes) * (depth + 1) + 16, np.uint8)  # a bit takes less than two bytes
+    size = _LIBRARY.modelpress_contexts_encode(codes.ctypes.data, len(codes), columns, zero, depth, lag, *(c.ctypes.data for c in curves), out.ctypes.data, len(out))
+    _check(size < 0)
+    return out[:size].tobytes()
+
+
+def contexts_decode(body: np.ndarray, count: int, columns: int, zero: int, depth: int, lag: int, curves: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+    """See `contexts`: uint8 [count].
+
+    Raises:
+        ValueError: a code is above 255.
+    """
+    body, out = np.ascontiguousarray(body, np.uint8), np.empty(count, np.uint8)
+    wrong = _LIBRARY.modelpress_contexts_decode(body.ctypes.data, len(body), count, columns, zero, depth, lag, *(c.ctypes.data for c in curves), out.ctypes.data)
+    _check(wrong == 1)
+    if wrong:
+        raise ValueError("a code in contexts exceeds 255")
     return out
 
 

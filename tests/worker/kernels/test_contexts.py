@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from worker.kernels import native
 from worker.kernels.chunks import CorruptPayload, Layout, decode_chunk, encode_chunk
 from worker.kernels.contexts import bucket, decode, encode, likely_lag
 
@@ -30,6 +31,28 @@ def test_any_codes_come_back(data):
     codes = np.array(data.draw(st.lists(st.one_of(st.integers(0, 255), st.sampled_from([0, 3, 255])), min_size=1, max_size=150)), np.uint8)
     columns = data.draw(st.integers(1, 200))
     assert np.array_equal(decode(encode(codes, columns), len(codes), columns), codes)
+
+
+@pytest.mark.skipif(not native.available(), reason="the native kernels were not built here")
+@given(seed=st.integers(0, 999), count=st.integers(1, 400), columns=st.integers(1, 500), levels=st.sampled_from([1, 2, 16, 256]), share=st.sampled_from([0.02, 0.5, 1.0]))
+@settings(max_examples=80, deadline=None)
+def test_compiled_bits_are_those_of_the_reference(seed, count, columns, levels, share):
+    own = np.random.default_rng(seed)
+    codes = np.where(own.random(count) < share, own.integers(0, levels, count), levels // 2).astype(np.uint8)
+    hostile = b"\7" + bytes(own.integers(0, 9, 2, np.uint8)) + b"\1\0\0" + own.bytes(20)  # a lag of some 260
+
+    def made() -> tuple:
+        data = encode(codes, columns)
+        try:
+            wild = decode(hostile, count, columns).tobytes()
+        except ValueError:
+            wild = None
+        return data, decode(data, count, columns).tobytes(), wild
+
+    with pytest.MonkeyPatch.context() as m:
+        m.setattr(native, "available", lambda: False)
+        expected = made()
+    assert made() == expected and expected[1] == codes.tobytes()
 
 
 @given(data=st.binary(max_size=60), count=st.integers(1, 300), columns=st.integers(1, 400))

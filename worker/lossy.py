@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,6 +20,9 @@ from worker.output import open_writer, reopen
 from worker.plan import TensorPlan
 from worker.progress import Emit, Progress
 from worker.statistics import Statistics, check
+
+
+_BESIDE = 64 << 20  # bytes of a tensor that may wait to be written while the next one is computed
 
 
 class ModelWide(Protocol):
@@ -42,7 +47,8 @@ def compress(
     statistics: Statistics | None = None,
     ahead: ModelWide | None = None,
 ) -> tuple[list[dict], dict]:
-    """The input is mapped and the output written as it is made, so that memory holds one tensor, not the model.
+    """The input is mapped and the output written as it is made, so that memory holds one tensor, or two where they are small, not the model: one is written while the errors of it are
+    summed and the next is computed.
 
     Args:
         statistics: of the gradients, for the steps that ask for them; held against the model here.
@@ -63,18 +69,40 @@ def compress(
     if ahead:
         ahead.work(checkpoint, recipe, plans, device)
     writer = open_writer(output, files, checkpoint, plans)
-    rows, sums = [], {}
-    for name, tensor_plan in plans.items():
-        original = checkpoint.read(name)
-        encoded = ahead.encode(tensor_plan, original) if ahead else None
-        encoded = encoded or apply(tensor_plan, original, device)
-        told = report.encoded_row(original, encoded, writer.write(encoded), tensor_plan.experts)
-        rows.append(checkpoint.shrunk[name].row(told, encoded) if name in checkpoint.shrunk else told)
-        sums[name] = checksum(encoded.dense)
-        progress.add(encoded.spec.nbytes, costs[name][1])
+    rows, sums, last = [], {}, None
+    with ThreadPoolExecutor(1, "write") as pool:
+        for name, tensor_plan in plans.items():
+            original = checkpoint.read(name)
+            encoded = ahead.encode(tensor_plan, original) if ahead else None
+            encoded = encoded or apply(tensor_plan, original, device)
+            if last:
+                last.settle()
+            last = _Written(pool.submit(writer.write, encoded), report.encoded_row(original, encoded, 0, tensor_plan.experts))
+            rows.append(last.row)
+            sums[name] = checksum(encoded.dense)
+            if encoded.spec.nbytes > _BESIDE:
+                last.settle()
+            if name in checkpoint.shrunk:
+                last.settle()
+                rows[-1] = checkpoint.shrunk[name].row(last.row, encoded)
+            progress.add(encoded.spec.nbytes, costs[name][1])
+        if last:
+            last.settle()
     writer.finish()
     rows += report.leftover_rows(checkpoint, stored=False, kept=getattr(writer, "kept", lambda name: None))
     return rows, read_back(output, files, rows, sums, emit)
+
+
+@dataclass(frozen=True)
+class _Written:
+    """A tensor on its way to the disk, and its row of the report, which lacks the bytes that it takes until it is settled."""
+
+    size: Future[int]
+    row: dict
+
+    def settle(self) -> None:
+        """Wait for it. Raises what the writer does."""
+        self.row["bytes_after"] = self.size.result()
 
 
 def checksum(tensor: torch.Tensor) -> tuple:

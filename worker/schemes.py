@@ -85,9 +85,9 @@ class Scheme:
 
     @property
     def compiled(self) -> bool:
-        """Whether `worker.kernels.native.quantize` does the same."""
-        plain = isinstance(self.levels, uniform.Levels) and self.offset == "none" and self.scale_bits is None
-        return plain and not (self.levels.floating and self.search == "mse")
+        """Whether `worker.kernels.native.quantize`, or `quantize_asymmetric`, does the same."""
+        plain = isinstance(self.levels, uniform.Levels) and self.offset in ("none", "integer") and self.scale_bits is None
+        return plain and not (self.levels.floating and (self.search == "mse" or self.offset == "integer"))
 
     @property
     def span(self) -> int:

@@ -10,11 +10,13 @@ from dataclasses import dataclass
 
 import torch
 
+from worker.kernels import native
 from worker.kernels.lookup import look_up
 from worker.kernels.scale_search import candidates
 from worker.kernels.sums import ordered_sum
 from worker.kernels.uniform import divide, over
 
+_WIDTHS = 0.5, 1.1, 12  # of the range: the first, the last, how many
 _POLISH = 4  # times that the best candidate is refined once more
 
 
@@ -140,6 +142,8 @@ def search(
 
     Source: the refinement is that of ggml's make_qkx2_quants, the grid wider.
     """
+    if x.dtype == torch.float32 and x.numel() and native.takes(x):
+        return native.affine_search(x, levels.high, weight, zero, anywhere, candidates(*_WIDTHS), _POLISH)
     size = size_of(x)
     unit = x / size
     low, high = _ends(unit, weight, anywhere)
@@ -156,7 +160,7 @@ def search(
         best_error, best_scale, best_offset = (torch.where(less, a, b) for a, b in ((error, best_error), (scale, best_scale), (offset, best_offset)))
 
     better(over(width, levels.high), -low)
-    for c in candidates(0.5, 1.1, 12):
+    for c in candidates(*_WIDTHS):
         scale = over(width * c, levels.high)
         offset = width * (0.5 * c) - middle
         offset = offset if anywhere else offset.clamp(min=0)

@@ -32,7 +32,10 @@ def sampled() -> list[bytes]:
             codes, scale = native.quantize(values.to(dtype), levels, 129, None if levels.floating else scale_search.multipliers(levels.num_bits), torch.float16)
             dense = native.dequantize(codes, scale, None, 129, dtype, False)
             out += [t.view(torch.uint8).numpy().tobytes() for t in (codes, scale, dense)]
-        out.append(repr(native.extents(values.to(dtype), 129)).encode())
+        out += [repr(native.extents(values.to(dtype), 129)).encode(), native.lowest_per_row(values.to(dtype), 400).numpy().tobytes()]
     plane = native.split(values.reshape(-1).numpy().view(np.uint32))[0]
     stream, escapes = alias.encode(plane, native.bytes_count(plane))
+    words = np.where(plane & 1, plane, 0).astype(np.uint16)
+    mask, kept, _ = native.compact(words)
+    out += [mask.tobytes(), kept.tobytes(), native.spread(mask, kept, len(words)).tobytes()]
     return [*out, stream, alias.decode(stream, len(plane), escapes).tobytes()]

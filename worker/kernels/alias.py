@@ -57,12 +57,15 @@ def encode(plane: np.ndarray, counts: np.ndarray) -> tuple[bytes, int]:
     symbols = np.append(order, 0).astype(np.uint8)
     each = np.append(counts[order], len(plane) - counts[order].sum())
     tables = Tables.of(_normalized(each))
-    ranks = native.ranks(plane, symbols) if native.available() else _ranks(plane, symbols)
-    coded = native.alias_encode(ranks, tables) if native.available() else _encode(ranks, tables)
-    words, states = coded
-    escapes = plane[ranks == _ESCAPE] if each[_ESCAPE] else plane[:0]
+    if native.available():
+        ranks, escapes = native.ranks(plane, symbols, int(each[_ESCAPE]))
+        words, states = native.alias_encode(ranks, tables)
+    else:
+        ranks = _ranks(plane, symbols)
+        words, states = _encode(ranks, tables)
+        escapes = plane[ranks == _ESCAPE]
     head = _HEAD.pack(symbols.tobytes(), tables.frequencies.astype("<u2").tobytes(), len(words), states.astype("<u4").tobytes())
-    return b"".join([head, words.astype("<u2", copy=False).tobytes(), escapes.tobytes()]), len(escapes)
+    return b"".join([head, words.astype("<u2", copy=False), escapes]), len(escapes)
 
 
 def decode(data, count: int, escapes: int) -> np.ndarray:
@@ -146,6 +149,8 @@ class Tables:
     @property
     def slots(self) -> np.ndarray:
         """uint16 [4097]: `slots[starts[r] + o]` is the slot of rank r that has o of its slots in front of it; the last entry only fills up."""
+        if native.available():
+            return native.slots(self)
         out, slot = np.zeros(_SLOTS + 1, np.uint16), np.arange(_SLOTS)
         e = np.where(slot % _BUCKET > self.last.repeat(_BUCKET), self.second.repeat(_BUCKET), self.first.repeat(_BUCKET)).astype(np.int64)
         out[self.starts[e >> 12 & 15] + slot + (e >> 16) - _SLOTS] = slot

@@ -30,7 +30,7 @@ from worker.kernels import alias, contexts, rans
 from worker.kernels.bits import from_symbols, pack_bits, packed_bytes, to_symbols, unpack_bits
 from worker.kernels.codings import ALIAS, CONSTANT, CONTEXTS, GAPS, PAIRS, PLANE, RAW, ZSTD, CorruptPayload
 from worker.kernels.codings import compress, expand, frame_content, read_table, squeeze, table
-from worker.kernels.masks import from_gaps, from_mask, nonzero, to_gaps, to_mask
+from worker.kernels.masks import apart, from_gaps, from_mask, kept, to_gaps, to_mask, together
 from worker.kernels.planes import from_pairs, merge, split, to_pairs
 
 RANS, MASK = 3, 4  # codecs beside RAW, CONSTANT, ZSTD and CONTEXTS
@@ -103,17 +103,18 @@ def _forms(values: np.ndarray, layout: Layout, columns: int) -> Iterator[tuple[i
             yield ZSTD, 1, 0, table([squeeze(values.view(np.uint8), "level")])
     else:
         planes = split(values, True)
-        if zeros := len(values) - np.count_nonzero(planes[0]):  # the cheap look first
-            keep = nonzero(values)
-            zeros = len(values) - np.count_nonzero(keep)
+        zeros = len(values) - np.count_nonzero(planes[0])  # the cheap look first: of floats of more than a byte there are no more
+        if zeros and (layout.width == 1 or zeros >= _SPARSE * len(values)):
+            bits, others, negative = apart(values)
+            zeros = len(negative)
         if zeros >= _SPARSE * len(values):
-            parts, escapes = _float_parts(split(values[np.flatnonzero(keep)], True))
-            mask = squeeze(to_mask(keep), "huffman", "level")
+            parts, escapes = _float_parts(split(others, True))
+            mask = squeeze(bits, "huffman", "level")
+            keep = kept(bits, len(values)) if zeros >= _GAPS_FROM * len(values) or columns else None
             if zeros >= _GAPS_FROM * len(values):
                 mask = min(mask, (GAPS, compress("huffman", to_gaps(keep))), key=lambda form: len(form[1]))
             if columns and zeros < len(values):
                 mask = min(mask, (CONTEXTS, contexts.encode(keep.view(np.uint8), columns)), key=lambda form: len(form[1]))
-            negative = values[~keep] != 0 if np.count_nonzero(values) > len(values) - zeros else np.zeros(zeros, bool)
             signs = squeeze(to_mask(negative), "huffman")
             yield MASK, 2 + layout.width, escapes, _CRC.pack(len(values) - zeros) + table([mask, signs, *parts])
         if zeros < _SPARSE * len(values) or layout.width == 1:  # a zero byte has no sign to save, so its mask may lose
@@ -223,32 +224,29 @@ def _planes(body, planes: int, escapes: int, layout: Layout, count: int) -> np.n
 def _masked(body, planes: int, escapes: int, layout: Layout, count: int, columns: int) -> np.ndarray:
     if layout.kind != "float" or planes != 2 + layout.width or len(body) < _CRC.size:
         raise CorruptPayload(f"a mask and {planes - 2} planes for {layout}")
-    kept = _CRC.unpack_from(body)[0]
-    if kept > count:
-        raise CorruptPayload(f"{kept} of {count} values kept")
+    held = _CRC.unpack_from(body)[0]
+    if held > count:
+        raise CorruptPayload(f"{held} of {count} values kept")
     (coding, mask), signs, *rest = read_table(body[_CRC.size :], planes)
-    values = _merged(rest, layout, kept, escapes)
+    values = _merged(rest, layout, held, escapes)
     try:
         if coding == GAPS:
-            where = from_gaps(frame_content(mask, kept + count // 255), count)
+            bits = np.zeros(count, bool)
+            bits[from_gaps(frame_content(mask, held + count // 255), count)] = True
+            mask = to_mask(bits)
         elif coding == CONTEXTS:
             bits = _in_contexts(mask, count, columns)
             if int(bits.max()) > 1:
                 raise CorruptPayload("a mask in contexts has other codes than 0 and 1")
-            where = np.flatnonzero(bits)
+            mask = to_mask(bits)
         else:
-            where = from_mask(expand(coding, mask, (count + 7) // 8), count)
-        negative = from_mask(expand(*signs, (count - kept + 7) // 8), count - kept)
+            mask = expand(coding, mask, (count + 7) // 8)
+        negative = from_mask(expand(*signs, (count - held + 7) // 8), count - held)
+        out = together(mask, values, count)
     except ValueError as e:
         raise CorruptPayload(str(e)) from None
-    if len(where) != kept:
-        raise CorruptPayload(f"a mask of {len(where)} ones for {kept} values")
-    out = np.zeros(count, layout.dtype)
-    out[where] = values
     if len(negative):
-        zeros = np.ones(count, bool)
-        zeros[where] = False
-        out[np.flatnonzero(zeros)[negative]] = 1 << 8 * layout.width - 1
+        out[np.flatnonzero(~kept(mask, count))[negative]] = 1 << 8 * layout.width - 1
     return out
 
 

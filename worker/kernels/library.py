@@ -8,15 +8,19 @@ import logging
 
 SIZES = 24
 """Scales that a search tries per sign (`arguments.hpp`)."""
+WIDTHS = 12
+"""Widths of a range that a search tries (`arguments.hpp`)."""
 
 
-class Symmetric(ctypes.Structure):
+class Rounding(ctypes.Structure):
     _fields_ = [
         *((name, ctypes.c_void_p) for name in ("values", "codes", "scales")),
         *((name, ctypes.c_int64) for name in ("rows", "columns", "group")),
         *((name, ctypes.c_int32) for name in ("dtype", "scale_dtype", "search", "shift", "floating")),
         *((name, ctypes.c_float) for name in ("half_range", "low", "high")),
         ("multipliers", ctypes.c_int16 * SIZES),
+        ("zeros", ctypes.c_void_p),
+        ("shrinks", ctypes.c_float * SIZES),
     ]
 
 
@@ -47,12 +51,33 @@ class Difference(ctypes.Structure):
     _fields_ = [*((name, ctypes.c_double) for name in ("signal", "energy", "dot", "noise")), ("zeros", ctypes.c_int64)]
 
 
-_STRUCTS = (Symmetric, Uniform, AliasEncode, AliasDecode, Extent, Difference)
+class Affine(ctypes.Structure):
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("values", "weights", "scales", "offsets")),
+        *((name, ctypes.c_int64) for name in ("groups", "size")),
+        *((name, ctypes.c_int32) for name in ("zero", "anywhere", "polish")),
+        ("high", ctypes.c_float),
+        ("widths", ctypes.c_float * WIDTHS),
+    ]
+
+
+class Refine(ctypes.Structure):
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("values", "weights", "scale_codes", "offset_codes", "scale_above", "offset_above", "sizes")),
+        *((name, ctypes.c_int64) for name in ("groups", "size", "each")),
+        *((name, ctypes.c_int32) for name in ("zero", "rounds")),
+        *((name, ctypes.c_float) for name in ("low", "high", "least", "most", "power")),
+    ]
+
+
+_STRUCTS = (Rounding, Uniform, AliasEncode, AliasDecode, Extent, Difference, Affine, Refine)
 _POINTER, _COUNT, _INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
 _CALLS = {
     "sizes": [_POINTER],
     "use": [_INT],
-    "quantize": [ctypes.POINTER(Symmetric), _INT],
+    "quantize": [ctypes.POINTER(Rounding), _INT],
+    "affine": [ctypes.POINTER(Affine), _INT],
+    "refine": [ctypes.POINTER(Refine), _INT],
     "dequantize": [ctypes.POINTER(Uniform), _INT],
     "compare": [_POINTER, _POINTER, _INT, _COUNT, _INT, ctypes.POINTER(Difference)],
     "extents": [_POINTER, _INT, _COUNT, _COUNT, _COUNT, _INT, ctypes.POINTER(Extent)],
@@ -62,7 +87,10 @@ _CALLS = {
     "histogram": [_POINTER, _INT, _COUNT, _INT, ctypes.c_uint64, _POINTER, _INT],
     "lowest": [_POINTER, _INT, _COUNT, ctypes.c_uint64, _COUNT, _POINTER, _INT],
     "bytes": [_POINTER, _COUNT, _POINTER],
-    "ranks": [_POINTER, _COUNT, _POINTER, _POINTER],
+    "ranks": [_POINTER, _COUNT, _POINTER, _POINTER, _POINTER, _COUNT],
+    "slots": [_POINTER, _POINTER, _POINTER, _POINTER, _POINTER],
+    "compact": [_POINTER, _INT, _COUNT, _POINTER, _POINTER, ctypes.POINTER(_COUNT)],
+    "spread": [_POINTER, _POINTER, _INT, _COUNT, _COUNT, _POINTER],
     "alias_encode": [ctypes.POINTER(AliasEncode)],
     "alias_decode": [ctypes.POINTER(AliasDecode)],
     "split": [_POINTER, _INT, _COUNT, _POINTER],
@@ -72,7 +100,7 @@ _CALLS = {
     "pack": [_POINTER, _COUNT, _INT, ctypes.c_uint8, _POINTER, _INT],
     "unpack": [_POINTER, _COUNT, _INT, ctypes.c_uint8, _POINTER, _INT],
 }
-_LONG = ("lowest", "alias_encode", "contexts_encode")  # what returns a count
+_LONG = ("lowest", "alias_encode", "contexts_encode", "ranks", "compact")  # what returns a count
 
 
 def loaded() -> ctypes.CDLL | None:

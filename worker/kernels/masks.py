@@ -10,6 +10,38 @@ from __future__ import annotations
 
 import numpy as np
 
+from worker.kernels import native
+
+
+def apart(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The mask of floats, given by their bits; those that are kept; and which of the zeros are negative, bool [zeros]."""
+    if native.available():
+        mask, found, negative = native.compact(values)
+        return mask, found, values[~kept(mask, len(values))] != 0 if negative else np.zeros(len(values) - len(found), bool)
+    keep = nonzero(values)
+    return to_mask(keep), values[keep], values[~keep] != 0
+
+
+def together(mask: np.ndarray, values: np.ndarray, count: int) -> np.ndarray:
+    """Floats as `apart` had them, with positive zeros.
+
+    Raises:
+        ValueError: the mask has other than as many ones, or one behind the end.
+    """
+    if native.available():
+        return native.spread(mask, values, count)
+    where = from_mask(mask, count)
+    if len(where) != len(values):
+        raise ValueError(f"a mask of {len(where)} ones for {len(values)} values")
+    out = np.zeros(count, values.dtype)
+    out[where] = values
+    return out
+
+
+def kept(mask: np.ndarray, count: int) -> np.ndarray:
+    """bool [count] of a mask."""
+    return np.unpackbits(mask, count=count, bitorder="little").view(bool)
+
 
 def nonzero(values: np.ndarray) -> np.ndarray:
     """bool [n]: whether a float, given by its bits, has any bit set beside its sign."""

@@ -1,6 +1,6 @@
 """Calls of the compiled kernels, where they were built: by ctypes, which lets go of the GIL.
 
-Every function has its reference in torch or numpy beside it (`uniform`, `scale_search`, `select`, `bits`, `planes`, `alias`, `contexts`, `report` for sums) and gives the same bytes on every
+Every function has its reference in torch or numpy beside it (`uniform`, `scale_search`, `affine`, `two_level`, `select`, `bits`, `planes`, `alias`, `contexts`, `report` for sums) and gives the same bytes on every
 instruction set; of `compare`, float64 sums for a report, the last bits may differ. Where `available()` is False, references run.
 """
 
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from worker.kernels.library import SIZES, AliasDecode, AliasEncode, Difference, Extent, Symmetric, Uniform, loaded
+from worker.kernels.library import SIZES, WIDTHS, Affine, AliasDecode, AliasEncode, Difference, Extent, Refine, Rounding, Uniform, loaded
 
 if TYPE_CHECKING:
     from worker.kernels.alias import Tables
@@ -50,16 +50,56 @@ def quantize(matrix: torch.Tensor, levels: Levels, group_size: int, search: tupl
     Returns:
         int8 or float8_e4m3fn [R, C], and scales float32 [R, ceil(C / group_size)] as they are read back.
     """
+    multipliers, shift = search or ((0,) * SIZES, 1)
+    codes, scales, _ = _rounded(matrix, levels, group_size, scale_dtype, search is not None, multipliers, shift, (0.0,) * SIZES, False)
+    return codes.view(torch.float8_e4m3fn) if levels.floating else codes, scales
+
+
+def quantize_asymmetric(matrix: torch.Tensor, levels: Levels, group_size: int, shrinks: Sequence[float] | None, scale_dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Codes under zero points (see `uniform.asymmetric` and, with `shrinks` of the range to be tried, `scale_search.search_asymmetric`): int8, scales as in `quantize`, zero points like them."""
+    return _rounded(matrix, levels, group_size, scale_dtype, shrinks is not None, (0,) * SIZES, 1, shrinks or (0.0,) * SIZES, True)
+
+
+def _rounded(
+    matrix: torch.Tensor, levels: Levels, group_size: int, scale_dtype: torch.dtype, search: bool, multipliers: Sequence[int], shift: int, shrinks: Sequence[float], asymmetric: bool
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
     matrix = matrix.contiguous()
     rows, columns = matrix.shape
     codes, scales = torch.empty(rows, columns, dtype=torch.int8, device="cpu"), torch.empty(rows, -(-columns // group_size), device="cpu")
-    multipliers, shift = search or ((0,) * SIZES, 1)
-    call = Symmetric(
+    zeros = torch.empty_like(scales) if asymmetric else None
+    call = Rounding(
         matrix.data_ptr(), codes.data_ptr(), scales.data_ptr(), rows, columns, min(group_size, max(1, columns)), _DTYPES[matrix.dtype], _DTYPES[scale_dtype],
-        search is not None, shift, levels.floating, levels.half_range, levels.low, levels.high, (ctypes.c_int16 * SIZES)(*multipliers),
+        search, shift, levels.floating, levels.half_range, levels.low, levels.high, (ctypes.c_int16 * SIZES)(*multipliers),
+        None if zeros is None else zeros.data_ptr(), (ctypes.c_float * SIZES)(*shrinks),
     )  # fmt: skip
     _check(_LIBRARY.modelpress_quantize(call, torch.get_num_threads()))
-    return codes.view(torch.float8_e4m3fn) if levels.floating else codes, scales
+    return codes, scales, zeros
+
+
+def affine_search(x: torch.Tensor, high: float, weight: torch.Tensor | None, zero: bool, anywhere: bool, widths: Sequence[float], polish: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """See `affine.search`: scale and offset float32 [..., 1] of float32 [..., g]; `weight` spreads to it."""
+    x = x.contiguous()
+    weight = None if weight is None else weight.expand(x.shape).float().contiguous()
+    scale, offset = (torch.empty(*x.shape[:-1], 1, device="cpu") for _ in range(2))
+    weights = None if weight is None else weight.data_ptr()
+    call = Affine(x.data_ptr(), weights, scale.data_ptr(), offset.data_ptr(), scale.numel(), x.shape[-1], zero, anywhere, polish, high, (ctypes.c_float * WIDTHS)(*widths))
+    _check(_LIBRARY.modelpress_affine(call, torch.get_num_threads()))
+    return scale, offset
+
+
+def affine_refine(
+    x: torch.Tensor, size: torch.Tensor, scale: tuple[torch.Tensor, torch.Tensor], offset: tuple[torch.Tensor, torch.Tensor] | None, exponent: int, levels: tuple[float, float], bounds: tuple[float, float],
+    weight: torch.Tensor | None, zero: bool, rounds: int,
+) -> tuple[torch.Tensor, torch.Tensor | None]:  # fmt: skip
+    """See `two_level.refined`: the codes [N, K, 1] of scales and offsets, (codes, above) of float32 [N, K, g] in units of `size` [N, 1, 1]. `levels`: bounds of codes of values; `bounds`: of those of scales."""
+    x = x.contiguous()
+    weight = None if weight is None else weight.expand(x.shape).float().contiguous()
+    size, above = size.contiguous(), [t.float().contiguous() for _, t in (scale, *([offset] if offset else []))]
+    codes = [t.float().clone(memory_format=torch.contiguous_format) for t, _ in (scale, *([offset] if offset else []))]
+    of = [None if weight is None else weight.data_ptr(), codes[0].data_ptr(), codes[1].data_ptr() if offset else None, above[0].data_ptr(), above[1].data_ptr() if offset else None, size.data_ptr()]
+    call = Refine(x.data_ptr(), *of, codes[0].numel(), x.shape[-1], x.shape[-2], zero, rounds, *levels, *bounds, 2.0**exponent)
+    _check(_LIBRARY.modelpress_refine(call, torch.get_num_threads()))
+    return codes[0], codes[1] if offset else None
 
 
 def dequantize(codes: torch.Tensor, scale: torch.Tensor, zero_point: torch.Tensor | None, group_size: int, dtype: torch.dtype, bounded: bool) -> torch.Tensor:
@@ -116,9 +156,9 @@ def lowest_per_row(scores: torch.Tensor, k: int) -> torch.Tensor:
     """See `select.lowest_per_row`; 0 < k < C; float64, too."""
     scores, out = scores.contiguous(), torch.empty(scores.shape, dtype=torch.bool, device="cpu")
     rows, columns = scores.shape
-    if not 0 < k < columns:
+    if scores.dtype not in _DTYPES or not 0 < k < columns:
         raise ValueError(f"the {k} lowest of {columns}")
-    _check(_LIBRARY.modelpress_lowest_per_row(scores.data_ptr(), _DTYPES[scores.dtype], rows, columns, k, out.data_ptr(), torch.get_num_threads()))
+    _check(_LIBRARY.modelpress_lowest_per_row(scores.data_ptr(), scores.element_size(), rows, columns, k, out.data_ptr(), torch.get_num_threads()))
     return out
 
 
@@ -162,10 +202,21 @@ def bytes_count(plane: np.ndarray) -> np.ndarray:
     return out
 
 
-def ranks(plane: np.ndarray, symbols: np.ndarray) -> np.ndarray:
-    """Of uint8 [n] the places in the first fifteen of `symbols`, uint8 [16]; 15 where they are not there."""
-    plane, symbols, out = np.ascontiguousarray(plane, np.uint8), np.ascontiguousarray(symbols, np.uint8), np.empty(len(plane), np.uint8)
-    _LIBRARY.modelpress_ranks(plane.ctypes.data, len(plane), symbols.ctypes.data, out.ctypes.data)
+def ranks(plane: np.ndarray, symbols: np.ndarray, escapes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Of uint8 [n] the places in the first fifteen of `symbols`, uint8 [16], 15 where they are not there; and those that are not there, `escapes` in number."""
+    plane, symbols = np.ascontiguousarray(plane, np.uint8), np.ascontiguousarray(symbols, np.uint8)
+    out, others = np.empty(len(plane), np.uint8), np.empty(escapes, np.uint8)
+    found = _LIBRARY.modelpress_ranks(plane.ctypes.data, len(plane), symbols.ctypes.data, out.ctypes.data, others.ctypes.data, escapes)
+    if found != escapes:
+        raise ValueError(f"{found} bytes beside the common ones, counted were {escapes}")
+    return out, others
+
+
+def slots(tables: Tables) -> np.ndarray:
+    """See `alias.Tables.slots`."""
+    out, starts = np.zeros(4097, np.uint16), tables.starts.astype(np.uint32)
+    if not _LIBRARY.modelpress_slots(*(a.ctypes.data for a in (tables.first, tables.second, tables.last, starts, out))):
+        raise ValueError("the entries of a table do not come to 4096 slots")
     return out
 
 
@@ -231,6 +282,26 @@ def merge(planes: Sequence[np.ndarray]) -> np.ndarray:
     out = np.empty(len(planes[0]), f"<u{len(planes)}")
     pointers = (ctypes.c_void_p * len(planes))(*(p.ctypes.data for p in planes))
     _LIBRARY.modelpress_merge(pointers, len(planes), len(out), out.ctypes.data)
+    return out
+
+
+def compact(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
+    """Of floats by their bits, `<u1` to `<u8` [n], those that are not zero: their mask (`masks.to_mask`), they themselves, and how many zeros are negative."""
+    values = np.require(values, requirements=("C", "ALIGNED"))
+    mask, out, negative = np.empty((len(values) + 7) // 8, np.uint8), np.empty_like(values), ctypes.c_int64()
+    kept = _LIBRARY.modelpress_compact(values.ctypes.data, values.itemsize, len(values), mask.ctypes.data, out.ctypes.data, negative)
+    return mask, out[:kept], negative.value
+
+
+def spread(mask: np.ndarray, values: np.ndarray, count: int) -> np.ndarray:
+    """The inverse, with positive zeros.
+
+    Raises:
+        ValueError: the mask has other than as many ones, or one behind the end.
+    """
+    mask, values, out = np.ascontiguousarray(mask, np.uint8), np.require(values, requirements=("C", "ALIGNED")), np.empty(count, values.dtype)
+    if len(mask) != (count + 7) // 8 or not _LIBRARY.modelpress_spread(mask.ctypes.data, values.ctypes.data, values.itemsize, len(values), count, out.ctypes.data):
+        raise ValueError(f"a mask with other than {len(values)} ones among {count}")
     return out
 
 

@@ -14,6 +14,7 @@ from functools import cache
 
 import torch
 
+from worker.kernels import native
 from worker.kernels.sums import ordered_sum
 from worker.kernels.uniform import Levels, asymmetric, decode, divide, encode, over, stored
 
@@ -39,6 +40,12 @@ def multipliers(num_bits: int) -> tuple[tuple[int, ...], int]:
     return tuple(round(s * 2**shift) for s in steps), shift
 
 
+@cache
+def shrinks() -> tuple[float, ...]:
+    """What a range with a zero point is multiplied by for each candidate."""
+    return candidates(1.0, FIRST)
+
+
 def search(x: torch.Tensor, levels: Levels, dtype: torch.dtype, weight: torch.Tensor | None = None) -> torch.Tensor:
     """Args:
         x: float32 [N, g].
@@ -47,6 +54,8 @@ def search(x: torch.Tensor, levels: Levels, dtype: torch.dtype, weight: torch.Te
     Returns:
         float32 [N, 1], as `dtype` stores it.
     """
+    if weight is None and isinstance(levels, Levels) and not levels.floating and x.dtype == torch.float32 and x.numel() and native.takes(x):
+        return native.quantize(x, levels, x.shape[1], multipliers(levels.num_bits), dtype)[1]
     top = x.abs().amax(-1, keepdim=True) if x.shape[-1] else x.new_zeros(x.shape[0], 1)
     safe = torch.where(top == 0, torch.ones_like(top), top)
     unit = x / safe
@@ -113,7 +122,7 @@ def search_asymmetric(x: torch.Tensor, levels: Levels, dtype: torch.dtype, weigh
     best_error = best_scale = best_zero = None
     size = x.abs().amax(-1, keepdim=True) if x.shape[-1] else x.new_zeros(x.shape[0], 1)
     safe = torch.where(size == 0, torch.ones_like(size), size)
-    for c in candidates(1.0, FIRST):
+    for c in shrinks():
         scale, zero = asymmetric(x, levels, dtype, c)
         error = squared_error(x / safe, decode(encode(x, scale, zero, levels), scale, zero) / safe, weight)
         if best_error is None:

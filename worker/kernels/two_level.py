@@ -13,8 +13,8 @@ from typing import NamedTuple
 
 import torch
 
-from worker.kernels import affine
-from worker.kernels.uniform import over
+from worker.kernels import affine, native
+from worker.kernels.uniform import Levels, over
 
 Decoded = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]
 """(x, scale, offset) -> what the nearest codes of x decode to."""
@@ -56,9 +56,13 @@ def refined(
 ) -> tuple[Coded, Coded | None]:
     """The same with the codes of each group moved by one where that loses less, twice: every scale nearby with the offset that fits it best."""
     size = affine.size_of(x.flatten(-2))[..., None]
+    low, high = (0.0, float((1 << bits) - 1)) if offset is not None else (-float(1 << (bits - 1)), float((1 << (bits - 1)) - 1))
+    if x.dtype == torch.float32 and x.numel() and native.takes(x) and isinstance(levels, affine.Unsigned if offset else Levels) and not getattr(levels, "floating", False):
+        of = getattr(levels, "low", 0.0), levels.high
+        codes, offset_codes = native.affine_refine(x, size, scale, offset, exponent, of, (low, high), weight, zero, _ROUNDS)
+        return Coded(codes, scale.above), None if offset is None else Coded(offset_codes, offset.above)
     unit, d = x / size, scale.above * 2.0**exponent / size
     m = None if offset is None else offset.above * 2.0**exponent / size
-    low, high = (0.0, float((1 << bits) - 1)) if offset is not None else (-float(1 << (bits - 1)), float((1 << (bits - 1)) - 1))
     best, best_offset = scale.codes, None if offset is None else offset.codes
     error = affine.loss(unit, decoded(unit, d * best, None if m is None else m * best_offset), weight)
 

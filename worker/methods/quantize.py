@@ -16,7 +16,7 @@ from app.recipe import Quantize
 from worker import gradient_mapping
 from worker.encoded import Encoded, Grid, Quantized
 from worker.kernels import native, uniform
-from worker.kernels.scale_search import multipliers
+from worker.kernels.scale_search import multipliers, shrinks
 from worker.methods.registry import method
 from worker.plan import TensorPlan
 from worker.schemes import Parameters, Scheme, assembled, joined, scheme_of, single
@@ -66,6 +66,9 @@ def quantize_matrix(
 def rounded(matrix: torch.Tensor, step: Quantize, scheme: Scheme) -> tuple[torch.Tensor, Parameters]:
     """Codes [O, I] as they are stored, each the nearest, and what they mean."""
     if scheme.compiled and step.strategy != "tensor" and matrix.numel() and native.takes(matrix):
+        if scheme.offset == "integer":
+            codes, scale, zero = native.quantize_asymmetric(matrix, scheme.levels, scheme.group_size, shrinks() if scheme.search == "mse" else None, scheme.dtype)
+            return codes, Parameters(scale, zero)
         search = multipliers(scheme.levels.num_bits) if scheme.search == "mse" else None
         codes, scale = native.quantize(matrix, scheme.levels, scheme.group_size, search, scheme.dtype)
         return codes, Parameters(scale)

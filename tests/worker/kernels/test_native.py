@@ -77,6 +77,56 @@ def test_integers_are_those_of_the_reference(reference, shape, group, search):
                         assert a.dtype == b.dtype and torch.equal(a.view(torch.uint8), b.view(torch.uint8)), (kind, dtype, num_bits, native.LEVELS[level])
 
 
+@pytest.mark.parametrize("search", ["absmax", "mse"])
+@pytest.mark.parametrize(("shape", "group"), [((1, 1), None), ((3, 47), 32), ((2, 300), 130)])
+def test_zero_points_are_those_of_the_reference(reference, shape, group, search):
+    grouping = {"strategy": "group", "group_size": group} if group else {"strategy": "channel"}
+    cases = values(*shape, seed=7)
+    cases["positive"] = cases["plain"].abs() + 0.5
+    for (kind, x), dtype, num_bits in zip(cases.items(), DTYPES * 3, (2, 3, 4, 5, 6, 7, 8, 4, 3), strict=True):
+        step = validate(Quantize, {"method": "quantize", "scale_search": search, "symmetric": False, "num_bits": num_bits} | grouping)
+        if not torch.isfinite(matrix := x.to(dtype)).all():
+            continue
+
+        def whole(matrix=matrix, step=step):
+            q = quantize.quantize_matrix(matrix, step)
+            return q.codes, q.scale, q.zero_point, quantize.decoded(q, matrix.dtype)
+
+        expected = reference(whole)
+        for level in LEVELS:
+            native.use(level)
+            assert all(torch.equal(a.view(torch.uint8), b.view(torch.uint8)) for a, b in zip(expected, whole(), strict=True)), (kind, native.LEVELS[level])
+
+
+TWO_LEVEL = (
+    {"num_bits": 4, "group_size": 32, "scale_bits": 6, "symmetric": False},
+    {"num_bits": 3, "group_size": 16, "scale_bits": 6},
+    {"num_bits": 2, "group_size": 100, "symmetric": False, "zero_point": "float"},
+)
+
+
+@pytest.mark.parametrize("fields", TWO_LEVEL, ids=["two levels and offsets", "two levels", "float offsets"])
+@pytest.mark.parametrize("shape", [(1, 1), (3, 7), (2, 300)])
+def test_scales_with_offsets_and_of_two_levels_are_those_of_the_reference(reference, shape, fields):
+    step = validate(Quantize, {"method": "quantize", "scale_search": "mse"} | fields)
+    cases = values(*shape, seed=7)
+    cases["pruned"] = torch.where(cases["plain"].abs() < 0.013, 0, cases["plain"])
+    for (kind, x), dtype in zip(cases.items(), DTYPES * 3, strict=True):
+        if not torch.isfinite(matrix := x.to(dtype)).all():
+            continue
+
+        def whole(matrix=matrix):
+            q = quantize.quantize_matrix(matrix, step)
+            parts = [p for f in (q.scale, q.offset) if f is not None for p in (f.values, f.above) if p is not None]
+            return q.codes, *parts, quantize.decoded(q, matrix.dtype)
+
+        expected = reference(whole)
+        for level in LEVELS:
+            native.use(level)
+            for a, b in zip(expected, whole(), strict=True):
+                assert a.dtype == b.dtype and torch.equal(a.contiguous().view(torch.uint8), b.contiguous().view(torch.uint8)), (kind, native.LEVELS[level])
+
+
 def test_any_number_of_threads_gives_the_same():
     x = values(700, 300, seed=1)["heavy"]
     step = validate(Quantize, {"method": "quantize", "num_bits": 4, "scale_search": "mse", "group_size": 128})

@@ -10,22 +10,33 @@ namespace {
 constexpr int STATES = 64, PRECISION = 12, ESCAPE = 15;
 constexpr uint32_t LOWEST = 1u << 15, SLOTS = 1u << PRECISION;
 
-// Ranks of bytes: the first of fifteen symbols that they are, else ESCAPE.
-inline void ranks_of(const uint8_t* bytes, int64_t n, const uint8_t* symbols, uint8_t* ranks) {
+// Ranks of bytes: the first of fifteen symbols that they are, else ESCAPE, and then they go to `escapes`, which has `room` for so many. Returns how many there are.
+inline int64_t ranks_of(const uint8_t* bytes, int64_t n, const uint8_t* symbols, uint8_t* ranks, uint8_t* escapes, int64_t room) {
     constexpr int64_t STEP = 64;
-    int64_t i = 0;
+    int64_t i = 0, others = 0;
+    auto escape = [&](int64_t first, int64_t last) {
+        for (int64_t j = first; j < last; j++)
+            if (ranks[j] == ESCAPE) {
+                if (others < room) escapes[others] = bytes[j];
+                others++;
+            }
+    };
     for (; i + STEP <= n; i += STEP) {
-        uint8_t found[STEP];
+        uint8_t found[STEP], most = 0;
         for (int j = 0; j < STEP; j++) found[j] = ESCAPE;
         for (int s = ESCAPE - 1; s >= 0; s--)
             for (int j = 0; j < STEP; j++) found[j] = bytes[i + j] == symbols[s] ? uint8_t(s) : found[j];
+        for (int j = 0; j < STEP; j++) most = found[j] > most ? found[j] : most;
         __builtin_memcpy(ranks + i, found, STEP);
+        if (most == ESCAPE) escape(i, i + STEP);
     }
-    for (; i < n; i++) {
-        ranks[i] = ESCAPE;
+    for (int64_t j = i; j < n; j++) {
+        ranks[j] = ESCAPE;
         for (int s = ESCAPE - 1; s >= 0; s--)
-            if (bytes[i] == symbols[s]) ranks[i] = uint8_t(s);
+            if (bytes[j] == symbols[s]) ranks[j] = uint8_t(s);
     }
+    escape(i, n);
+    return others;
 }
 
 inline void encode_one(const AliasEncode& a, uint32_t& x, uint8_t rank, uint16_t*& to) {

@@ -5,7 +5,7 @@
 
 constexpr int SIZES = 24;  // scales tried per sign
 
-struct Symmetric {       // quantize a matrix [rows, columns], row-major
+struct Rounding {        // quantize a matrix [rows, columns], row-major
     const void* values;  // of `dtype`
     int8_t* codes;       // [rows, columns], or the bytes of e4m3
     float* scales;       // [rows, ceil(columns / group)], each as it reads back once it was stored
@@ -13,6 +13,8 @@ struct Symmetric {       // quantize a matrix [rows, columns], row-major
     int32_t dtype, scale_dtype, search, shift, floating;  // floating: codes are e4m3
     float half_range, low, high;
     int16_t multipliers[SIZES];  // a unit of 32767 times this, shifted by 15 + `shift`, is a code
+    float* zeros;                // zero points, like scales, or null where symmetric
+    float shrinks[SIZES];        // of the range, where there are zero points
 };
 
 struct Uniform {  // codes back to values
@@ -22,6 +24,26 @@ struct Uniform {  // codes back to values
     void* values;         // of `dtype`
     int64_t rows, columns, group, shared;  // rows that one row of scales stands for
     int32_t dtype, bounded, floating;      // float16 stays finite; codes are e4m3
+};
+
+constexpr int WIDTHS = 12;  // of the range, tried about its middle
+
+struct Affine {  // scale and offset of each of `groups` groups of `size` values
+    const float *values, *weights;  // [groups, size]; weights may be null
+    float *scales, *offsets;        // [groups]
+    int64_t groups, size;
+    int32_t zero, anywhere, polish;
+    float high, widths[WIDTHS];
+};
+
+struct Refine {  // integers for scales (and offsets, or null) of groups, `each` of which share a float above
+    const float *values, *weights;             // as in Affine
+    float *scale_codes, *offset_codes;         // [groups], in place
+    const float *scale_above, *offset_above;   // [groups / each]
+    const float* sizes;                        // [groups / each], in units of which errors are
+    int64_t groups, size, each;
+    int32_t zero, rounds;
+    float low, high, least, most, power;       // bounds of codes of values, and of scales; 2^exponent
 };
 
 struct Extent {  // of the largest magnitudes of groups
@@ -53,16 +75,21 @@ struct AliasDecode {
 
 // One set of kernels per instruction set.
 struct Kernels {
-    void (*quantize)(const Symmetric&, int64_t first, int64_t last, float* room);
+    void (*quantize)(const Rounding&, int64_t first, int64_t last, float* room);
+    void (*affine)(const Affine&, int64_t first, int64_t last, float* room);
+    void (*refine)(const Refine&, int64_t first, int64_t last, float* room);
     void (*dequantize)(const Uniform&, int64_t first, int64_t last);
     void (*compare)(const void* a, const void* b, int dtype, int64_t first, int64_t last, Difference& sums);
     void (*extents)(const void* values, int dtype, int64_t columns, int64_t group, int64_t first, int64_t last, Extent& found);
     void (*masked)(const void* values, const uint8_t* kept, int dtype, int64_t first, int64_t last, void* out);
-    void (*ranks)(const uint8_t* bytes, int64_t count, const uint8_t* symbols, uint8_t* ranks);
+    void (*mark_rows)(const void* values, int width, int64_t columns, int64_t k, int64_t first, int64_t last, uint8_t* out, void* room);
+    int64_t (*ranks)(const uint8_t* bytes, int64_t count, const uint8_t* symbols, uint8_t* ranks, uint8_t* escapes, int64_t room);
     int64_t (*encode)(const AliasEncode&);
     int (*decode)(const AliasDecode&);
     void (*split)(const void* values, int width, int64_t count, uint8_t* planes);
     void (*merge)(const uint8_t* const* planes, int width, int64_t count, void* values);
+    int64_t (*compact)(const void* values, int width, int64_t count, uint8_t* mask, void* out, int64_t& negative);
+    bool (*spread)(const uint8_t* mask, const void* values, int width, int64_t kept, int64_t count, void* out);
     bool (*finite)(const void* values, int dtype, int64_t first, int64_t last);
     void (*pack)(const uint8_t* codes, int64_t count, int num_bits, uint8_t bias, uint8_t* out);
     void (*unpack)(const uint8_t* packed, int64_t count, int num_bits, uint8_t bias, uint8_t* out);

@@ -36,13 +36,26 @@ const Kernels& kernels() {
 
 int64_t rows_of_a_piece(int64_t columns) { return std::max<int64_t>(1, PIECE / std::max<int64_t>(1, columns)); }
 
+// Some groups of an Affine or a Refine at a time, with room for four arrays of one.
+template <class Call, class Work>
+int groups(const Call& a, int threads, Work work) {
+    std::atomic<int> failed{0};
+    share(a.groups, std::max<int64_t>(1, PIECE / 16 / std::max<int64_t>(1, a.size)), threads, [&](int64_t first, int64_t last) {
+        auto* room = new (std::nothrow) float[4 * (a.size + 128)];
+        if (room) work(a, first, last, room);
+        else failed = 1;
+        delete[] room;
+    });
+    return failed;
+}
+
 }  // namespace
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
 
 // By which Python sees that it was built from the same sources.
 EXPORT void modelpress_sizes(int64_t* sizes) {
-    for (const size_t size : {sizeof(Symmetric), sizeof(Uniform), sizeof(AliasEncode), sizeof(AliasDecode), sizeof(Extent), sizeof(Difference)}) *sizes++ = int64_t(size);
+    for (const size_t size : {sizeof(Rounding), sizeof(Uniform), sizeof(AliasEncode), sizeof(AliasDecode), sizeof(Extent), sizeof(Difference), sizeof(Affine), sizeof(Refine)}) *sizes++ = int64_t(size);
 }
 
 // 0 baseline, 1 AVX2, 2 AVX-512. Returns what is in use: never more than the processor has.
@@ -51,7 +64,7 @@ EXPORT int modelpress_use(int wanted) {
     return level;
 }
 
-EXPORT int modelpress_quantize(const Symmetric* a, int threads) {
+EXPORT int modelpress_quantize(const Rounding* a, int threads) {
     std::atomic<int> failed{0};
     share(a->rows, rows_of_a_piece(a->columns), threads, [&](int64_t first, int64_t last) {
         auto* room = new (std::nothrow) float[3 * (a->group + 128)];
@@ -61,6 +74,9 @@ EXPORT int modelpress_quantize(const Symmetric* a, int threads) {
     });
     return failed;
 }
+
+EXPORT int modelpress_affine(const Affine* a, int threads) { return groups(*a, threads, kernels().affine); }
+EXPORT int modelpress_refine(const Refine* a, int threads) { return groups(*a, threads, kernels().refine); }
 
 EXPORT void modelpress_dequantize(const Uniform* a, int threads) {
     share(a->rows, rows_of_a_piece(a->columns), threads, [&](int64_t first, int64_t last) { kernels().dequantize(*a, first, last); });
@@ -112,11 +128,40 @@ EXPORT void modelpress_unpack(const uint8_t* packed, int64_t count, int num_bits
     share(count, PIECE, threads, [&](int64_t first, int64_t last) { kernels().unpack(packed + first / 8 * num_bits, last - first, num_bits, bias, out + first); });
 }
 
+// 1 for the k lowest of each row, 1 <= k < columns; values of 2, 4 or 8 bytes.
+EXPORT int modelpress_lowest_per_row(const void* values, int width, int64_t rows, int64_t columns, int64_t k, uint8_t* out, int threads) {
+    std::atomic<int> failed{0};
+    share(rows, rows_of_a_piece(columns), threads, [&](int64_t first, int64_t last) {
+        auto* room = new (std::nothrow) int64_t[(columns * width + 7) / 8];
+        if (room) kernels().mark_rows(values, width, columns, k, first, last, out + first * columns, room);
+        else failed = 1;
+        delete[] room;
+    });
+    return failed;
+}
+
 // One chunk of a payload each, on the caller's thread: whoever calls has several.
-EXPORT void modelpress_ranks(const uint8_t* bytes, int64_t count, const uint8_t* symbols, uint8_t* ranks) { kernels().ranks(bytes, count, symbols, ranks); }
+EXPORT int64_t modelpress_ranks(const uint8_t* bytes, int64_t count, const uint8_t* symbols, uint8_t* ranks, uint8_t* escapes, int64_t room) {
+    return kernels().ranks(bytes, count, symbols, ranks, escapes, room);
+}
+
+// Slots [4096] of ranks one after another (see alias.py); false where the entries do not come to as many.
+EXPORT int modelpress_slots(const uint32_t* first, const uint32_t* second, const uint8_t* last, const uint32_t* starts, uint16_t* slots) {
+    for (uint32_t slot = 0; slot < 4096; slot++) {
+        const uint32_t e = (slot & 255) > last[slot >> 8] ? second[slot >> 8] : first[slot >> 8], at = starts[e >> 12 & 15] + slot + (e >> 16) - 4096;
+        if (at >= 4096) return 0;
+        slots[at] = uint16_t(slot);
+    }
+    return 1;
+}
+
 EXPORT int64_t modelpress_alias_encode(const AliasEncode* a) { return kernels().encode(*a); }
 EXPORT int modelpress_alias_decode(const AliasDecode* a) { return kernels().decode(*a); }
 EXPORT void modelpress_split(const void* values, int width, int64_t count, uint8_t* planes) { kernels().split(values, width, count, planes); }
+EXPORT int64_t modelpress_compact(const void* values, int width, int64_t count, uint8_t* mask, void* out, int64_t* negative) {
+    return kernels().compact(values, width, count, mask, out, *negative);
+}
+EXPORT int modelpress_spread(const uint8_t* mask, const void* values, int width, int64_t kept, int64_t count, void* out) { return kernels().spread(mask, values, width, kept, count, out); }
 EXPORT void modelpress_merge(const uint8_t* const* planes, int width, int64_t count, void* values) { kernels().merge(planes, width, count, values); }
 
 EXPORT void modelpress_bytes(const uint8_t* bytes, int64_t count, int64_t* histogram) {

@@ -1,6 +1,6 @@
 // The lowest of many magnitudes, exactly, ties by position. The reference is worker/kernels/select.py.
 //
-// Magnitudes order as their bits do. Rows are narrowed down a digit of 8 bits at a time, and only those that share the digits found so far are looked at again.
+// Magnitudes order as their bits do. Those of each row are in rows.hpp.
 #include <cstring>
 #include <memory>
 #include <mutex>
@@ -12,7 +12,6 @@ namespace {
 
 constexpr int64_t PIECE = 1 << 16;
 constexpr int DIGIT = 16;  // bits that a histogram over everything counts
-constexpr int64_t FEW = 32;  // columns of a row whose ranks are simply counted
 
 template <class To, class From>
 To as(From x) {
@@ -44,77 +43,9 @@ auto with(int dtype, F f) {
     return dtype == 0 ? f(Single{}) : dtype == 1 ? f(Half{}) : dtype == 2 ? f(Brain{}) : f(Double{});
 }
 
-template <class Key>
-void mark_few(const Key* keys, int64_t n, int64_t k, uint8_t* out) {
-    for (int64_t i = 0; i < n; i++) {
-        int64_t rank = 0;
-        for (int64_t j = 0; j < i; j++) rank += keys[j] <= keys[i];
-        for (int64_t j = i + 1; j < n; j++) rank += keys[j] < keys[i];
-        out[i] = rank < k;
-    }
-}
-
-// The k-th lowest key, and how many with that very key are among the k lowest. `room` holds n keys.
-template <class Key>
-Key kth(const Key* keys, int64_t n, int64_t k, Key* room, int64_t& ties) {
-    Key prefix = 0;
-    const Key* from = keys;
-    for (int shift = int(sizeof(Key)) * 8 - 8; shift >= 0; shift -= 8) {
-        int64_t counts[256] = {};
-        for (int64_t i = 0; i < n; i++) counts[from[i] >> shift & 255]++;
-        int digit = 0;
-        while (counts[digit] < k) k -= counts[digit++];
-        prefix |= Key(digit) << shift;
-        if (shift && counts[digit] < n) {
-            int64_t left = 0;
-            for (int64_t i = 0; i < n; i++) {
-                const Key key = from[i];
-                room[left] = key;
-                left += (key >> shift & 255) == Key(digit);
-            }
-            from = room, n = left;
-        }
-    }
-    ties = k;
-    return prefix;
-}
-
-template <class Number>
-void mark_rows(const void* values, int64_t columns, int64_t k, int64_t first, int64_t last, uint8_t* out, typename Number::Key* room) {
-    auto* keys = room;
-    for (int64_t r = first; r < last; r++, out += columns) {
-        for (int64_t i = 0; i < columns; i++) keys[i] = Number::at(values, r * columns + i);
-        if (columns <= FEW) {
-            mark_few(keys, columns, k, out);
-            continue;
-        }
-        int64_t ties;
-        const auto threshold = kth(keys, columns, k, room + columns, ties);
-        for (int64_t i = 0; i < columns; i++) {
-            const bool equal = keys[i] == threshold;
-            out[i] = keys[i] < threshold || (equal && ties > 0);
-            ties -= equal;
-        }
-    }
-}
-
 }  // namespace
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
-
-// 1 for the k lowest of each row, 1 <= k < columns.
-EXPORT int modelpress_lowest_per_row(const void* values, int dtype, int64_t rows, int64_t columns, int64_t k, uint8_t* out, int threads) {
-    std::atomic<int> failed{0};
-    share(rows, std::max<int64_t>(1, PIECE / columns), threads, [&](int64_t first, int64_t last) {
-        with(dtype, [&](auto number) {
-            using Number = decltype(number);
-            std::unique_ptr<typename Number::Key[]> room(new (std::nothrow) typename Number::Key[2 * columns]);
-            if (room) mark_rows<Number>(values, columns, k, first, last, out + first * columns, room.get());
-            else failed = 1;
-        });
-    });
-    return failed;
-}
 
 // Adds to counts[digit], for each key whose bits above `shift` + 16 are `prefix`, the digit being its 16 bits from `shift` on.
 EXPORT int modelpress_histogram(const void* values, int dtype, int64_t count, int shift, uint64_t prefix, int64_t* counts, int threads) try {

@@ -1,4 +1,4 @@
-// Levels at equal distance, symmetric: scales, codes and back. The reference is worker/kernels/uniform.py and scale_search.py; what is written here is what it computes.
+// Levels at equal distance: scales, zero points, codes and back. The reference is worker/kernels/uniform.py and scale_search.py; what is written here is what it computes.
 #pragma once
 
 #include "arguments.hpp"
@@ -43,7 +43,7 @@ inline float take(const typename Number::Stored* from, size_t n, float* x) {
 
 // The scale of least squared error: 24 sizes times 2 signs scored in integers, the best refined by least squares, and once more against the codes under the scale
 // as stored. `top` > 0 is the largest magnitude of x.
-inline float searched(const float* x, size_t count, float top, const Symmetric& a, float* unit, int16_t* whole) {
+inline float searched(const float* x, size_t count, float top, const Rounding& a, float* unit, int16_t* whole) {
     const float low = a.low, high = a.high;
     for (size_t i = 0; i < count; i += WIDTH) {
         const F v = load<F>(x + i) / top;
@@ -83,9 +83,52 @@ inline float searched(const float* x, size_t count, float top, const Symmetric& 
     return error(again) < error(scale) ? again : scale;
 }
 
+template <class Code>
+inline void put_codes(int8_t* codes, size_t n, Code code) {
+    for (size_t i = 0; i < n; i += WIDTH) {
+        const I c = code(i);
+        if (i + WIDTH <= n) put(codes + i, c, int8_t());
+        else for (size_t j = i; j < n; j++) codes[j] = int8_t(c[j - i]);
+    }
+}
+
+// Levels from the least value to the largest, 0 among them: value = (code - zero) * scale.
+struct Range {
+    float scale, zero;
+};
+
+inline Range ranged(float low, float high, float shrink, const Rounding& a) {
+    low *= shrink, high *= shrink;
+    const float steps = a.high - a.low, width = high - low;
+    const float scale = stored(width == __builtin_inff() ? high / steps - low / steps : width / steps, a.scale_dtype);
+    const float share = within(all(low / scale), -3.40282346638528859812e38f, 3.40282346638528859812e38f)[0];
+    return {scale, round_within(all(a.low - share), a.low, a.high)[0]};
+}
+
+// Codes as float32; what lies far outside is as good as a thousand.
+inline F ranged_code(F v, Range r, const Rounding& a) { return least(most(round_within(v / r.scale, -1024.0f, 1024.0f) + r.zero, all(a.low)), all(a.high)); }
+
+inline Range range_of(const float* x, size_t n, size_t count, float top, const Rounding& a) {
+    float low = 0, high = 0;
+    for (size_t i = 0; i < n; i++) low = x[i] < low ? x[i] : low, high = x[i] > high ? x[i] : high;
+    if (!a.search) return ranged(low, high, 1.0f, a);
+    const float size = top == 0 ? 1.0f : top;
+    Range best{};
+    float error = 0;
+    for (int s = 0; s < SIZES; s++) {
+        const Range r = ranged(low, high, a.shrinks[s], a);
+        const float found = ordered_sum(count, [&](size_t i) {
+            const F v = load<F>(x + i), d = (ranged_code(v, r, a) - r.zero) * r.scale / size - v / size;
+            return d * d;
+        });
+        if (s == 0 || found < error) error = found, best = r;
+    }
+    return best;
+}
+
 // Rows [first, last) of a matrix. `room`: 3 * padded(group) floats.
 template <class Number>
-void quantize_rows(const Symmetric& a, int64_t first, int64_t last, float* room) {
+void quantize_rows(const Rounding& a, int64_t first, int64_t last, float* room) {
     const size_t columns = a.columns, group = a.group, groups = (columns + group - 1) / group;
     float *x = room, *unit = room + padded(group);
     int16_t* whole = reinterpret_cast<int16_t*>(unit + padded(group));
@@ -94,15 +137,18 @@ void quantize_rows(const Symmetric& a, int64_t first, int64_t last, float* room)
         for (size_t g = 0; g < groups; g++) {
             const size_t at = g * group, n = columns - at < group ? columns - at : group;
             const float top = take<Number>(row + at, n, x);
+            if (a.zeros) {
+                const Range range = range_of(x, n, padded(n), top, a);
+                a.scales[r * groups + g] = range.scale, a.zeros[r * groups + g] = range.zero;
+                put_codes(a.codes + r * columns + at, n, [&](size_t i) { return integers(ranged_code(load<F>(x + i), range, a)); });
+                continue;
+            }
             const float scale = a.search && top > 0 ? searched(x, padded(n), top, a, unit, whole) : stored(top / a.half_range, a.scale_dtype);
             a.scales[r * groups + g] = scale;
-            int8_t* codes = a.codes + r * columns + at;
-            for (size_t i = 0; i < n; i += WIDTH) {
+            put_codes(a.codes + r * columns + at, n, [&](size_t i) {
                 const F level = load<F>(x + i) / scale;
-                const I c = a.floating ? Eighth::code(within(level, -Eighth::LARGEST, Eighth::LARGEST)) : integers(round_within(level, a.low, a.high));
-                if (i + WIDTH <= n) put(codes + i, c, int8_t());
-                else for (size_t j = i; j < n; j++) codes[j] = int8_t(c[j - i]);
-            }
+                return a.floating ? Eighth::code(within(level, -Eighth::LARGEST, Eighth::LARGEST)) : integers(round_within(level, a.low, a.high));
+            });
         }
     }
 }

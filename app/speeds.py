@@ -5,7 +5,7 @@ from __future__ import annotations
 from app.steps import STEPS, Step
 
 METHODS = {"lossless": 4e-9, "prune": 1.2e-8, "quantize": 4e-9, "auto": 6e-7, "restore": 5e-9}  # auto: to carry out what it has found
-COMPILED = 8e-9  # to quantize by the search of scales that is compiled (symmetric integers under plain scales)
+COMPILED, FITTED = 8e-9, 4e-8  # to quantize by a search that is compiled: of plain scales and zero points; of scales with float offsets or of two levels
 OTHER = 1e-6  # of a step of images or data sets that says nothing of its own
 SEARCH, ROUND = 5e-7, 4e-8  # by those that are not, and without a search where rounding is not
 CODEBOOKS = 6e-7  # with `mapping: gradient`
@@ -27,7 +27,9 @@ def of(step: Step) -> float:
         return METHODS[step.method]
     if step.mapping == "gradient":
         return CODEBOOKS
-    compiled = step.plain_scales and step.symmetric and step.strategy != "tensor" and step.scale_search != "hqq"
+    compiled = step.plain_scales and step.strategy != "tensor"
     if step.scale_search == "absmax":
         return METHODS["quantize"] if compiled else ROUND
-    return COMPILED if compiled and step.type == "int" else SEARCH
+    if step.scale_search == "hqq" or step.type != "int":
+        return SEARCH
+    return COMPILED if compiled else FITTED

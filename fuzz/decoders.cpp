@@ -1,12 +1,13 @@
 // Fuzz target of the native decoders: what a packed file gives them is a stranger's. Under libFuzzer (clang), or with edges.cpp (g++).
 //
-//     byte 0      decoder: alias, unpack, merge, dequantize
+//     byte 0      decoder: alias, unpack, merge, dequantize, spread, contexts
 //     byte 1      instruction set
 //     byte 2..3   how many values
 //     byte 4      m: changes to a good stream, then m times u16 place, u8 value; the rest are values
 //
 // Arrays are exactly as long as Python makes them, so that the address sanitizer sees every byte beyond.
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -19,12 +20,15 @@ extern "C" {
 int modelpress_use(int wanted);
 int64_t modelpress_alias_encode(const AliasEncode* a);
 int modelpress_alias_decode(const AliasDecode* a);
-void modelpress_ranks(const uint8_t* bytes, int64_t count, const uint8_t* symbols, uint8_t* ranks);
+int64_t modelpress_ranks(const uint8_t* bytes, int64_t count, const uint8_t* symbols, uint8_t* ranks, uint8_t* escapes, int64_t room);
 void modelpress_pack(const uint8_t* codes, int64_t count, int num_bits, uint8_t bias, uint8_t* out, int threads);
 void modelpress_unpack(const uint8_t* packed, int64_t count, int num_bits, uint8_t bias, uint8_t* out, int threads);
 void modelpress_split(const void* values, int width, int64_t count, uint8_t* planes);
 void modelpress_merge(const uint8_t* const* planes, int width, int64_t count, void* values);
 void modelpress_dequantize(const Uniform* a, int threads);
+int64_t modelpress_compact(const void* values, int width, int64_t count, uint8_t* mask, void* out, int64_t* negative);
+int modelpress_spread(const uint8_t* mask, const void* values, int width, int64_t kept, int64_t count, void* out);
+int modelpress_contexts_decode(const uint8_t* body, int64_t size, int64_t count, int64_t columns, int zero, int depth, int64_t lag, const int16_t* stretch, const int32_t* squash, uint8_t* codes);
 }
 
 namespace {
@@ -100,10 +104,9 @@ void alias(Input in, size_t count, const std::vector<Change>& changes) {
         if (!step && !less) { *std::min_element(f, f + 16) += 1, sum++; continue; }
         *most += step, *most -= less, sum += step, sum -= less;
     }
-    std::vector<uint8_t> ranks(count), escapes;
-    modelpress_ranks(plane.data(), int64_t(count), symbols, ranks.data());
-    for (size_t i = 0; i < count; i++)
-        if (ranks[i] == 15) escapes.push_back(plane[i]);
+    std::vector<uint8_t> ranks(count), escapes(count - common);
+    const int64_t others = modelpress_ranks(plane.data(), int64_t(count), symbols, ranks.data(), escapes.data(), int64_t(escapes.size()));
+    expect(others == int64_t(escapes.size()), "escapes are not counted");
     Tables good(f);
     uint32_t both[16], start = 0;
     for (int r = 0; r < 16; r++) both[r] = f[r] | start << 16, start += f[r];
@@ -159,6 +162,30 @@ template <class Word> void merge(Input in, size_t count) {
     expect(again == planes, "planes do not come back");
 }
 
+template <class Word> void spread(Input in, size_t count, size_t kept) {
+    const auto mask = in.values<uint8_t>((count + 7) / 8);
+    const auto values = in.values<Word>(kept);
+    std::vector<Word> out(count), again(count);
+    if (!modelpress_spread(mask.data(), values.data(), int(sizeof(Word)), int64_t(kept), int64_t(count), out.data())) return;
+    std::vector<uint8_t> found(mask.size());
+    int64_t negative = 0;
+    if (modelpress_compact(out.data(), int(sizeof(Word)), int64_t(count), found.data(), again.data(), &negative) != int64_t(kept)) return;  // zeros among what was kept
+    expect(found == mask && std::equal(values.begin(), values.end(), again.begin()) && !negative, "a mask does not come back");
+}
+
+void contexts(Input in, size_t count, uint32_t shape) {
+    static std::vector<int16_t> stretch;
+    static std::vector<int32_t> squash;
+    if (stretch.empty()) {  // as mixing.py has them, but for the last bits
+        for (int i = 0; i < 4096; i++) stretch.push_back(int16_t(std::clamp(256 * std::log((2 * i + 1) / double(8191 - 2 * i)), -2047.0, 2047.0)));
+        for (int i = 0; i < 4096; i++) squash.push_back(int32_t(std::lround(65536 / (1 + std::exp(-(i < 2048 ? i : i - 4096) / 256.0)))));
+    }
+    const auto body = in.values<uint8_t>(shape % 61);
+    std::vector<uint8_t> codes(count);
+    const int wrong = modelpress_contexts_decode(body.data(), int64_t(body.size()), int64_t(count), 1 + int64_t(shape % 97), int(shape >> 3 & 255), int(shape % 9), 1 + int64_t(shape % 700), stretch.data(), squash.data(), codes.data());
+    expect(wrong == 0 || wrong == 2, "an unknown answer of contexts_decode");
+}
+
 void dequantize(Input in, size_t count, uint32_t shape) {
     const int64_t columns = 1 + int64_t(shape % 97), rows = std::max<int64_t>(1, int64_t(count) / columns), group = 1 + int64_t(shape / 97) % columns;
     const int64_t groups = (columns + group - 1) / group;
@@ -183,6 +210,8 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
         case 1: merge<uint16_t>(in, count); break;
         case 2: merge<uint32_t>(in, count); break;
         case 3: dequantize(in, count, in.word()); break;
+        case 4: (level & 4) ? spread<uint32_t>(in, count, in.word() % (count + 1)) : spread<uint16_t>(in, count, in.word() % (count + 1)); break;
+        case 5: contexts(in, count, in.word()); break;
         default: {
             std::vector<Change> changes(in.byte() % 24);
             for (Change& c : changes) c.place = in.word(), c.value = in.byte();

@@ -1,7 +1,7 @@
 """The bundle: one payload for the small tensors of a lossy result, since a payload of its own costs each some 150 bytes of heads and header.
 
 A part of a tensor is a bare chunk in it, or nothing where it has no values. Here, and only here, values may be coded in contexts: that takes
-microseconds a value, so the bundle holds at most 2^19 values in all: decoding it takes two or three seconds, of the worst that can be forged a dozen.
+microseconds a value where nothing is compiled, so the bundle holds at most 2^19 values in all: decoding it takes two or three seconds there, of the worst that can be forged a dozen.
 """
 
 from __future__ import annotations

@@ -61,3 +61,4 @@ bench: install
 	$(BIN)/python -m benchmarks.whole_job
 	$(BIN)/python -m benchmarks.claims
 	$(BIN)/python -m benchmarks.upload
+	$(BIN)/python -m benchmarks.encryption

@@ -14,7 +14,7 @@ from app.db import now
 from app.errors import Unavailable
 from app.models import Blob
 from app.settled import settled
-from app.storage import Storage, blob_key
+from app.storage import Storage
 
 
 def hold(s: Session, sha256: str, size: int, chunks: bytes | None = None) -> None:
@@ -30,7 +30,7 @@ def keep(storage: Storage, data: bytes) -> str:
     digest.update(data)
     sha256 = digest.hexdigest()
     settled(lambda s: hold(s, sha256, len(data), digest.chunks()))
-    storage.put(blob_key(sha256), [data], len(data))
+    storage.put(sha256, [data], len(data))
     return sha256
 
 

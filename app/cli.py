@@ -15,6 +15,7 @@ from app.commands.compare import compare
 from app.commands.compress import compress
 from app.commands.db import db
 from app.commands.doctor import doctor
+from app.commands.encryption import encryption
 from app.commands.estimate import estimate
 from app.commands.jobs import jobs
 from app.commands.keys import keys, verify
@@ -33,6 +34,7 @@ for command in (up, upload, compress, compare, estimate, verify, restore, audit,
 app.add_typer(jobs, name="jobs")
 app.add_typer(keys_group, name="keys")
 app.add_typer(db, name="db")
+app.add_typer(encryption, name="encryption")
 
 
 def main() -> None:

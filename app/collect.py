@@ -11,18 +11,21 @@ however short `orphan_age` is. Each batch is a transaction of its own.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
 
 from sqlalchemy import delete, exists, or_, select, update
+from sqlalchemy.orm import Session
 
 from app.blobs import meet
 from app.config import settings
 from app.db import now, reading, session
-from app.models import SIGNING, ArtifactFile, Blob, Job, Signature, Statistic
+from app.models import SIGNING, ApiKey, Artifact, ArtifactFile, Blob, Job, Signature, Statistic
 from app.storage import Storage
 
 BATCH = 1000  # rows
 FOLDERS = [f"blobs/{n:02x}" for n in range(256)]
+SEALED = [f"sealed/{n:02x}" for n in range(256)]
 _APART = {"synchronize_session": False}
 _REFERRED = or_(*(exists().where(column == Blob.sha256) for column in (ArtifactFile.sha256, Signature.sha256, Job.report_sha256, Statistic.sha256)))
 
@@ -35,6 +38,52 @@ def collect(storage: Storage) -> int:
             spared = _to_be_signed()  # asked after the marks: whoever is to be signed later holds its blobs anew
             deleted += sum(_drop(storage, sha256) for sha256 in ripe if sha256 not in spared)
         last = batch[-1]
+    return deleted
+
+
+def owners_of(s: Session, sha256: str) -> list[str]:
+    """Whose artifacts, jobs or statistics refer to a blob."""
+    return sorted({owner for owner, _ in _pairs(s, sha256, sha256 + "g")})
+
+
+def _pairs(s: Session, low: str, high: str) -> set[tuple[str, str]]:
+    """(owner, SHA-256) of the blobs between the two that an owner has, or that wait to be signed for one."""
+    found: set[tuple[str, str]] = set()
+    for file in (ArtifactFile, Signature):
+        found |= {(o, d) for o, d in s.execute(select(Artifact.owner, file.sha256).join(Artifact, Artifact.id == file.artifact_id).where(file.sha256.between(low, high)).distinct())}
+    for owner, digest in ((Job.owner, Job.report_sha256), (Statistic.owner, Statistic.sha256)):
+        found |= {(o, d) for o, d in s.execute(select(owner, digest).where(digest.between(low, high)).distinct())}
+    for owner, handoff in s.execute(select(Job.owner, Job.handoff).where(Job.state == SIGNING)):
+        found |= {(owner, f["sha256"]) for f in [*(handoff or {}).get("files", []), *([handoff["report"]] if handoff and "report" in handoff else [])]}
+    return found
+
+
+def collect_sealed(storage: Storage, folders: Iterable[str]) -> int:
+    """Delete the encrypted blobs in these of SEALED that their owner no longer has and that were written longer than `orphan_age` ago: each owner's lie apart, whatever
+    others have. Returns how many.
+
+    The blob's row is locked while its owner is looked for once more and the bytes go; what no row is known for was left by a process that died, or by an owner who has nothing.
+    """
+    if not storage.vault:
+        return 0
+    deleted = 0
+    for folder in folders:
+        first = folder.rsplit("/", 1)[1]
+        with reading() as s:
+            owners = set(s.scalars(select(ApiKey.owner).distinct()))
+            pairs = _pairs(s, first, first + "g")
+            known = {storage.vault.path(o, d): (o, d) for d in s.scalars(select(Blob.sha256).where(Blob.sha256.between(first, first + "g"))) for o in owners | {o for o, _ in pairs}}
+        kept = {storage.vault.path(o, d) for o, d in pairs}
+        for found in [*storage.list(folder)]:
+            if found.key in kept or found.modified > time.time() - settings().orphan_age:
+                continue
+            with session() as s, s.begin():
+                if pair := known.get(found.key):
+                    s.execute(select(Blob.sha256).where(Blob.sha256 == pair[1]).with_for_update())
+                    if pair in _pairs(s, pair[1], pair[1] + "g"):
+                        continue
+                storage.delete(found.key)
+                deleted += 1
     return deleted
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from limits import parse_many
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
@@ -28,6 +28,9 @@ class Settings(BaseSettings):
     storage_public_endpoint: str | None = None  # the bucket's endpoint as clients reach it; default: as the service does
     presigned: bool = False  # whether clients may upload straight into the bucket
     redirect_downloads: bool = False  # whether they are sent there for files
+
+    master_key_file: Path | None = None  # with lines ID:BASE64 of 32 bytes, the current key first: then what is stored is encrypted
+    master_keys: SecretStr | None = None  # the same lines here, with ; between them
 
     max_upload_bytes: int = 1 << 40
     max_json_bytes: int = 1 << 20
@@ -80,6 +83,8 @@ class Settings(BaseSettings):
     def _bucket(self) -> Settings:
         if (self.presigned or self.redirect_downloads) and not self.store.startswith("s3://"):
             raise ValueError(f"MODELPRESS_PRESIGNED and MODELPRESS_REDIRECT_DOWNLOADS need MODELPRESS_STORAGE_URL=s3://BUCKET/PREFIX; it is {self.store}")
+        if (self.presigned or self.redirect_downloads) and (self.master_key_file or self.master_keys):
+            raise ValueError("MODELPRESS_PRESIGNED and MODELPRESS_REDIRECT_DOWNLOADS pass bytes by the service, which then cannot encrypt them: set neither of them with a master key")
         return self
 
     @field_validator("rate_limit")

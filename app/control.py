@@ -27,6 +27,7 @@ from app.storage import Storage
 log = logging.getLogger(__name__)
 _last_cleaning = 0.0
 _folders = itertools.cycle(collect.FOLDERS)
+_sealed = itertools.cycle(collect.SEALED)
 
 
 @celery.task(name="control.sweep")
@@ -48,6 +49,7 @@ def run() -> None:
         retention.expire()
         collect.collect(storage)
         collect.adopt(storage, [next(_folders)])
+        collect.collect_sealed(storage, [next(_sealed)])
 
 
 @signals.beat_embedded_init.connect

@@ -39,6 +39,7 @@ _GRACE = 5.0  # seconds between SIGTERM and SIGKILL; the API has at least 2 more
 _BACKOFF = (0.1, 0.5, 1.0, 2.0, 5.0)
 _PRIVATE = "mp-"  # a socket's path has 107 bytes at most
 _HEALTHY = 10.0  # a child that ran this long starts its backoff anew
+_WITHOUT = {"webhooks": {"MODELPRESS_MASTER_KEYS": ""}}  # who meets hostile hosts needs no key
 _READY = 20.0  # seconds after which a service that is not ready yet says why
 
 
@@ -91,7 +92,7 @@ def commands(redis_socket: Path) -> list[Child]:
     """What runs, in the order of stopping reversed: Redis is the last to go."""
     redis = [redis_server(), "--port", "0", "--unixsocket", str(redis_socket), "--unixsocketperm", "700"]
     redis += ["--save", "", "--appendonly", "no", "--daemonize", "no", "--dir", str(redis_socket.parent)]
-    return [Child("redis", redis), *(Child(part, command(part)) for part in ("sign", "control", "webhooks")), *workers(), Child("api", command("api"))]
+    return [Child("redis", redis), *(Child(part, command(part), own=_WITHOUT.get(part, {})) for part in ("sign", "control", "webhooks")), *workers(), Child("api", command("api"))]
 
 
 def workers() -> list[Child]:

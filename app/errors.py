@@ -33,6 +33,7 @@
     ├── PieceMismatch                    460  tus: a part of an upload is not what its checksum says
     ├── StorageDamaged                   500  stored bytes are no longer what they were
     ├── Unavailable                      503  try again later
+    │   └── EncryptionKeyMissing
     └── StorageFull                      507
 """
 
@@ -331,6 +332,10 @@ class WrongBytes(StorageDamaged):
 
 class Unavailable(ModelpressError):
     status, type, title, retry_after = 503, "unavailable", "The service is not available just now", 5
+
+
+class EncryptionKeyMissing(Unavailable):
+    type, title = "encryption-key-missing", "The key that the stored bytes are encrypted under is not at hand"
 
 
 class StorageFull(ModelpressError):

@@ -16,9 +16,10 @@ from sqlalchemy import func, or_, select, update
 
 from app import meters
 from app.chunks import Chunked
+from app.collect import owners_of
 from app.config import settings
-from app.db import now, session
-from app.errors import ModelpressError
+from app.db import now, reading, session
+from app.errors import ModelpressError, WrongBytes
 from app.models import Blob
 from app.quarantine import absolve, condemn
 from app.storage import Storage
@@ -47,12 +48,18 @@ def take() -> tuple[str, int] | None:
 
 def scrub(storage: Storage, sha256: str, size: int, pause: Callable[[float], object]) -> bool:
     """Read one blob through. `pause` is called with the seconds that keep to the rate. False: it is not what it was."""
+    if storage.vault and storage.owner is None:
+        with reading() as s:
+            owners = owners_of(s, sha256)
+        return all([scrub(storage.of(owner), sha256, size, pause) for owner in owners])
     digest, read, begun = Chunked(), 0, monotonic()
     try:
         for batch in storage.stream(sha256):
             digest.update(batch)
             read += len(batch)
             pause(max(0.0, read / settings().scrub_rate - (monotonic() - begun)))
+    except WrongBytes:  # encrypted ones that do not open
+        read = -1
     except FileNotFoundError:
         if not _wanted(sha256):
             return True
@@ -62,13 +69,13 @@ def scrub(storage: Storage, sha256: str, size: int, pause: Callable[[float], obj
         return False
     right = (read, digest.hexdigest()) == (size, sha256)
     with session() as s, s.begin():
-        meters.add(s, "scrubbed", count=read)
+        meters.add(s, "scrubbed", count=max(read, 0))
         if right:
             absolve(s, sha256)
             if chunks := digest.chunks():
                 s.execute(update(Blob).where(Blob.sha256 == sha256).values(chunks=func.coalesce(Blob.chunks, chunks)), execution_options=_APART)
     if not right:
-        condemn(sha256, "some of its bytes are others" if read == size else f"it has {read} bytes, and was stored with {size}")
+        condemn(sha256, "some of its bytes are others" if read in (size, -1) else f"it has {read} bytes, and was stored with {size}")
     return right
 
 

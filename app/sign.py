@@ -87,7 +87,7 @@ def sign(job: Job, key: PrivateKey, storage: Storage) -> bool:
     Returns:
         False when the store was away or full: the job was given back, and the next one would fare no better just now.
     """
-    report, started = None, time.monotonic()
+    report, started, storage = None, time.monotonic(), storage.of(job.owner)
     try:
         with _lease(job) as advance:
             files = {f["path"]: f for f in job.handoff["files"]}

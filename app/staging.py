@@ -1,7 +1,7 @@
 """Where the bytes of an upload lie until all of them are there, the same for every API process.
 
     a folder    tmp/uploads/<id>                     one file that grows; completion renames it
-    S3          tmp/uploads/<id>/<offset>-<fence>    an object for each piece; completion streams them together
+    S3          tmp/uploads/<id>/<offset>-<fence>    an object for each piece; completion streams them together; also a folder whose objects are encrypted
 
 A writer that has lost its fence does no harm. In a folder it holds a lock on the file, which the kernel lets go of when the process ends, and nobody else
 gets in before. In S3 it may go on, with objects of its own: at an offset that was committed, the one with the highest fence is the one that was.
@@ -68,7 +68,7 @@ class Staging(Protocol):
 
 
 def staging(storage: Storage) -> Staging:
-    return Files(storage) if isinstance(storage.place, Folder) else Pieces(storage)
+    return Files(storage) if isinstance(storage.place, Folder) and not storage.vault else Pieces(storage)
 
 
 class Files:
@@ -152,7 +152,7 @@ class _OpenFile:
 
 
 class Pieces:
-    """In S3: an object for each piece."""
+    """In S3, or encrypted: an object for each piece."""
 
     def __init__(self, storage: Storage):
         self._storage = storage

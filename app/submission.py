@@ -58,7 +58,7 @@ def prepare(body: Any, owner: str, storage: Storage) -> Submission:
         beside = find_companions(s, body, owner)
     spec = parse_job(body, has_config(source), program=source.format == "pt2", kind=job_kind(source))
     gpus = check_device(spec)
-    treatments = check_input(source, spec, storage)
+    treatments = check_input(source, spec, storage.of(owner))
     memory = expected_peak(source, spec, treatments)
     document = spec.model_dump(mode="json", exclude={"webhook"})
     queue = choose(spec.device, spec.recipe, memory, bool(gpus))

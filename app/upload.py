@@ -68,6 +68,7 @@ def keep(
     Raises:
         StorageFull, Unavailable; FileNotFoundError: they are not there.
     """
+    storage = storage.of(artifact.owner)
     settled(lambda s: hold(s, sha256, size, chunks))
     try:
         storage.promote(key, sha256)

@@ -16,7 +16,7 @@ from sqlalchemy import func, update
 
 from app.chunks import CHUNK, Chunked, expected, parted
 from app.db import reading, session
-from app.errors import StorageDamaged
+from app.errors import StorageDamaged, WrongBytes
 from app.models import Blob
 from app.quarantine import condemn
 from app.storage import Stat, Storage
@@ -51,6 +51,9 @@ async def verified(storage: Storage, sha256: str, size: int, start: int, end: in
                     held, digest = [], hashlib.sha256()
         if at != last:
             raise StorageDamaged(f"blob {sha256} ends after {at} bytes of {size}")
+    except WrongBytes:  # encrypted ones that do not open; they were looked at twice
+        await run_in_threadpool(condemn, sha256, "some of its bytes are others")
+        raise
     except (FileNotFoundError, BaseError) as e:
         raise StorageDamaged(f"blob {sha256} cannot be read: {type(e).__name__}") from e
 

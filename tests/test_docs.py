@@ -60,7 +60,7 @@ def test_every_preset_and_format_has_a_line(name):
 def test_every_command_has_a_line():
     commands = typer.main.get_command(app).commands
     assert [c for c in commands if not row(0, f"modelpress {c}")] == []
-    for group in ("jobs", "db", "keys"):
+    for group in ("jobs", "db", "keys", "encryption"):
         assert [s for s in commands[group].commands if not any(s in line for line in ROWS if f"`modelpress {group}`" in line)] == []
 
 

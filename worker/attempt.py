@@ -68,7 +68,7 @@ class Attempt:
     """Args: zygotes: see `worker.zygote.serving`; kept between jobs. draining: whether the worker has been asked to stop."""
 
     def __init__(self, job: Job, storage: Storage, zygotes: dict[tuple[str, ...], Zygote], draining: Callable[[], bool]):
-        self.job, self.storage, self.zygotes, self.draining = job, storage, zygotes, draining
+        self.job, self.storage, self.zygotes, self.draining = job, storage.of(job.owner), zygotes, draining
         self.scratch = settings().scratch / f"{job.id}-{job.fence}"
         self.prefix = f"tmp/{job.id}/{job.fence}"
         self.spec: dict = job.spec  # with the recipe that a search has found

@@ -90,7 +90,7 @@ def _estimate(body: Any, owner: str, request: Request) -> dict[str, Any]:
     if spec.kind != "model":
         raise NotEstimable(f"what a job on {spec.kind} gives is known once each of its trials is made; a sample of them tells", pointer="/input")
     devices = _devices(spec)
-    storage = storage_of(request)
+    storage = storage_of(request).of(owner)
     check_input(source, spec, storage)
     check_estimable(spec)
     if (model := outlined(source, storage)) is None:

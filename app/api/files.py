@@ -53,33 +53,33 @@ async def get_file(ident: str, path: str, request: Request, owner: Reader) -> Re
     file = next((f for f in artifact.files if f.path == path), None) or next((f for f in artifact.signatures if f.file == path), None)
     if file is None:
         raise NotFound("this artifact has no such file")
-    return await send_blob(request, storage_of(request), file.sha256, file.size, path.rsplit("/", 1)[-1])
+    return await send_blob(request, storage_of(request).of(owner), file.sha256, file.size, path.rsplit("/", 1)[-1])
 
 
 @_get_and_head("/signature")
 async def get_signature(ident: str, request: Request, owner: Reader) -> Response:
     """The Sigstore bundle over all files."""
     file = _sidecar(await run_in_threadpool(_artifact, ident, owner), "model.sig")
-    return await send_blob(request, storage_of(request), file.sha256, file.size, "model.sig", "application/vnd.dev.sigstore.bundle.v0.3+json")
+    return await send_blob(request, storage_of(request).of(owner), file.sha256, file.size, "model.sig", "application/vnd.dev.sigstore.bundle.v0.3+json")
 
 
 @_get_and_head("/provenance")
 async def get_provenance(ident: str, request: Request, owner: Reader) -> Response:
     """How it was made: an in-toto statement in a DSSE envelope."""
     file = _sidecar(await run_in_threadpool(_artifact, ident, owner), "provenance.json")
-    return await send_blob(request, storage_of(request), file.sha256, file.size, "provenance.json", "application/vnd.in-toto+json")
+    return await send_blob(request, storage_of(request).of(owner), file.sha256, file.size, "provenance.json", "application/vnd.in-toto+json")
 
 
 @router.get("/report", response_class=Response)
 async def get_report(ident: str, request: Request, owner: Reader) -> Response:
     """What became of every tensor, and the errors: JSON, or HTML for browsers."""
     file = _sidecar(await run_in_threadpool(_artifact, ident, owner), "report.json")
-    return await send_report(request, storage_of(request), file.sha256, file.size)
+    return await send_report(request, storage_of(request).of(owner), file.sha256, file.size)
 
 
 @_get_and_head("/archive")
 async def get_archive(ident: str, request: Request, owner: Reader) -> Response:
     """All files with signature and provenance as one stored zip. Its bytes are always the same, so ranges work."""
     artifact = await run_in_threadpool(_artifact, ident, owner)
-    archive = await archive_of(artifact, storage_of(request))
+    archive = await archive_of(artifact, storage_of(request).of(owner))
     return await send(request, archive.etag, archive.size, archive.read, {"Content-Disposition": disposition(f"{artifact.name}.zip")}, "application/zip")

@@ -138,7 +138,7 @@ def cancel(ident: str, owner: Owner, after: BackgroundTasks) -> JobView:
 async def get_report(ident: str, request: Request, owner: Reader) -> Response:
     """The report of a job that has one, also when it failed on a gate."""
     blob = await run_in_threadpool(_report, ident, owner)
-    return await send_report(request, storage_of(request), blob.sha256, blob.size)
+    return await send_report(request, storage_of(request).of(owner), blob.sha256, blob.size)
 
 
 def _report(ident: str, owner: str) -> Blob:

@@ -1,6 +1,7 @@
 """Bytes in storage, through obstore: a folder, or a bucket of S3.
 
     blobs/<aa>/<sha256>          content-addressed, shared, never changed once there
+    sealed/<aa>/<HMAC>           the same of one owner, encrypted (`app.storage.vault`), where there is a master key
     tmp/uploads/<id>             an upload on its way
     tmp/<job>/<fence>/...        what a worker hands to the sign process
 
@@ -21,21 +22,27 @@ import hashlib
 import os
 import re
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from copy import copy
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, Self, TypeVar
 
 import obstore
+from obstore.exceptions import BaseError
 
 from app.config import settings
-from app.errors import StorageDamaged, WrongBytes
+from app.errors import EncryptionKeyMissing, StorageDamaged, WrongBytes
 from app.storage.ahead import in_order, in_order_async
 from app.storage.bucket import Bucket
+from app.storage.cipher import Sealing, plain_size, sealed_size
 from app.storage.folder import Folder
+from app.storage.masters import Masters
+from app.storage.vault import ENDING, Vault, is_sealed
 
 BATCH = 4 << 20  # bytes; how much is read and hashed at a time
 PARTS = 2  # parts under way beside the one being filled
 _BLOB = re.compile(r"[0-9a-f]{64}")
+T = TypeVar("T")
 
 
 class Hash(Protocol):
@@ -57,20 +64,68 @@ def blob_key(sha256: str) -> str:
     return f"blobs/{sha256[:2]}/{sha256}"
 
 
-def _key(name: str) -> str:
-    return blob_key(name) if _BLOB.fullmatch(name) else name
-
-
 class Storage:
-    """Args: url: `file:///folder` or `s3://bucket/prefix`. Default: the settings'."""
+    """Args:
+    url: `file:///folder` or `s3://bucket/prefix`. Default: the settings'.
+    masters: with which what is written is encrypted. Default: the settings', which may be none.
 
-    def __init__(self, url: str | None = None):
+    Sizes and ranges are those of the plain bytes, and digests are of them. Blobs are encrypted for an owner: `of` says for whom. What was stored before there was a
+    master key is read as it is.
+    """
+
+    owner: str | None = None
+
+    def __init__(self, url: str | None = None, masters: Masters | None = None):
         url = url or settings().store
         kind = {"file": Folder, "s3": Bucket}.get(url.partition("://")[0])
         if kind is None:
             raise ValueError(f"MODELPRESS_STORAGE_URL is {url!r}; it is file:///FOLDER or s3://BUCKET/PREFIX")
         self.place = kind(url)
         self.store = self.place.store
+        masters = masters or Masters.configured()
+        self.vault = Vault(self.store, masters) if masters else None
+
+    def of(self, owner: str) -> Self:
+        """The same store, as one owner's blobs lie in it."""
+        made = copy(self)
+        made.owner = owner
+        return made
+
+    def _paths(self, name: str) -> list[str]:
+        """Where a blob or an object may be. It is written to the first one."""
+        if not _BLOB.fullmatch(name):
+            return [name + ENDING, name] if self.vault and name.startswith("tmp/") and not name.startswith("tmp/check/") else [name]
+        return [self.vault.path(self.owner, name), blob_key(name)] if self.vault and self.owner is not None else [blob_key(name)]
+
+    def _written(self, name: str) -> str:
+        if self.vault and self.owner is None and _BLOB.fullmatch(name):
+            raise ValueError(f"blob {name} is to be encrypted, and nobody said whose it is")
+        return self._paths(name)[0]
+
+    def _first(self, name: str, ask: Callable[[str], T]) -> T:
+        """What `ask` says of the first of the paths that is there."""
+        *others, last = self._paths(name)
+        for path in others:
+            try:
+                return ask(path)
+            except FileNotFoundError:
+                pass
+        try:
+            return ask(last)
+        except FileNotFoundError:
+            self._check_key(name)
+            raise
+
+    def _check_key(self, name: str) -> None:
+        """Of a blob that is missing. Raises:
+        EncryptionKeyMissing: this store is encrypted, and there is no master key here.
+        """
+        if self.vault is None and _BLOB.fullmatch(name):
+            try:
+                obstore.head(self.store, "keys/names")
+            except FileNotFoundError:
+                return
+            raise EncryptionKeyMissing("the store is encrypted, and this process has no master key: set MODELPRESS_MASTER_KEY_FILE")
 
     def put(self, key: str, data: Iterable[bytes], size: int | None = None) -> tuple[int, str]:
         """Write the pieces of `data` one after the other; returns size and SHA-256. `size`, where it is known, chooses how many parts it takes: S3 has
@@ -84,10 +139,25 @@ class Storage:
                 written += len(piece)
                 yield piece
 
-        part = self.place.part(size or 0)
+        path = self._written(key)
         with self.place.errors():
-            obstore.put(self.store, key, hashed(), use_multipart=size is None or size > part, chunk_size=part, max_concurrency=PARTS)
+            if not is_sealed(path):
+                self._put(path, hashed(), size)
+            else:
+                before = self.vault.ident(path)
+                sealing, ident = self.vault.new()
+                try:
+                    self._put(path, _sealed(sealing, hashed()), None if size is None else sealed_size(size))
+                except BaseException:
+                    self.vault.discard(ident)
+                    raise
+                self.vault.forget(path)
+                self.vault.discard(before)
         return written, digest.hexdigest()
+
+    def _put(self, path: str, data: Iterator[bytes], size: int | None) -> None:
+        part = self.place.part(size or 0)
+        obstore.put(self.store, path, data, use_multipart=size is None or size > part, chunk_size=part, max_concurrency=PARTS)
 
     def put_file(self, key: str, path: Path, advance: Callable[[int], None] = lambda _: None) -> tuple[int, str]:
         """Write a file; returns size and SHA-256 of what was written. `advance` is told of every batch; what it raises leaves nothing behind."""
@@ -104,24 +174,64 @@ class Storage:
         """`put` of what arrives by and by. Hashing and writing overlap, neither on the event loop; whatever `data` raises leaves nothing behind.
         `digest`: what is fed in the place of `hashlib.sha256()`."""
         digest, written = digest or hashlib.sha256(), 0
+        path = self._written(key)
+        part = self.place.part(sealed_size(size or 0) if is_sealed(path) else size or 0)
         with self.place.errors():
-            async with obstore.open_writer_async(self.store, key, buffer_size=self.place.part(size or 0), max_concurrency=PARTS) as writer:
-                async for batch in _batches(data):
-                    await asyncio.gather(asyncio.to_thread(digest.update, batch), writer.write(batch))
-                    written += len(batch)
+            sealing, ident = await asyncio.to_thread(self.vault.new) if is_sealed(path) else (None, None)
+
+            async def passed(batch: bytes) -> None:
+                await writer.write(await asyncio.to_thread(sealing.update, batch) if sealing else batch)
+
+            try:
+                async with obstore.open_writer_async(self.store, path, buffer_size=part, max_concurrency=PARTS) as writer:
+                    if sealing:
+                        await writer.write(sealing.head)
+                    async for batch in _batches(data):
+                        await asyncio.gather(asyncio.to_thread(digest.update, batch), passed(batch))
+                        written += len(batch)
+                    if sealing:
+                        await writer.write(sealing.finish())
+            except BaseException:
+                if ident:
+                    await asyncio.to_thread(self.vault.discard, ident)
+                raise
         return written, digest.hexdigest()
 
     def read(self, name: str, start: int = 0, end: int | None = None) -> bytes:
         """Bytes `start` to `end` (not included) in memory; the whole object by default."""
         with self.place.errors():
-            if end is None:
-                return obstore.get(self.store, _key(name)).bytes().to_bytes()[start:]
-            return obstore.get_range(self.store, _key(name), start=start, end=end).to_bytes() if end > start else b""
+            return self._first(name, partial(self._read, start=start, end=end))
+
+    def _read(self, path: str, start: int, end: int | None) -> bytes:
+        if is_sealed(path):
+            return self._open(path, start, end)
+        if end is None:
+            return obstore.get(self.store, path).bytes().to_bytes()[start:]
+        return obstore.get_range(self.store, path, start=start, end=end).to_bytes() if end > start else b""
+
+    def _open(self, path: str, start: int, end: int | None) -> bytes:
+        """The same of an encrypted object. One that does not open may have been written anew, under another data key: it is looked at once more."""
+        for anew in (False, True):
+            opening = self.vault.opening(path, anew)
+            stop = opening.size if end is None else min(end, opening.size)
+            try:
+                low, high = opening.span(start, stop)
+                return opening.open(obstore.get_range(self.store, path, start=low, end=high).to_bytes(), start, stop)
+            except FileNotFoundError:
+                self.vault.forget(path)
+                raise
+            except (StorageDamaged, BaseError):
+                if anew:
+                    self.vault.forget(path)
+                    raise
+        raise AssertionError
 
     async def read_async(self, name: str, start: int, end: int) -> bytes:
         """`read`, off the event loop."""
+        if self.vault:
+            return await asyncio.to_thread(self.read, name, start, end)
         with self.place.errors():
-            return (await obstore.get_range_async(self.store, _key(name), start=start, end=end)).to_bytes() if end > start else b""
+            return (await obstore.get_range_async(self.store, self._paths(name)[0], start=start, end=end)).to_bytes() if end > start else b""
 
     def stream(self, name: str, start: int = 0, end: int | None = None) -> Iterator[bytes]:
         """The same bytes, a batch at a time; the next ones are fetched meanwhile."""
@@ -164,7 +274,17 @@ class Storage:
         The caller has written the blob's row before (`app.blobs.hold`), or a collection under way could take it.
         """
         with self.place.errors():
-            self.place.move(key, blob_key(sha256))
+            self._first(key, partial(self._promote, sha256=sha256))
+
+    def _promote(self, path: str, sha256: str) -> None:
+        if not is_sealed(path):
+            return self.place.move(path, blob_key(sha256))
+        to = self._written(sha256)
+        before = self.vault.ident(to)
+        self.place.move(path, to)
+        for moved in (path, to):
+            self.vault.forget(moved)
+        self.vault.discard(before)
 
     def exists(self, name: str) -> bool:
         try:
@@ -175,22 +295,33 @@ class Storage:
 
     def stat(self, name: str) -> Stat:
         with self.place.errors():
-            return _stat(obstore.head(self.store, _key(name)))
+            return self._first(name, lambda path: _stat(obstore.head(self.store, path)))
 
     async def stat_async(self, name: str) -> Stat:
+        if self.vault:
+            return await asyncio.to_thread(self.stat, name)
         with self.place.errors():
-            return _stat(await obstore.head_async(self.store, _key(name)))
+            try:
+                return _stat(await obstore.head_async(self.store, self._paths(name)[0]))
+            except FileNotFoundError:
+                await asyncio.to_thread(self._check_key, name)
+                raise
 
     def list(self, prefix: str) -> Iterator[Stat]:
         """Every object below `prefix`, a folder; in no order."""
         with self.place.errors():
             for page in obstore.list(self.store, prefix=prefix):
-                yield from map(_stat, page)
+                yield from map(_listed, page)
 
     def delete(self, *names: str) -> None:
-        """Those that are there."""
+        """Those that are there; of encrypted ones their data keys, too."""
         with self.place.errors():
-            self.place.delete([_key(n) for n in names])
+            paths = [path for n in names for path in self._paths(n)]
+            idents = {path: self.vault.ident(path) for path in paths if is_sealed(path)} if self.vault else {}
+            self.place.delete(paths)
+            for path, ident in idents.items():
+                self.vault.forget(path)
+                self.vault.discard(ident)
 
     def delete_all(self, prefix: str) -> None:
         """Everything below `prefix`, a folder."""
@@ -201,12 +332,16 @@ class Storage:
         return self.place.drop_unfinished(age)
 
     def check(self) -> None:
-        """Raises whatever storage raises when it cannot be written to and read from; within seconds."""
+        """Raises whatever storage raises when it cannot be written to and read from, or what is in it cannot be decrypted; within seconds."""
         key = f"tmp/check/{os.getpid()}"
         with self.place.errors():
             obstore.put(self.place.prompt, key, b"check")
             obstore.get(self.place.prompt, key).bytes()
             obstore.delete(self.place.prompt, key)
+            if self.vault:
+                self.vault.check()
+            else:
+                self._check_key("0" * 64)
 
 
 async def _batches(data: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
@@ -221,5 +356,22 @@ async def _batches(data: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
         yield bytes(held)
 
 
+def _sealed(sealing: Sealing, data: Iterable[bytes]) -> Iterator[bytes]:
+    yield sealing.head
+    for piece in data:
+        if done := sealing.update(piece):
+            yield done
+    yield sealing.finish()
+
+
+def _listed(meta) -> Stat:
+    """Of what may be damaged, too: it is to be found, and to be deleted."""
+    try:
+        return _stat(meta)
+    except StorageDamaged:
+        return _stat(meta | {"size": sealed_size(0)})
+
+
 def _stat(meta) -> Stat:
-    return Stat(meta["path"], meta["size"], meta["last_modified"].timestamp(), meta["e_tag"])
+    size = plain_size(meta["size"]) if is_sealed(meta["path"]) else meta["size"]
+    return Stat(meta["path"].removesuffix(ENDING), size, meta["last_modified"].timestamp(), meta["e_tag"])

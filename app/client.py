@@ -23,7 +23,7 @@ from typing import Any
 import httpx
 from httpx_sse import connect_sse
 
-from app import flows, sending
+from app import encrypting, flows, sending
 from app.config import settings
 from app.errors import ModelpressError, Unavailable, error_of
 from app.flows import CHUNK, Call, Flow, Pause, Progress, Together, silent
@@ -36,11 +36,13 @@ RECONNECTS = 10
 class _Operations:
     """What a client can do. In `AsyncClient` each of these is awaited."""
 
-    def upload(self, path: Path, name: str | None = None, kind: str | None = None, progress: Progress = silent) -> dict:
+    def upload(self, path: Path, name: str | None = None, kind: str | None = None, progress: Progress = silent, recipient: str | None = None) -> dict:
         """Send a file, or a folder file by file; returns the artifact. Its bytes are proved to be the file's by their SHA-256.
 
-        A large file goes on where it was when the connection, the service or this process breaks off.
+        A large file goes on where it was when the connection, the service or this process breaks off; encrypted to a `recipient` of age (`key_document()["age"]`) it starts anew.
         """
+        if recipient is not None:
+            return self._run(encrypting.upload(path, name or path.resolve().name, kind, recipient, progress, str(self.http.base_url)))
         flow = sending.upload_folder if path.is_dir() else sending.upload_file
         return self._run(flow(path, name or path.resolve().name, kind, progress, str(self.http.base_url)))
 

@@ -20,7 +20,7 @@ from sqlalchemy.orm import Session
 from app.blobs import meet
 from app.config import settings
 from app.db import now, reading, session
-from app.models import SIGNING, ApiKey, Artifact, ArtifactFile, Blob, Job, Signature, Statistic
+from app.models import SIGNING, ApiKey, Artifact, ArtifactFile, Blob, DamagedCopy, Job, Signature, Statistic
 from app.storage import Storage
 
 BATCH = 1000  # rows
@@ -82,9 +82,18 @@ def collect_sealed(storage: Storage, folders: Iterable[str]) -> int:
                     s.execute(select(Blob.sha256).where(Blob.sha256 == pair[1]).with_for_update())
                     if pair in _pairs(s, pair[1], pair[1] + "g"):
                         continue
+                    s.execute(delete(DamagedCopy).where(DamagedCopy.owner == pair[0], DamagedCopy.sha256 == pair[1]), execution_options=_APART)
                 storage.delete(found.key)
                 deleted += 1
     return deleted
+
+
+def collect_keys(storage: Storage) -> int:
+    """Delete data keys that no object needs, as old as anything else before it goes. Returns how many."""
+    if not storage.vault:
+        return 0
+    with storage.place.errors():
+        return storage.vault.drop_orphans(settings().orphan_age)
 
 
 def _after(last: str) -> list[str]:

@@ -32,6 +32,8 @@ class Settings(BaseSettings):
     master_key_file: Path | None = None  # with lines ID:BASE64 of 32 bytes, the current key first: then what is stored is encrypted
     master_keys: SecretStr | None = None  # the same lines here, with ; between them
 
+    age_identity_file: Path | None = None  # identities of age, to which clients encrypt uploads; default: `age-identity` in the home folder
+
     max_upload_bytes: int = 1 << 40
     max_json_bytes: int = 1 << 20
     upload_idle_timeout: float = 60.0
@@ -107,6 +109,11 @@ class Settings(BaseSettings):
     @property
     def scratch(self) -> Path:
         return self.home / "scratch"
+
+    @property
+    def age_identity(self) -> Path:
+        """Read by the API alone."""
+        return self.age_identity_file or self.home / "age-identity"
 
     @property
     def keys(self) -> Path:

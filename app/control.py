@@ -49,7 +49,9 @@ def run() -> None:
         retention.expire()
         collect.collect(storage)
         collect.adopt(storage, [next(_folders)])
-        collect.collect_sealed(storage, [next(_sealed)])
+        collect.collect_sealed(storage, [folder := next(_sealed)])
+        if folder == collect.SEALED[0]:  # a round of hours: all that is stored is listed for it
+            collect.collect_keys(storage)
 
 
 @signals.beat_embedded_init.connect

@@ -168,11 +168,13 @@ def free(host: str, port: int) -> None:
 
 
 def _prepare() -> None:
-    """The database at its newest revision, and a first API key."""
+    """The database at its newest revision, a first API key, and an identity to which uploads are encrypted."""
+    from app import age
     from app.api_keys import ensure_first_key
     from app.migrate import upgrade
     from app.settled import reachable
 
+    age.ensure(settings().age_identity)
     with reachable():
         upgrade()
         ensure_first_key()

@@ -63,6 +63,8 @@ REFUSALS = {
     "kind-mismatch": "The content is not what the name says",
     "not-narrowable": "The feed-forward layers cannot be made narrower here",
     "lfs-pointer": "A git-lfs pointer stands where the file should be",
+    "invalid-age": "Not a file of age, or a damaged one",
+    "wrong-recipient": "The file is encrypted for somebody else",
     "bad-tensor-name": "A tensor's name is not safe to use",
     "no-tensors": "There is no tensor to compress",
     "missing-config": "The output needs a config.json beside the weights",

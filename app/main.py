@@ -8,6 +8,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from app import logs, rates, readiness
+from app.age import Identities
 from app.api import api_keys, artifacts, catalog, comparisons, direct_uploads, estimates, events, files, health, jobs, keys, links, metrics, problems, schemas, uploads, usage, webhooks
 from app.config import settings
 from app.findings import Watch
@@ -25,6 +26,7 @@ DESCRIPTION = "Makes models smaller and proves what it did. Every error is `appl
 def create_app() -> FastAPI:
     app = FastAPI(title="modelpress", version=version("modelpress"), description=DESCRIPTION, redoc_url=None, redirect_slashes=False, responses=problems.DOCUMENTED)
     app.state.storage = Storage()
+    app.state.identities = Identities.configured()
     app.state.watcher = Watcher()
     app.state.readiness = Watch(readiness.checks(app.state.storage))
     app.state.traffic = Traffic()

@@ -86,6 +86,14 @@ class Blob(Base):
     damaged_at: Mapped[float | None] = mapped_column(Float)  # found to have other bytes than it was stored with
 
 
+class DamagedCopy(Base):
+    """Encrypted blobs lie apart for every owner: whose of a damaged blob is. A damaged one without such rows is everybody's."""
+
+    __tablename__ = "damaged_copies"
+    sha256: Mapped[str] = mapped_column(ForeignKey("blobs.sha256", ondelete="CASCADE"), primary_key=True)
+    owner: Mapped[str] = mapped_column(String(64), primary_key=True)
+
+
 class Artifact(Base):
     __tablename__ = "artifacts"
     id: Mapped[str] = mapped_column(String(36), primary_key=True, default=new_id)

@@ -20,11 +20,12 @@ from sqlalchemy import delete, func, or_, select, true, update
 from sqlalchemy.orm import Session
 
 from app import audit, quotas
+from app.age import ENDING
 from app.blobs import hold
 from app.chunks import Chunked
 from app.config import settings
 from app.db import now, session
-from app.errors import ChecksumMismatch, InputRefused, Locked, ModelpressError, NotFound, OffsetMismatch, QuotaExceeded, error_of
+from app.errors import ChecksumMismatch, InputRefused, Locked, ModelpressError, NotFound, OffsetMismatch, QuotaExceeded, Unprocessable, error_of
 from app.models import Artifact, Upload
 from app.owned import owned
 from app.staging import LOCKED, Staging, staging, whole_key
@@ -41,8 +42,10 @@ def create(storage: Storage, *, owner: str, name: str, kind: str, length: int, s
     """A new upload, without a byte.
 
     Raises:
-        QuotaExceeded: too many of the owner's are under way. StorageQuotaExceeded.
+        Unprocessable: it is encrypted. QuotaExceeded: too many of the owner's are under way. StorageQuotaExceeded.
     """
+    if name.endswith(ENDING):
+        raise Unprocessable(f"{name}: what is encrypted with age is decrypted while it arrives, and cannot be resumed; send it as the body of POST /v1/artifacts?name={name}")
     made = Upload(owner=owner, name=name, kind=kind, length=length, sha256=sha256, details={"metadata": metadata})
     made.expires_at = now() + settings().upload_ttl
     with session() as s, s.begin():

@@ -71,11 +71,11 @@ def scrub(storage: Storage, sha256: str, size: int, pause: Callable[[float], obj
     with session() as s, s.begin():
         meters.add(s, "scrubbed", count=max(read, 0))
         if right:
-            absolve(s, sha256)
+            absolve(s, storage, sha256)
             if chunks := digest.chunks():
                 s.execute(update(Blob).where(Blob.sha256 == sha256).values(chunks=func.coalesce(Blob.chunks, chunks)), execution_options=_APART)
     if not right:
-        condemn(sha256, "some of its bytes are others" if read in (size, -1) else f"it has {read} bytes, and was stored with {size}")
+        condemn(storage, sha256, "some of its bytes are others" if read in (size, -1) else f"it has {read} bytes, and was stored with {size}")
     return right
 
 

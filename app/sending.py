@@ -6,6 +6,7 @@ import base64
 import hashlib
 import re
 import time
+from collections.abc import Callable
 from pathlib import Path
 from threading import Event, Thread
 
@@ -42,12 +43,17 @@ def _upload(path: Path, name: str, kind: str | None, progress: Progress, address
 
 
 def upload_folder(folder: Path, name: str, kind: str | None, progress: Progress, service: str) -> Flow:
+    return (yield from send_folder(folder, name, kind, progress, service, _upload))
+
+
+def send_folder(folder: Path, name: str, kind: str | None, progress: Progress, service: str, send: Callable[..., Flow]) -> Flow:
+    """`send` takes a file, its name and kind, the progress, and the address to keep."""
     paths = sorted(p for p in folder.rglob("*") if p.is_file())
     if not paths:
         raise InputRefused("unsupported-format", f"{folder} holds no file")
     each = kind if kind in ("images", "dataset") else None  # of a model's files each is told by its name
     addresses = [Address(path, service, path.name, each) for path in paths]
-    sent = yield Together([_upload(path, path.name, each, progress, address) for path, address in zip(paths, addresses, strict=True)], AT_ONCE)
+    sent = yield Together([send(path, path.name, each, progress, address) for path, address in zip(paths, addresses, strict=True)], AT_ONCE)
     parts = [{"path": path.relative_to(folder).as_posix(), "artifact": part["id"]} for path, part in zip(paths, sent, strict=True)]
     body = {"files": parts, "name": name} | ({"kind": kind} if kind else {})
     whole = (yield Call("POST", "/v1/artifacts", json=body)).json()

@@ -209,7 +209,7 @@ def _finish(storage: Storage, job: Job, key: PrivateKey, files: list[dict], repo
 
     def end(s: Session) -> bool | None:
         refer(s, storage, {row.sha256: row.size for row in (*rows, *signatures)})
-        absolve(s, *{row.sha256 for row in (*rows, *signatures)})  # each was hashed or written here
+        absolve(s, storage, *{row.sha256 for row in (*rows, *signatures)})  # each was hashed or written here
         if not jobs.finish(s, job, job.fence, artifact, rows, signatures, report["sha256"]):
             return None
         seconds = time.monotonic() - started

@@ -82,7 +82,7 @@ def keep(
 
     def insert(s: Session) -> Artifact:
         refer(s, storage, {sha256: size})
-        absolve(s, sha256)
+        absolve(s, storage, sha256)
         s.add(artifact)
         s.flush()
         s.refresh(artifact, ["created_at", "expires_at"])

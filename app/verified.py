@@ -52,7 +52,7 @@ async def verified(storage: Storage, sha256: str, size: int, start: int, end: in
         if at != last:
             raise StorageDamaged(f"blob {sha256} ends after {at} bytes of {size}")
     except WrongBytes:  # encrypted ones that do not open; they were looked at twice
-        await run_in_threadpool(condemn, sha256, "some of its bytes are others")
+        await run_in_threadpool(condemn, storage, sha256, "some of its bytes are others")
         raise
     except (FileNotFoundError, BaseError) as e:
         raise StorageDamaged(f"blob {sha256} cannot be read: {type(e).__name__}") from e
@@ -72,7 +72,7 @@ def digests_of(storage: Storage, sha256: str, size: int, first: int, last: int) 
     for batch in storage.stream(sha256):
         digest.update(batch)
     if digest.hexdigest() != sha256:
-        condemn(sha256, "some of its bytes are others")
+        condemn(storage, sha256, "some of its bytes are others")
         raise StorageDamaged(f"blob {sha256} has other bytes than it was stored with")
     chunks = digest.chunks()
     with session() as s, s.begin():
@@ -89,7 +89,7 @@ async def there(storage: Storage, sha256: str, size: int) -> Stat:
     except (FileNotFoundError, BaseError) as e:
         raise StorageDamaged(f"blob {sha256} cannot be read: {type(e).__name__}") from e
     if found.size != size:
-        await run_in_threadpool(condemn, sha256, f"it has {found.size} bytes, and was stored with {size}")
+        await run_in_threadpool(condemn, storage, sha256, f"it has {found.size} bytes, and was stored with {size}")
         raise StorageDamaged(f"blob {sha256} has {found.size} bytes, and was stored with {size}")
     return found
 
@@ -100,5 +100,5 @@ def _look_again(storage: Storage, sha256: str, start: int, end: int, wanted: byt
     """
     why = f"bytes {start} to {end - 1} are others"
     if hashlib.sha256(storage.read(sha256, start, end)).digest() != wanted:
-        condemn(sha256, why)
+        condemn(storage, sha256, why)
     raise StorageDamaged(f"blob {sha256} has other bytes than it was stored with: {why}")

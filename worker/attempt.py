@@ -215,7 +215,7 @@ class Attempt:
                 try:
                     self.storage.get_file(f.sha256, path, advance)
                 except WrongBytes:
-                    condemn(f.sha256, "some of its bytes are others")
+                    condemn(self.storage, f.sha256, "some of its bytes are others")
                     raise
         return source
 

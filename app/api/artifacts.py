@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import aclosing
 from functools import partial
 from typing import Annotated
 
@@ -11,6 +12,7 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session, lazyload, selectinload
 
 from app import audit, quotas
+from app.age import ENDING, Encrypted
 from app.api.paging import Cursor, Limit, page
 from app.api.requests import announce, announced_sha256, clean_name, media_type, read_json
 from app.api.schemas import body_schema
@@ -49,7 +51,7 @@ async def create(
     name: Annotated[str | None, Query(max_length=4096, description="The file's name. Without it the body is a composition in JSON.")] = None,
     kind: Annotated[str | None, Query(max_length=32, description=f"One of: {', '.join(KINDS)}. Default: images where the name is that of one, else model.")] = None,
 ) -> ArtifactView:
-    """Upload a file: its bytes are the body, `Repr-Digest` is checked. Or compose a folder of files uploaded before (JSON)."""
+    """Upload a file: its bytes are the body, `Repr-Digest` is checked; X.age is decrypted on its way and becomes X. Or compose a folder of files uploaded before (JSON)."""
     if name is None and media_type(request) == "application/json":
         asked = validate(Composition, await read_json(request))
         made = await run_in_threadpool(_compose, owner, asked)
@@ -70,14 +72,21 @@ async def _upload(request: Request, owner: str, name: str | None, kind: str | No
         raise UnsupportedMediaType("the file's bytes are the body: curl --data-binary @FILE, not a form")
     if not name:
         raise MalformedRequest("?name=FILE is missing: the file's name, with its suffix")
-    kind = kind or detect(name)
+    plain = name[: -len(ENDING)] if name.endswith(ENDING) else name
+    kind = kind or detect(plain)
     if kind not in KINDS:
         raise MalformedRequest(f"kind {kind!r} is none of: {', '.join(KINDS)}")
     limit = settings().max_upload_bytes
     length, sha256 = announce(request, limit), announced_sha256(request)
     await run_in_threadpool(_room, owner, length or 0)
     storage, body = storage_of(request), request.stream()
-    return await receive(storage, body, owner=owner, name=clean_name(name), kind=kind, length=length, limit=limit, sha256=sha256)
+    keep = partial(receive, storage, owner=owner, name=clean_name(plain), kind=kind, limit=limit)
+    if plain is name:
+        return await keep(body, length=length, sha256=sha256)
+    encrypted = Encrypted(body, request.app.state.identities, sha256)
+    length = await encrypted.begin(length)
+    async with aclosing(encrypted.plain()) as pieces:
+        return await keep(pieces, length=length, sha256=None)
 
 
 def _room(owner: str, length: int) -> None:

@@ -37,9 +37,10 @@ def _keys() -> tuple[list[Known], float]:
 
 
 @router.get("/keys")
-def get_keys() -> dict[str, Any]:
-    """A JSON Web Key Set, the newest first; each key also as PEM, with its `status` (next, current, retired, revoked) and times. Needs no API key."""
-    return document(*_keys())
+def get_keys(request: Request) -> dict[str, Any]:
+    """A JSON Web Key Set, the newest first; each key also as PEM, with its `status` (next, current, retired, revoked) and times. `age`: to whom uploads are encrypted, or null. Needs no API key."""
+    identities = request.app.state.identities
+    return document(*_keys()) | {"age": identities and identities.recipient}
 
 
 @router.post("/verify", openapi_extra=body_schema(Verification))

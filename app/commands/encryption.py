@@ -1,4 +1,4 @@
-"""`modelpress encryption`: master keys of what is stored."""
+"""`modelpress encryption`: master keys of what is stored, identities for uploads."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import typer
 
 from app.commands.options import out
 
-encryption = typer.Typer(help="Master keys, under which what is stored is encrypted.", no_args_is_help=True)
+encryption = typer.Typer(help="Master keys, under which what is stored is encrypted, and identities to which uploads are.", no_args_is_help=True)
 
 
 @encryption.command("new-key")
@@ -20,6 +20,14 @@ def new_key(ident: Annotated[str, typer.Argument(metavar="ID", help="Its name, s
     if not re.fullmatch(r"[A-Za-z0-9._-]{1,64}", ident, re.ASCII):
         raise typer.BadParameter(f"{ident!r} is no id: 1 to 64 letters, digits, dots, dashes")
     typer.echo(new_line(ident))
+
+
+@encryption.command("new-identity")
+def new_identity() -> None:
+    """Print a new age identity for MODELPRESS_AGE_IDENTITY_FILE (mode 0600), for the API alone. To replace one, put the new one first; the old one still decrypts."""
+    from app.age import new_identity
+
+    typer.echo(new_identity(), nl=False)
 
 
 @encryption.command("rewrap")

@@ -68,4 +68,4 @@ def keys(
     if pem:
         signing_now = [k for k in told["keys"] if k.get("status", CURRENT) == CURRENT]
         return typer.echo((signing_now or told["keys"])[0]["pem"], nl=False)
-    print_json(told) if as_json else out.print("\n".join(f"{k['kid']}  {k.get('status', CURRENT)}" for k in told["keys"]))
+    print_json(told) if as_json else out.print("\n".join(f"{k['kid']}  {k.get('status', CURRENT)}" for k in told["keys"]) + (f"\n{told['age']}  encrypts uploads (age)" if told.get("age") else ""))

@@ -11,21 +11,27 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import logging
 import os
 import threading
+import time
 from collections import OrderedDict
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
 import obstore
-from obstore.exceptions import AlreadyExistsError, NotSupportedError
+from obstore.exceptions import AlreadyExistsError, BaseError, NotSupportedError
 
-from app.errors import StorageDamaged
+from app.errors import StorageDamaged, WrongBytes
 from app.storage.cipher import HEADER, Opening, Sealing, ident_of
 from app.storage.masters import Masters
 
 ENDING = ".sealed"
 _NAMES = "keys/names"
 _MOST = 4096  # data keys kept in memory
+_READERS = 8  # headers read at a time
+log = logging.getLogger(__name__)
 
 
 def is_sealed(path: str) -> bool:
@@ -113,6 +119,39 @@ class Vault:
     def forget(self, path: str) -> None:
         with self._lock:
             self._openings.pop(path, None)
+
+    def drop_orphans(self, age: float) -> int:
+        """Delete envelopes older than `age` seconds that no object needs: a process died between writing an envelope and its object, or after deleting the object. Returns how many.
+
+        Objects' headers are read only where there are more envelopes than objects. What is on its way is looked at first, since it moves to its place and not back.
+        Where a header cannot be read nothing goes: it may be put right, and its key is not known meanwhile.
+        """
+        written = {meta["path"].rsplit("/", 1)[1]: meta["last_modified"].timestamp() for meta in self._list("keys")}
+        written.pop("names", None)
+        old = {ident for ident, at in written.items() if at < time.time() - age}
+        objects = [meta["path"] for prefix in ("tmp", "sealed") for meta in self._list(prefix) if is_sealed(meta["path"])]
+        if not old or len(written) <= len(objects):
+            return 0
+        try:
+            with ThreadPoolExecutor(_READERS) as readers:
+                needed = {ident.hex() for ident in readers.map(self._needed, objects) if ident}
+        except (WrongBytes, BaseError) as e:
+            log.warning("%d data keys may be left over, and an encrypted object does not begin as one: %s", len(written) - len(objects), e)
+            return 0
+        for ident in (orphans := old - needed):
+            self.discard(bytes.fromhex(ident))
+        return len(orphans)
+
+    def _list(self, prefix: str) -> Iterator[dict]:
+        for page in obstore.list(self.store, prefix=prefix):
+            yield from page
+
+    def _needed(self, path: str) -> bytes | None:
+        """The data key's id; None of an object that is gone by now."""
+        try:
+            return ident_of(obstore.get_range(self.store, path, start=0, end=HEADER).to_bytes())
+        except FileNotFoundError:
+            return None
 
     def rewrap(self) -> tuple[int, int]:
         """Write every envelope anew that another master key than the current one has wrapped; no object is read. Returns (envelopes, how many were written)."""

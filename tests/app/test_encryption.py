@@ -8,14 +8,18 @@ import os
 import zipfile
 
 import httpx
+import obstore
 import pytest
 import s3 as buckets
 from homes import own_home
+from sqlalchemy import select, update
 
-from app import collect
+from app import collect, quarantine, scrub
+from app.blobs import keep
+from app.config import settings
 from app.db import session
 from app.errors import EncryptionKeyMissing
-from app.models import Artifact
+from app.models import Artifact, ArtifactFile, Blob, DamagedCopy
 from app.storage import Storage
 from app.storage.masters import Masters, new_line
 
@@ -44,8 +48,6 @@ def data(model) -> bytes:
 
 def raw(storage: Storage) -> dict[str, bytes]:
     """Everything in the store as it lies there."""
-    import obstore
-
     return {m["path"]: obstore.get(storage.store, m["path"]).bytes().to_bytes() for page in obstore.list(storage.store) for m in page}
 
 
@@ -106,8 +108,6 @@ def test_nothing_is_shared_between_owners_and_each_ones_goes_by_itself(sealed, d
 
 
 def test_a_flipped_bit_sends_no_wrong_byte(sealed, data, problem):
-    import obstore
-
     with sealed.client() as alice:
         other = data.replace(MARK, MARK[::-1])
         made = alice.post("/v1/artifacts", params={"name": "m.safetensors"}, content=other).json()
@@ -116,6 +116,60 @@ def test_a_flipped_bit_sends_no_wrong_byte(sealed, data, problem):
         held[100_000] ^= 1
         obstore.put(sealed.storage.store, path, bytes(held))
         problem(alice.get(f"/v1/artifacts/{made['id']}/files/m.safetensors"), 500, "storage-damaged")
+
+
+@pytest.fixture
+def own(tmp_path, masters):
+    """A store, a database and settings in this process."""
+    with own_home(tmp_path, scrub_rate=str(1 << 40), storage_url=f"file://{tmp_path}/store", master_keys=masters):
+        yield Storage()
+
+
+def put(storage: Storage, owner: str, data: bytes) -> str:
+    sha256 = keep(storage.of(owner), data)
+    with session() as s, s.begin():
+        s.add(Artifact(owner=owner, kind="model", format="file", name="m", digest=sha256, size=len(data), files=[ArtifactFile(path="m", size=len(data), sha256=sha256)]))
+    return sha256
+
+
+def test_the_scrubber_finds_a_damaged_copy_and_blames_no_other_owners(own):
+    one, shared = put(own, "alice", b"one"), put(own, "alice", MARK * 5000)
+    assert put(own, "bob", MARK * 5000) == shared
+    path = own.place.path / own.vault.path("bob", shared)
+    right = path.read_bytes()
+    path.write_bytes(right[:-1] + bytes([right[-1] ^ 1]))
+
+    def round_() -> set[str]:
+        return {found[0] for found in iter(scrub.take, None) if not scrub.scrub(own, *found, lambda _: None)}
+
+    def held() -> set[tuple[str, str]]:
+        with session() as s:
+            return {(a.owner, a.digest) for a in s.scalars(select(Artifact).where(Artifact.quarantined.is_not(None)))}
+
+    assert round_() == {shared} and held() == {("bob", shared)}
+    with session() as s, s.begin():
+        quarantine.absolve(s, own.of("alice"), one, shared)
+    assert held() == {("bob", shared)}
+    path.write_bytes(right)
+    with session() as s, s.begin():
+        s.execute(update(Blob).values(checked_at=Blob.checked_at - scrub.AGAIN - 1))
+    assert scrub.take()[0] == shared and scrub.scrub(own, shared, len(MARK) * 5000, lambda _: None) and not held()
+    with session() as s:
+        assert s.scalars(select(Blob.damaged_at)).all() == [None, None] and not s.scalars(select(DamagedCopy)).all()
+
+
+def test_data_keys_that_nothing_needs_are_collected(own, monkeypatch):
+    put(own, "alice", b"one")
+    own.put("tmp/x/1", [b"on its way"])
+    needed = {key for key in raw(own) if key.startswith("keys/")}
+    _, left = own.vault.new()
+    assert collect.collect_keys(own) == 0 and f"keys/{left.hex()}" in raw(own)
+    monkeypatch.setattr(settings(), "orphan_age", -10)
+    assert collect.collect_keys(own) == 1 and {key for key in raw(own) if key.startswith("keys/")} == needed
+    own.vault.new()
+    obstore.put(own.store, own.vault.path("alice", "0" * 64), b"damaged" * 9)
+    assert collect.collect_keys(own) == 0
+    assert own.read("tmp/x/1") == b"on its way"
 
 
 def test_masters_rotate_without_a_byte_of_data_and_a_lost_one_is_said(tmp_path, masters):

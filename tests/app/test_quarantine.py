@@ -134,9 +134,9 @@ def test_an_artifact_with_two_damaged_blobs_waits_for_both(store):
     with session() as s, s.begin():
         s.add(ArtifactFile(artifact_id=s.scalar(select(ArtifactFile.artifact_id).where(ArtifactFile.sha256 == a)), path="b", size=1, sha256=b))
     for sha256 in (a, b):
-        quarantine.condemn(sha256, "a test")
+        quarantine.condemn(store, sha256, "a test")
     for healed, left in ((a, 2), (b, 0)):
         with session() as s, s.begin():
-            quarantine.absolve(s, healed)
+            quarantine.absolve(s, store, healed)
         with session() as s:
             assert len(s.scalars(select(Artifact.id).where(Artifact.quarantined.is_not(None))).all()) == left

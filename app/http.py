@@ -1,6 +1,6 @@
 """What HTTP itself must keep to, before any endpoint is asked.
 
-`Protocol` (uvicorn's, on h11) bounds the time that headers may take and answers what is not HTTP. `Gate` (ASGI, around everything) bounds headers,
+`Protocol` (uvicorn's, on h11, whose leniency `app.wire` takes away) bounds the time that headers may take and answers what is not HTTP. `Gate` (ASGI, around everything) bounds headers,
 address and pace, and sees to it that a request which was answered before it was read ends its connection.
 """
 
@@ -19,6 +19,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from app.config import settings
 from app.errors import HeadersTooLarge, MalformedRequest, ModelpressError, RequestTimeout, UnsupportedMediaType, UriTooLong
 from app.logs import request_id
+from app.wire import Strict
 
 HEADER_TIMEOUT = 15.0  # seconds from a request's first byte to the end of its headers
 MAX_HEADERS = 100
@@ -39,12 +40,14 @@ STALL = 120.0  # seconds that a client may take to read one piece
 
 
 class Protocol(H11Protocol):
-    """Closes a connection whose headers do not end in time; says what is wrong as a problem document."""
+    """Closes a connection whose headers do not end in time; says what is wrong as a problem document, and reads nothing after that."""
 
     _late: asyncio.TimerHandle | None = None
+    _parting = 0  # bytes that are still thrown away: who is closed upon while he sends may never read why
 
     def connection_made(self, transport) -> None:
         super().connection_made(transport)
+        self.conn._receive_buffer = Strict()
         self._watch()
 
     def connection_lost(self, exc) -> None:
@@ -52,20 +55,43 @@ class Protocol(H11Protocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
+        if self._parting:
+            self._parting -= len(data)
+            if self._parting <= 0:
+                self.transport.abort()
+            return
         super().data_received(data)
+        if self._parting:
+            return
         self._watch() if self.conn.their_state is h11.IDLE else self._unwatch()
 
     def send_400_response(self, msg: str) -> None:
         hint = getattr(sys.exc_info()[1], "error_status_hint", 400)
-        error = MalformedRequest("this is not HTTP as RFC 9112 has it")
+        error: ModelpressError = MalformedRequest("this is not HTTP as RFC 9112 has it")
         if hint == 431:
-            error = HeadersTooLarge(f"the headers have more than {MAX_HEADER_BYTES} bytes")
+            held = self.conn.trailing_data[0]
+            whole = self.conn.our_state is not h11.IDLE or b"\r\n" in held
+            error = HeadersTooLarge(f"the headers have more than {MAX_HEADER_BYTES} bytes") if whole else UriTooLong(f"the address has more than {MAX_TARGET} bytes")
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
             body = json.dumps(error.problem()).encode()
             headers = [("content-type", "application/problem+json"), ("content-length", str(len(body))), ("connection", "close")]
             for event in (h11.Response(status_code=error.status, headers=headers), h11.Data(data=body), h11.EndOfMessage()):
                 self.transport.write(self.conn.send(event))
-        self.transport.close()
+        if self.cycle and not self.cycle.response_complete:
+            self.cycle.disconnected, self.cycle.waiting_for_100_continue = True, False
+            self.cycle.message_event.set()
+        if self.transport.is_closing():
+            return
+        self._parting = LINGER_BYTES
+        self._unwatch()
+        self._unset_keepalive_if_required()
+        self._late = self.loop.call_later(LINGER, self.transport.close)
+        self.flow.resume_reading()
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+
+    def shutdown(self) -> None:
+        self.transport.close() if self._parting else super().shutdown()
 
     def _watch(self) -> None:
         if self._late is None:
@@ -96,7 +122,7 @@ class Gate:
                 for name, value in SHUT.items():
                     if name not in headers and scope["path"] not in PAGES:
                         headers[name] = value
-                if not body.whole:
+                if body.last or not body.whole:
                     headers["Connection"] = "close"
             elif not message.get("more_body") and not body.whole:
                 await body.linger()
@@ -106,6 +132,7 @@ class Gate:
         try:
             _check(scope)
         except ModelpressError as e:
+            body.last = True
             return await refuse(e, guarded)
         await self.app(scope, body.receive, guarded)
 
@@ -125,8 +152,10 @@ def _check(scope: Scope) -> None:
         raise HeadersTooLarge(f"the headers have {size} bytes; at most {MAX_HEADER_BYTES} are taken")
     if len(scope.get("raw_path") or b"") + len(scope["query_string"]) > MAX_TARGET:
         raise UriTooLong(f"the address has more than {MAX_TARGET} bytes")
-    if "transfer-encoding" in headers and "content-length" in headers:
-        raise MalformedRequest("a request has Content-Length or Transfer-Encoding, never both")
+    if scope["http_version"] not in ("1.0", "1.1"):
+        raise MalformedRequest(f"HTTP/{scope['http_version']} is not spoken here; HTTP/1.1 is")
+    if "transfer-encoding" in headers and ("content-length" in headers or scope["http_version"] == "1.0"):
+        raise MalformedRequest("a request has Content-Length or Transfer-Encoding, never both, and the latter in HTTP/1.1 alone")
     if (encoding := headers.get("content-encoding", "identity").strip().lower()) not in ("identity", ""):
         raise UnsupportedMediaType(f"Content-Encoding {encoding[:60]!r} is not undone here; send the bytes as they are")
 
@@ -137,6 +166,7 @@ class _Body:
     def __init__(self, receive: Receive, headers: Headers):
         self._receive = receive
         self.whole = headers.get("content-length", "0") == "0" and "transfer-encoding" not in headers
+        self.last = False  # nothing after it is read
         self.asked = headers.get("expect", "").lower() == "100-continue"
         self.bytes, self.waited = 0, 0.0
 

@@ -21,9 +21,9 @@ from app.remarks import remarks
 from worker import lossless, lossy, report
 from worker.devices import CPU, device_of
 from worker.formats import open_checkpoint
-from worker.formats.sensitive import findings
 from worker.lossy import ModelWide
 from worker.narrowing import narrow
+from worker.private.model import look
 from worker.progress import Emit, Progress
 from worker.restore import restore
 from worker.sanitize import sanitized
@@ -68,8 +68,8 @@ def _compressed(inp: Path, scratch: Path, files: Path, spec: dict, emit: Emit, d
     recipe = parse_recipe(spec["recipe"])
     whole = recipe.kind == "lossless"
     opened = open_checkpoint(inp, scratch)
-    found = findings(opened)
-    checkpoint = sanitized(opened, scratch, strip=spec["sanitize"] == "strip", whole_files=whole)
+    private = look(opened, inp, scratch)
+    checkpoint = sanitized(opened, private if spec["sanitize"] == "strip" else None, scratch, whole_files=whole)
     try:
         left, statistics, width = narrow(checkpoint, recipe, scratch, None if whole else beside(spec), device)
         compress = lossless.compress if whole else partial(lossy.compress, device=device, statistics=statistics, ahead=ahead)
@@ -80,7 +80,7 @@ def _compressed(inp: Path, scratch: Path, files: Path, spec: dict, emit: Emit, d
             "tensors": rows,
             "totals": report.totals(rows, sizes(files), before),
             "load_proof": proof,
-            "sanitized": {"mode": spec["sanitize"], "findings": found},
+            "sanitized": {"mode": spec["sanitize"], "findings": private.listed},
             "container": checkpoint.container,
             "notes": [*left.notes, *remarks(recipe)],
         } | ({"width": width} if width else {}) | ({ahead.section: ahead.told} if ahead else {})

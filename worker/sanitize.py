@@ -1,58 +1,56 @@
-"""Take out of a model what its owner may not want to publish: side files of training, and metadata that names people, paths or keys."""
+"""Takes out of a model what its owner may not want to publish. The weights stay as they are, bit for bit."""
 
 from __future__ import annotations
 
-import json
 import shutil
-import struct
 from dataclasses import replace
 from pathlib import Path
 
-from app.formats import parse_safetensors_header
-from app.sensitive import clean_metadata, strips
 from worker.checkpoint import Checkpoint
 from worker.formats import open_checkpoint
-from worker.formats.pt2_writer import rewrite
+from worker.private.model import Private
+from worker.private.weights import rewritten
 
-_COPY = 8 << 20
 
-
-def sanitized(checkpoint: Checkpoint, scratch: Path, *, strip: bool, whole_files: bool) -> Checkpoint:
-    """`checkpoint` itself, or without what `worker.formats.sensitive` names.
+def sanitized(checkpoint: Checkpoint, private: Private | None, scratch: Path, *, whole_files: bool) -> Checkpoint:
+    """`checkpoint` itself, or without what was found in it.
 
     Args:
-        strip: whether to strip at all; otherwise the findings are only reported.
-        whole_files: the files themselves are kept (a lossless job), so a safetensors header with telling metadata, or a program, is written anew.
+        private: what `worker.private.model.look` found; None where findings are only reported.
+        whole_files: the files themselves are kept (a lossless job), so weight files that hold more than tensors are written anew.
     """
-    if not strip:
+    if private is None or not (private.findings or private.left_out or private.rewrite):
         return checkpoint
-    kept = {path: p for path, p in checkpoint.files.items() if not strips(path) or path in checkpoint.weight_files}
-    telling = [f for f, m in checkpoint.metadata.items() if clean_metadata(m) != m]
-    if not (whole_files and (telling or checkpoint.program or len(kept) < len(checkpoint.files))):
-        metadata = {f: clean_metadata(m) for f, m in checkpoint.metadata.items()}
-        return replace(checkpoint, files=kept, metadata=metadata)
+    out = [path for path in private.left_out if path not in checkpoint.weight_files]
+    kept = {path: p for path, p in checkpoint.files.items() if path not in out}
+    if whole_files or private.paths:
+        return _reopened(checkpoint, private, kept, scratch)
+    clean = scratch / "sanitized"
+    for number, path in enumerate(path for path in kept if path not in checkpoint.weight_files):
+        if path in private.replaced or path in private.rewrite:
+            target = clean / str(number) / Path(path).name
+            _write(path, kept[path], target, private)
+            kept[path] = target
+    return replace(checkpoint, files=kept, metadata=private.metadata, config=private.config)
+
+
+def _reopened(checkpoint: Checkpoint, private: Private, kept: dict[str, Path], scratch: Path) -> Checkpoint:
+    """All files written anew, under paths that tell nothing."""
     clean = scratch / "sanitized"
     for path, source in kept.items():
-        (clean / path).parent.mkdir(parents=True, exist_ok=True)
-        if checkpoint.program:
-            rewrite(checkpoint.program, clean / path)
-        elif path in telling:
-            _rewrite(source, clean / path, clean_metadata(checkpoint.metadata[path]))
-        else:
-            shutil.copyfile(source, clean / path)
+        _write(path, source, clean / private.paths.get(path, path), private)
     checkpoint.close()
-    return open_checkpoint(clean, scratch)
+    opened = open_checkpoint(clean, scratch)
+    opened.container, opened.notes = checkpoint.container, [*checkpoint.notes, *(n for n in opened.notes if n not in checkpoint.notes)]
+    return opened
 
 
-def _rewrite(source: Path, target: Path, metadata: dict[str, str]) -> None:
-    """The same safetensors file with other `__metadata__`."""
-    size = source.stat().st_size
-    with source.open("rb") as f:
-        (length,) = struct.unpack("<Q", f.read(8))
-        header = parse_safetensors_header(struct.pack("<Q", length) + f.read(length), size)
-        entries = {n: {"dtype": d, "shape": list(s), "data_offsets": [a, b]} for n, (d, s, a, b) in header.entries.items()}
-        text = json.dumps(({"__metadata__": metadata} if metadata else {}) | entries, separators=(",", ":"), ensure_ascii=False).encode()
-        text += b" " * (-len(text) % 8)
-        with target.open("wb") as out:
-            out.write(struct.pack("<Q", len(text)) + text)
-            shutil.copyfileobj(f, out, _COPY)
+def _write(path: str, source: Path, target: Path, private: Private) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if path in private.rewrite:
+        opened, kept = private.rewrite[path]
+        rewritten(opened, source, target, kept)
+    elif path in private.replaced:
+        target.write_bytes(private.replaced[path])
+    else:
+        shutil.copyfile(source, target)

@@ -18,6 +18,7 @@ from app.errors import BudgetNotMet
 from worker import report
 from worker.formats import open_checkpoint
 from worker.progress import Emit
+from worker.private.model import look
 from worker.sanitize import sanitized
 from worker.search.finding import Search
 from worker.search.telling import told
@@ -45,7 +46,8 @@ def opened(inp: Path, out: Path, spec: dict, emit: Emit) -> Iterator[Search]:
     """The search of one model, which works in `out`. Raises: InputRefused, InvalidJobSpec, NoTensorMatched."""
     scratch = out / "scratch"
     scratch.mkdir(parents=True)
-    checkpoint = sanitized(open_checkpoint(inp, scratch), scratch, strip=spec["sanitize"] == "strip", whole_files=False)
+    opened = open_checkpoint(inp, scratch)
+    checkpoint = sanitized(opened, look(opened, inp, scratch) if spec["sanitize"] == "strip" else None, scratch, whole_files=False)
     try:
         yield Search(inp, checkpoint, scratch, spec, emit)
     finally:

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save
 from uploads import checkpoint_of, payload, refused, saved, upload
 
-from worker.formats.sensitive import findings
+from worker.private.model import look
 
 A, B = torch.arange(6.0).reshape(2, 3), torch.ones(4).bfloat16()
 CONFIG = {"config.json": b'{"model_type": "x"}'}
@@ -99,7 +99,7 @@ def test_what_training_leaves_behind_is_kept_and_reported(tmp_path):
         "trainer_state.json": b"{}",
     }
     c = upload(tmp_path, WHOLE | side | {"openvino_model.bin": A.numpy().tobytes(), "vocab.pt": saved({"x": 1})})
-    assert holds(c) and side.keys() <= {f["where"] for f in findings(c)} and len(c.notes) == 2
+    assert holds(c) and side.keys() <= {f["where"] for f in look(c, tmp_path, tmp_path / "scratch").findings} and len(c.notes) == 2
 
 
 @pytest.mark.parametrize(

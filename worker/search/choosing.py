@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from worker.kernels.front import Path, best_within, path, running
+from worker.search.options import Option
 from worker.search.table import Row
 
 Choice = tuple[int, ...]
@@ -75,10 +76,10 @@ class Choosing:
         """What a choice loses, by the way that is trusted most."""
         return sum(x[o] for x, o in zip(list(self.ways.values())[-1], choice, strict=True))
 
-    def alike(self, room: float) -> Choice | None:
-        """The best choice that has one option for all groups."""
+    def alike(self, room: float, good: Callable[[Option], bool] = lambda option: True) -> Choice | None:
+        """The best choice that has one option for all groups. Args: good: which options count."""
         best = None
-        for option in self.rows[0].options if self.rows else ():
+        for option in filter(good, self.rows[0].options if self.rows else ()):
             try:
                 choice = tuple(r.options.index(option) for r in self.rows)
             except ValueError:

@@ -41,6 +41,11 @@ class Option:
         return any(getattr(s, "reconstructs", False) for s in self.steps)
 
     @property
+    def learnable(self) -> bool:
+        """Whether its rounding can be learned (`algorithm: autoround`), and is foreseen by what gptq makes of it where that is known."""
+        return self.uniform and self.steps[0].type == "int"
+
+    @property
     def has_twin(self) -> bool:
         """Whether it can be rounded by gptq too: whatever ends in scale factors."""
         return bool(self.steps) and self.steps[-1].mapping == "uniform"

@@ -20,12 +20,14 @@ _WORSE = 1.25  # of the loss that is foreseen of the first choice, beyond which 
 
 @dataclass(frozen=True)
 class Candidate:
-    """What it is, whose choice, the choice within so many bytes as foreseen, and whether its rounding is learned."""
+    """What it is, whose choice, the choice within so many bytes as foreseen, whether its rounding is learned, and whether it is one option for all: then its
+    bytes are foreseen well, and its loss is not: losses of few bits add up to something else where all matrices have them."""
 
     how: str
     choosing: Choosing
     choice: Callable[[float], Choice | None]
     learned: bool = False
+    alike: bool = False
 
 
 class Best:
@@ -36,25 +38,26 @@ class Best:
 
     def within(self, room: float) -> Trial:
         """Raises: BudgetNotMet: none of what was tried fits."""
-        factors, least = dict[Choosing, float](), math.inf  # bytes that were foreseen, of those that it took; the loss that was foreseen of what fits
+        factors, least = dict[tuple[Choosing, bool], float](), math.inf  # bytes that were foreseen, of those that it took; the loss that was foreseen of what fits
         for candidate in self._candidates(room):
-            choosing, compensated = candidate.choosing, candidate.choosing is self.search.compensated
+            choosing, alike = candidate.choosing, candidate.alike
+            compensated = choosing is self.search.compensated
             for _ in range(_MORE if self.fit else _TRIALS):
-                found = candidate.choice(room * factors.get(choosing, 1.0))
+                found = candidate.choice(room * factors.get((choosing, alike), 1.0))
                 if found is None or (what := (choosing.options(found), candidate.learned)) in self.seen:
                     break
                 lost = choosing.foreseen(found)
-                if compensated and lost > _WORSE * least:
+                if compensated and not alike and lost > _WORSE * least:
                     break
                 self.seen.append(what)
                 trial = self.search.carried(choosing, found, candidate.how, candidate.learned)
                 took, there = trial.bytes_of(self.search.groups), self.search.room_beside(trial)
                 if not self.search.bounds.missed(trial):
                     self.fit.append((self.search.lost(trial), took, trial, candidate))
-                    least = min(least, lost) if compensated else least
+                    least = min(least, lost) if compensated and not alike else least
                     if candidate.learned or took > FULL * there:
                         break
-                room, factors[choosing] = there, (choosing.bytes(found) - choosing.fixed) / took * LESS
+                room, factors[choosing, alike] = there, (choosing.bytes(found) - choosing.fixed) / took * LESS
         if not self.fit:
             last = self.search.trials[-1][1]
             self.search.bounds.refuse(last, list(self.search.bounds.held(last)), "the best that was found")
@@ -70,11 +73,13 @@ class Best:
         if full is not None:
             for how in ("both", "gradients"):
                 yield Candidate(f"chosen by {how}", full, lambda r, how=how: full.by(how, r))
-            yield Candidate("one option for all", full, full.alike)
+            yield Candidate("one option for all", full, lambda r: full.alike(r, lambda option: option.compensated), alike=True)
         point = plain.within(room)
         if point is not None and (not self.fit or point.lost < self._best()[0]):
             yield Candidate(f"{point.how}, without gptq", plain, self._verified)
-        if self.fit and self.search.learns:
+        if (ints := self.search.learned) is not None and self.fit:
+            yield Candidate("chosen by both", ints, lambda r: ints.by("both", r), learned=True)
+            yield Candidate("one option for all", ints, ints.alike, learned=True, alike=True)
             yield replace(self._best()[3], learned=True)
 
     def _verified(self, room: float) -> Choice | None:

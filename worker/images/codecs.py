@@ -84,6 +84,13 @@ class Codec:
         (image if self.grey or picture.mode != "L" else image.convert("RGB")).save(out, self.form, **options)
         return out.getvalue()
 
+    def same(self, variant: Variant, quality: int) -> int:
+        """The lowest quality that gives the very same file: libavif has 64 quantizers for 101 qualities (with tune=iq they are others)."""
+        if self.form != "AVIF" or "iq" in variant.name:
+            return quality
+        step = (6300 - 63 * quality + 50) // 100
+        return max(self.levels[0], 100 - (100 * step + 49) // 63)
+
     def overhead(self, variant: Variant) -> int:
         return 0
 

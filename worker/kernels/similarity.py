@@ -10,6 +10,7 @@ as 0.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator
 
@@ -95,19 +96,42 @@ def filtered(x: torch.Tensor) -> torch.Tensor:
     Args:
         x: [..., H, W] -> [..., H - 10, W - 10], or less off where a side is below 11.
     """
-    return _along_rows(_along_rows(x).transpose(-1, -2)).transpose(-1, -2)
+    *outer, height, width = x.shape
+    flat = x.reshape(-1, height, width)
+    return torch.stack([_across(_down(one)) for one in flat]).reshape(*outer, *_fit(height, width))
 
 
-def _along_rows(x: torch.Tensor) -> torch.Tensor:
-    """[..., W] -> [..., W - 10]: `_BLOCK` means at a time are one product with a band matrix, which is several times as fast as a convolution of so few weights."""
-    size = min(WINDOW, x.shape[-1])
+def _fit(*sides: int) -> list[int]:
+    return [n - min(WINDOW, n) + 1 for n in sides]
+
+
+def _down(x: torch.Tensor) -> torch.Tensor:
+    """[H, W] -> [H - 10, W]: `_BLOCK` rows of means at a time are one product with a band matrix, which is several times as fast as a convolution of so few weights."""
+    out = torch.empty(_fit(len(x))[0], x.shape[1])
+    for at in range(0, len(out), _BLOCK):
+        rows = out[at : at + _BLOCK]
+        band = _band(min(WINDOW, len(x)), len(rows))
+        torch.matmul(band.T, x[at : at + len(band)], out=rows)
+    return out
+
+
+def _across(x: torch.Tensor) -> torch.Tensor:
+    """[H, W] -> [H, W - 10], by columns."""
+    out = torch.empty(len(x), _fit(x.shape[1])[0])
+    for at in range(0, out.shape[1], _BLOCK):
+        columns = out[:, at : at + _BLOCK]
+        band = _band(min(WINDOW, x.shape[1]), columns.shape[1])
+        torch.matmul(x[:, at : at + len(band)], band, out=columns)
+    return out
+
+
+@functools.lru_cache(256)
+def _band(size: int, count: int) -> torch.Tensor:
+    """[count + size - 1, count]: the window's weights at each of `count` places."""
     at = torch.arange(size, dtype=torch.float32) - (size - 1) / 2
     weights = torch.exp(-at * at / (2 * SIGMA**2))
     weights /= weights.sum()
-    count = x.shape[-1] - size + 1
-    band = torch.zeros(_BLOCK + size - 1, _BLOCK)
+    band = torch.zeros(count + size - 1, count)
     for i, w in enumerate(weights):
         band.diagonal(-i).fill_(w)
-    padded = F.pad(x, (0, -count % _BLOCK))
-    means = padded.unfold(-1, _BLOCK + size - 1, _BLOCK) @ band
-    return means.flatten(-2)[..., :count]
+    return band

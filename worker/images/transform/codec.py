@@ -65,6 +65,9 @@ class TransformCodec:
     def encode(self, picture: Picture, quality: int, variant=None, effort: str | None = None, beside: dict[str, bytes] | None = None) -> bytes:
         return encode(picture.pixels, step_of(quality), self.basis if variant and "learned" in variant.options else None)
 
+    def same(self, variant, quality: int) -> int:
+        return quality
+
     def overhead(self, variant) -> int:
         """Bytes that the job's result has once, beside its images."""
         return len(self.model) if "learned" in variant.options else 0

@@ -130,7 +130,7 @@ def _one(job: Job, path: str, data: bytes) -> None:
     beside = not job.strip
     if job.step.lossless:
         original = picture.data if beside else private.stripped(picture.form, picture.data)
-        found, skipped = keep(picture, job.step.candidates, job.step.effort, beside, original if picture.form == "JPEG" else None)
+        found, skipped = keep(picture, job.step.candidates, job.step.effort, beside, original if picture.form == "JPEG" and not picture.turned else None)  # JPEG XL would show it as it lies
         best = min(found, key=lambda k: len(k.data), default=None)
         tried, figures = [k.told() for k in found], Figures(1.0, 100.0)
     else:
@@ -191,7 +191,9 @@ def _own(job: Job, picture: Picture) -> bytes | None:
     """The image's own file as it may be kept; None where it may not: stripped, it would show something else, or it cannot be stripped."""
     if not job.strip:
         return picture.data
-    bare = None if picture.turned else private.stripped(picture.form, picture.data)
+    bare = private.stripped(picture.form, picture.data) if picture.form == "JPEG" or not picture.turned else None
+    if picture.turned and bare is not None:
+        return private.turned_by(bare, picture.turned)
     return picture.data if bare is None and not picture.findings else bare
 
 

@@ -27,6 +27,7 @@ Image.MAX_IMAGE_PIXELS = Limits().image_pixels
 _MODES = {"1": "L", "L": "L", "RGB": "RGB", "LA": "RGBA", "RGBA": "RGBA"}
 _CHANNELS = {"L": 1, "RGB": 3, "RGBA": 4}
 _ORIENTATION = 0x0112
+_GAMMA, _PLACES = 0.45455, (0.3127, 0.329, 0.64, 0.33, 0.3, 0.6, 0.15, 0.06)  # of sRGB, as PNG tells them
 
 
 @dataclass
@@ -39,7 +40,7 @@ class Picture:
         pixels: [H, W, C] uint8, upright; C is 1 (grey), 3 (RGB) or 4 (RGB and alpha). None where it is kept as it is, and `reason` says why.
         icc: colour profile that the pixels are in; None for sRGB, or where none is told.
         beside: `exif`, its orientation taken out, and `xmp`, which the coded file may carry.
-        turned: whether its EXIF has it turned or mirrored; the pixels are upright.
+        turned: the orientation (2 to 8) that its EXIF tells, where it is turned or mirrored; the pixels are upright.
         notes: what is done to it beside coding.
     """
 
@@ -52,7 +53,7 @@ class Picture:
     reason: str = ""
     icc: bytes | None = None
     beside: dict[str, bytes] = field(default_factory=dict)
-    turned: bool = False
+    turned: int = 0
     findings: list[dict] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
@@ -118,11 +119,13 @@ def _read(path: str, data: bytes, form: str, image: Image.Image) -> Picture:
     made = Picture(path, data, form, *image.size)
     made.findings = private.findings(image, data)
     if getattr(image, "is_animated", False):
-        made.reason = "it is animated: more than one frame"
+        made.reason = "it has more than one page" if form == "TIFF" else "it is animated: more than one frame"
     elif form == "PNG" and (bits := png_walk.header(path, data)[2]) == 16 or form == "AVIF" and (bits := _avif_bits(data)) != 8:
         made.reason = _deep(bits)
     elif form == "TIFF" and any(b != 8 and b != 1 for b in _tiff_bits(image)):
         made.reason = _deep(max(_tiff_bits(image)))
+    elif why := _colours(form, data, image):
+        made.reason = why
     elif image.mode not in (*_MODES, "P"):
         made.reason = f"its colours are {image.mode}, which the codecs here would have to convert"
     image.load()  # also of what is kept: a damaged one is refused
@@ -141,13 +144,31 @@ def _read(path: str, data: bytes, form: str, image: Image.Image) -> Picture:
         made.icc = None
         made.notes.append("its colour profile is sRGB, which is what a file without one means")
     upright, exif = _upright(image, made.notes)
-    made.turned = upright is not image
+    made.turned = image.getexif().get(_ORIENTATION, 0) if upright is not image else 0
     xmp = image.info.get("xmp")
     made.beside = ({"exif": exif} if exif else {}) | ({"xmp": xmp} if isinstance(xmp, bytes) and xmp else {})
     pixels = np.array(upright.convert(_MODES[upright.mode]), copy=True)
     made.pixels = pixels.reshape(*pixels.shape[:2], -1)
     made.height, made.width = made.pixels.shape[:2]
     return made
+
+
+def _colours(form: str, data: bytes, image: Image.Image) -> str:
+    """Why its colours would look otherwise without what tells of them (PNG's gAMA, cHRM and cICP; AVIF's colr of type nclx), which nothing here carries; empty where they are those of sRGB."""
+    if form == "AVIF":
+        at = data.find(b"colrnclx", 0, 1 << 20)
+        primaries, transfer = struct.unpack_from(">HH", data, at + 8) if 0 <= at <= len(data) - 12 else (1, 13)
+        return "" if primaries in (1, 2) and transfer in (1, 2, 6, 13) else f"its colours are of primaries {primaries} and transfer {transfer} (CICP), not sRGB"
+    if form != "PNG":
+        return ""
+    if (cicp := next((c for kind, c in png_walk.chunks("", data) if kind == b"cICP"), b"")) and cicp[:2] != b"\1\x0d":
+        return f"its colours are of primaries {cicp[0]} and transfer {cicp[1:2].hex()} (cICP), not sRGB"
+    if cicp or "icc_profile" in image.info or "srgb" in image.info:
+        return ""
+    gamma, places = image.info.get("gamma", _GAMMA), image.info.get("chromaticity", _PLACES)
+    if abs(gamma - _GAMMA) > 0.02 or max(abs(a - b) for a, b in zip(places, _PLACES, strict=True)) > 0.01:
+        return f"its colours (gAMA {gamma:g}, cHRM) are not those of sRGB, and the codecs here would drop what tells so"
+    return ""
 
 
 def _upright(image: Image.Image, notes: list[str]) -> tuple[Image.Image, bytes | None]:

@@ -18,6 +18,11 @@ _NO_LENGTH = (0x01, *range(0xD0, 0xD9))
 _SOI, _EOI, _SOS, _COM = 0xD8, 0xD9, 0xDA, 0xFE
 _TELLING = ("comment", "Software", "Author", "Artist", "Copyright", "Description", "xmp", "XML:com.adobe.xmp", "photoshop")
 _LONGEST = 80
+_PICTURE_TAGS = (
+    254, 255, 256, 257, 258, 259, 262, 263, 266, 273, 274, 277, 278, 279, 280, 281, 282, 283, 284, 290, 291, 292, 293, 296, 297, 301, 317, 318, 319, 320, 321, 322, 323, 324, 325,
+    332, 334, 338, 339, 340, 341, 347, 512, 513, 514, 519, 520, 521, 529, 530, 531, 532, 34675,
+)  # fmt: skip
+"""Tags of TIFF 6.0 that say what the pixels are; all others tell something beside them."""
 
 
 def findings(image: Image.Image, data: bytes) -> list[dict]:
@@ -32,6 +37,9 @@ def findings(image: Image.Image, data: bytes) -> list[dict]:
     def add(what: str, nbytes: int, detail: str = "") -> None:
         found.append({"what": what, "bytes": nbytes} | ({"detail": detail[:_LONGEST]} if detail else {}))
 
+    if image.format == "TIFF":
+        for tag in (t for t in image.tag_v2 if t not in _PICTURE_TAGS):
+            add("GPS position" if tag == ExifTags.Base.GPSInfo else f"tag {tag}", 0, ExifTags.TAGS.get(tag, ""))
     if raw := image.info.get("exif"):
         tags, gps, thumbnail = _exif(image)
         add("EXIF", len(raw), f"{tags} tags")
@@ -45,9 +53,59 @@ def findings(image: Image.Image, data: bytes) -> list[dict]:
             add("XMP" if "xmp" in key.lower() else f"text {ascii(key)[1:-1]}", len(text))
     if image.format == "JPEG" and (rest := _after_jpeg(data)):
         add("bytes after the end", rest)
-    if image.format == "WEBP" and len(data) > (end := 8 + struct.unpack_from("<I", data, 4)[0]):
-        add("bytes after the end", len(data) - end)
+    if (rest := len(data) - _end(image.format, data)) > 0:
+        add("bytes after the end", rest)
     return found
+
+
+def _end(form: str, data: bytes) -> int:
+    """Where the last part that belongs to the picture ends, of formats that say so; else the length of the file."""
+    if form == "WEBP":
+        return 8 + struct.unpack_from("<I", data, 4)[0]
+    if form == "BMP":
+        return max(struct.unpack_from("<I", data, 2)[0], 54) if len(data) >= 6 else len(data)
+    if form == "GIF":
+        return _gif_end(data)
+    if form == "AVIF" or form == "JXL" and data.startswith(b"\0\0\0\x0cJXL "):
+        return _boxes_end(data)
+    return len(data)
+
+
+def _boxes_end(data: bytes) -> int:
+    """ISO base media boxes: size u32be (1: u64be after the type; 0: to the end), type of four printable characters."""
+    at = 0
+    while at + 8 <= len(data):
+        size, kind = struct.unpack_from(">I4s", data, at)
+        if size == 1 and at + 16 <= len(data):
+            (size,) = struct.unpack_from(">Q", data, at + 8)
+        size = size or len(data) - at
+        if kind in (b"free", b"skip", b"uuid") or size < 8 or at + size > len(data):
+            break  # what follows is no part of the picture
+        at += size
+    return at
+
+
+def _gif_end(data: bytes) -> int:
+    """GIF89a: a header, a table of colours, then blocks to 3B: 21 label, or 2C place, a table, the width of codes; each with sub-blocks (length u8, data) to one of length 0."""
+    def table(flags: int) -> int:
+        return 3 << (flags & 7) + 1 if flags & 0x80 else 0
+
+    try:
+        at = 13 + table(data[10])
+        while data[at] != 0x3B:
+            at += 2 if data[at] == 0x21 else 11 + table(data[at + 9])
+            while data[at]:
+                at += 1 + data[at]
+            at += 1
+        return at + 1
+    except IndexError:
+        return len(data)
+
+
+def turned_by(jpeg: bytes, orientation: int) -> bytes:
+    """A JPEG with EXIF that says nothing but how it is turned."""
+    body = b"Exif\0\0II\x2a\0\x08\0\0\0" + struct.pack("<HHHIHHI", 1, 0x0112, 3, 1, orientation, 0, 0)
+    return jpeg[:2] + b"\xff\xe1" + struct.pack(">H", 2 + len(body)) + body + jpeg[2:]
 
 
 def _exif(image: Image.Image) -> tuple[int, bool, int]:
@@ -73,7 +131,7 @@ def stripped(form: str, data: bytes) -> bytes | None:
         return b"".join(_jpeg_parts(data))
     if form == "WEBP":
         return _webp(data)
-    return data if form == "BMP" else None
+    return data[: _end(form, data)] if form == "BMP" else None
 
 
 def _jpeg_parts(data: bytes) -> Iterator[bytes]:

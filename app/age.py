@@ -24,6 +24,7 @@ ENDING = ".age"
 MAGIC = b"age-encryption.org/v1\n"
 _HEADER = 64 << 10  # bytes of a header at most; pyrage sets no limit
 _BLOCK = 1 << 20  # bytes handed on at a time
+_READ = 256 << 10  # bytes asked for at a time: each time the thread waits for the loop
 _CHUNK, _TAG, _NONCE = 64 << 10, 16, 16
 _THREADS = CapacityLimiter(64)  # of their own: each waits for its sender, and holds up nobody else's bytes
 _HINT = "encrypt it with `age -r RECIPIENT -o X.age X`; GET /v1/keys has the recipient"
@@ -159,15 +160,15 @@ class Encrypted:
             raise InputRefused("invalid-age", f"the file was damaged or breaks off: {str(failure)[:100]}") from None
         raise failure
 
-    async def _piece(self) -> bytes:
-        """The next bytes of the body, hashed; none at its end."""
-        while not self._ended:
+    async def _piece(self, least: int = 1) -> bytes:
+        """The next bytes of the body, hashed, `least` of them while there are as many; none at its end."""
+        taken = bytearray()
+        while not self._ended and len(taken) < least:
             piece = await anext(self._body, None)
             self._ended = piece is None
-            if piece:
-                self._digest.update(piece)
-                return piece
-        return b""
+            taken += piece or b""
+        self._digest.update(taken)
+        return bytes(taken)
 
     # What follows runs in a thread, and asks the loop for bytes.
 
@@ -191,13 +192,13 @@ class Encrypted:
     def read(self, size: int = -1) -> bytes:
         if not self._held:
             try:
-                self._held = self._ask(self._piece)
+                self._held = memoryview(self._ask(lambda: self._piece(_READ)))
             except BaseException as e:
                 self._broken = e
                 raise OSError("the body broke off") from None
         size = len(self._held) if size < 0 else size
         out, self._held = self._held[:size], self._held[size:]
-        return out
+        return bytes(out)
 
 
 class _Writer:

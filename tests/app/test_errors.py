@@ -8,7 +8,7 @@ from pathlib import Path
 from app.errors import REFUSALS
 
 ROOT = Path(__file__).parents[2]
-LATER = {"invalid-onnx", "invalid-image", "limit-pixels"}
+LATER = {"invalid-onnx"}
 
 
 def test_no_refusal_is_named_twice():

@@ -95,6 +95,8 @@ async def reader(
     """The owner for whom a request reads: by the link that it carries, else by its key."""
     if link is None:
         return await auth.admit(request, authorization, READ)
+    if len(request.query_params.getlist("link")) > 1:
+        raise InvalidLink("the address carries more than one link")
     owner = await run_in_threadpool(open_link, link, request.method, request.scope["path"])
     await rates.count(request, owner)
     return owner

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from homes import KINDS
+from raw_http import CHUNKED, raw, request
 from sqlalchemy import func, select
 
 from app.models import Job
@@ -35,25 +36,6 @@ def artifact(served, model) -> str:
     return made.json()["id"]
 
 
-def raw(api, data: bytes, seconds: float = 5.0) -> bytes:
-    """All that comes back until the server closes, or is silent."""
-    with socket.create_connection(("127.0.0.1", api.port), timeout=seconds) as s:
-        answer = b""
-        try:
-            s.sendall(data)
-            while piece := s.recv(1 << 16):
-                answer += piece
-        except (ConnectionError, TimeoutError):
-            pass
-    return answer
-
-
-def request(api, *lines: str | bytes, body: bytes = b"", target: str = "/v1/artifacts?name=a.safetensors", method: str = "POST") -> bytes:
-    head = [f"{method} {target} HTTP/1.1", "Host: x", f"Authorization: Bearer {api.keys['alice']}", *lines]
-    return b"\r\n".join(x if isinstance(x, bytes) else x.encode("latin-1") for x in head) + b"\r\n\r\n" + body
-
-
-CHUNKED = "Transfer-Encoding: chunked"
 FRAMING = {
     "negative": ["Content-Length: -1"],
     "signed": ["Content-Length: +5"],
@@ -286,6 +268,32 @@ def test_every_answer_has_the_headers_that_keep_browsers_out(served):
 def test_paths_that_mean_something_else_elsewhere(served, target):
     answer = raw(served, request(served, "Connection: close", target=target, method="GET"))
     assert re.match(rb"HTTP/1\.1 4\d\d", answer) and b"evil" not in answer, answer
+
+
+@pytest.mark.slow
+def test_heads_that_never_end_are_closed_while_others_are_served(served):
+    """300 connections that send a byte of a header each half second, for longer than the 15 seconds that a head may take."""
+    left = [socket.create_connection(("127.0.0.1", served.port)) for _ in range(300)]
+    for s in left:
+        s.setblocking(False)
+        s.send(b"GET /healthz HTTP/1.1\r\nHost: x\r\nX: ")
+    end, waits = time.monotonic() + 20, []
+    with served.client() as c:
+        while left and time.monotonic() < end:
+            begun = time.monotonic()
+            assert c.get("/healthz").status_code == 200
+            waits.append(time.monotonic() - begun)
+            for s in list(left):
+                try:
+                    s.send(b"a")
+                    if s.recv(4096) == b"":
+                        left.remove(s)
+                except BlockingIOError:
+                    pass
+                except ConnectionError:
+                    left.remove(s)
+            time.sleep(0.5)
+    assert not left and max(waits) < 2
 
 
 def test_the_server_still_serves(served):

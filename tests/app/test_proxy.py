@@ -24,12 +24,13 @@ def free() -> int:
 
 
 @contextmanager
-def proxying(folder: Path, upstream: int):
-    """The same configuration, but for the addresses and where files go. Yields the proxy's port."""
+def proxying(folder: Path, upstream: int, *changes: tuple[str, str]):
+    """The same configuration, but for the addresses, where files go, and `changes`. Yields the proxy's port."""
     port, text = free(), CONFIG.read_text()
     for there, here in (
         ("listen 8080;", f"listen 127.0.0.1:{port};"), ("api:8720;", f"127.0.0.1:{upstream};"), (" /tmp/", f" {folder}/"), ("/dev/stdout", f"{folder}/access.log"),
         ("/dev/stderr", f"{folder}/error.log"), ("worker_processes auto;", "worker_processes 1; daemon off;"),
+        *changes,
     ):  # fmt: skip
         assert there in text
         text = text.replace(there, here)
@@ -124,3 +125,24 @@ def test_no_api_is_said_as_a_problem(tmp_path, problem):
         answer = httpx.get(f"http://127.0.0.1:{port}/v1/jobs")
     problem(answer, 503, "unavailable")
     assert answer.headers["retry-after"] == "5"
+
+
+def test_who_sends_slowly_is_closed_upon(api, tmp_path):
+    """A head that goes on byte by byte, and a body that stands still. The times are shortened, so that they can be waited for."""
+    tmp_path.chmod(0o755)
+    post = f"POST /v1/artifacts?name=a HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {api.keys['alice']}\r\nContent-Length: 1000\r\n\r\n".encode()
+    with proxying(tmp_path, api.port, ("client_header_timeout 15s;", "client_header_timeout 1s;"), ("client_body_timeout 75s;", "client_body_timeout 1s;")) as port:
+        for begin, drop in ((b"GET /healthz HTTP/1.1\r\nX: ", b"a"), (post, b"")):
+            with socket.create_connection(("127.0.0.1", port), timeout=0.3) as s:
+                s.sendall(begin)
+                end = time.monotonic() + 8
+                while True:
+                    assert time.monotonic() < end
+                    try:
+                        s.send(drop)
+                        if not (answer := s.recv(4096)) or answer.startswith(b"HTTP/1.1 4"):
+                            break
+                    except TimeoutError:
+                        continue
+                    except ConnectionError:
+                        break

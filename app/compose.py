@@ -20,7 +20,7 @@ from app.statement import artifact_digest
 
 Kind = Literal["model", "gradients", "calibration", "images", "dataset"]
 _WEIGHTS = ("safetensors", "packed", "torch")
-_PARTS = {"images": ("images", "image")}
+_PARTS = {"images": ("codec", "images", "image")}
 """Formats of the files of a folder that is no model, by kind; the first that is there is the folder's."""
 _AT_ONCE = 500  # ids of one query
 

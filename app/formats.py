@@ -35,6 +35,8 @@ FORMATS = (
     Format("numpy", True, False, (), "Calibration data or labels: arrays by input name (.npz), or one array (.npy)."),
     Format("image", True, False, ("any viewer",), "An image, or a folder of them: JPEG, PNG, WebP, AVIF, JPEG XL, GIF, BMP, TIFF (one frame each)."),
     Format("images", True, True, ("any viewer", "modelpress restore"), "Coded images under their own names and folders (.jpg .png .webp .avif .jxl), and an index."),
+    Format("codec", True, True, ("modelpress",), "A codec that was trained on images, which jobs on others name: modelpress.codec and an index."),
+    Format("figures", False, True, ("any reader of JSON",), "What a test has measured: figures.json."),
     Format("parquet", True, False, (), "A data set: a table (.parquet)."),
     Format("arrow", True, False, (), "A data set: a table as Arrow IPC file or Feather 2 (.arrow .feather)."),
     Format("csv", True, False, (), "A data set: a table as text (.csv .tsv)."),
@@ -192,7 +194,7 @@ def _image(name: str, end: str, head: bytes, size: int) -> str:
     if end == ".zip" or end in TAR:
         return _archive("zip" if end == ".zip" else "tar", name, head, size)
     if name == INDEX:
-        return "images"
+        return "codec" if b'"format": "codec"' in head[:64] else "images"
     if end not in _IMAGES:
         return "file"  # beside images in a folder: it is carried as it is
     fits = head.startswith(_IMAGES[end]) and {".webp": head[8:12] == b"WEBP", ".avif": head[4:8] == b"ftyp"}.get(end, True)

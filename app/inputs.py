@@ -13,7 +13,7 @@ from app.formats import DATA_KINDS, SafetensorsHeader, header_bytes_needed, pars
 from app.limits import Limits
 from app.models import Artifact, ArtifactFile
 from app.owned import find, owned
-from app.job_spec import COMPANIONS, OUTPUTS, JobSpec, check_loss, parse_job
+from app.job_spec import COMPANIONS, OUTPUTS, JobSpec, check_loss, parse_job, with_codec
 from app.memory import OTHER, peak_memory, proof_wanted, run_bytes, unknown_peak
 from app.outline import Outline, outline
 from app.recipe import kind_of
@@ -58,9 +58,14 @@ def find_companions(s: Session, body: Any, owner: str, lock: bool = False) -> di
     Raises:
         NotFound: unknown, or somebody else's. InputNotUsable: it is of another kind.
     """
+    body = with_codec(body)
     found = {role: owned(s, Artifact, body[role], owner, f"/{role}", lock) for role in COMPANIONS if body.get(role) is not None}
     for role, artifact in found.items():
         _sound(artifact, f"/{role}")
+        if role == "codec":
+            if (artifact.kind, artifact.format) != ("images", "codec"):
+                raise InputNotUsable(f"artifact {artifact.id} is {artifact.kind} ({artifact.format}), no codec that a job with train_codec has made", pointer="/codec")
+            continue
         wanted = ("gradients",) if role == "gradients" else DATA_KINDS
         if artifact.kind not in wanted:
             what = f"artifact {artifact.id} is {artifact.kind} ({artifact.format})"
@@ -88,7 +93,7 @@ def check_input(source: Artifact, spec: JobSpec, storage: Storage) -> dict[str, 
     if spec.kind != "model":
         if spec.recipe.kind == "restore" and source.format != OUTPUTS[spec.kind][0]:
             raise InvalidJobSpec(f"restore takes what a job has made (format {OUTPUTS[spec.kind][0]}); this one is {source.format}", pointer="/input")
-        if spec.recipe.kind != "restore" and source.format == OUTPUTS[spec.kind][0]:
+        if spec.recipe.kind != "restore" and source.format in OUTPUTS[spec.kind][:-1]:
             raise InvalidJobSpec("this is the result of a job already, which takes restore", pointer="/input")
         return None
     if spec.recipe.kind == "restore":

@@ -17,11 +17,11 @@ from app.presets import BY_KIND, PRESETS, kind_of_preset
 from app.recipe import RECIPES, STEPS, Lossless, Prune, Quantize, Recipe, narrows, parse_recipe
 from app.strict import Id, Strict, validate
 
-COMPANIONS = ("gradients", "calibration", "labels")
+COMPANIONS = ("gradients", "calibration", "labels", "codec")
 """What a job may bring beside its input, each an artifact."""
 FORMATS = ("packed", "safetensors", "compressed-tensors", "pt2", "original")
 """What is made of models."""
-OUTPUTS = {"model": FORMATS, "images": ("images", "original"), "dataset": ("dataset", "original")}
+OUTPUTS = {"model": FORMATS, "images": ("images", "codec", "figures", "original"), "dataset": ("dataset", "original")}
 """Output formats by the kind of the input, the default of all but models first."""
 OTHER_GATES = ("max_bytes",)
 """Gates of results that are no models; the others are about tensors."""
@@ -38,7 +38,7 @@ def _plain(value: str) -> str:
 Tag = Annotated[str, StringConstraints(min_length=1, max_length=100), AfterValidator(_plain)]
 
 class Output(Strict):
-    format: Literal["packed", "safetensors", "compressed-tensors", "pt2", "images", "dataset", "original"]
+    format: Literal["packed", "safetensors", "compressed-tensors", "pt2", "images", "codec", "figures", "dataset", "original"]
 
 
 class Gates(Strict):
@@ -68,6 +68,7 @@ class JobSpec(Strict):
     gradients: Id | None = None
     calibration: Id | None = None
     labels: Id | None = None
+    codec: Id | None = None
     budget: Budget | None = None
     gates: Gates = Gates()
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -87,6 +88,19 @@ JOBS: dict[str, type[JobSpec]] = {"model": JobSpec} | {
 def companions(spec: dict) -> dict[str, str]:
     """Of a job spec as JSON: what it brings beside the input, by role."""
     return {role: spec[role] for role in COMPANIONS if spec.get(role)}
+
+
+def with_codec(body: Any) -> Any:
+    """A job's body whose first step names a codec, with that in the place of the body's own: what goes in beside the input is told in one way alone."""
+    steps = body["recipe"].get("steps") if isinstance(body, dict) and isinstance(body.get("recipe"), dict) else None
+    if not isinstance(steps, list) or not steps or not isinstance(steps[0], dict) or steps[0].get("codec") is None:
+        return body
+    if body.get("codec") not in (None, steps[0]["codec"]):
+        raise InvalidJobSpec("the job names a codec, and its step another; leave one of them out", pointer="/recipe/steps/0/codec")
+    if body.get("kind", "images") != "images" or steps[0].get("method") not in ("image", "test_codec"):
+        return body
+    first = {k: v for k, v in steps[0].items() if k != "codec"}
+    return body | {"codec": steps[0]["codec"], "recipe": body["recipe"] | {"steps": [first, *steps[1:]]}}
 
 
 def check_companions(spec: JobSpec) -> None:
@@ -146,7 +160,7 @@ def default_output(recipe: Recipe, has_config: bool, program: bool = False, kind
     if recipe.kind == "restore":
         return "original"
     if kind != "model":
-        return OUTPUTS[kind][0]
+        return getattr(recipe.steps[0], "makes", OUTPUTS[kind][0])
     if recipe.searches:
         return "packed"
     if program and not recipe.step(Lossless):
@@ -208,14 +222,18 @@ def check_kind(spec: JobSpec) -> None:
         InvalidJobSpec: pointing at the field.
     """
     for field in (*COMPANIONS, "budget"):
-        if getattr(spec, field) is not None:
+        if getattr(spec, field) is not None and (field != "codec" or spec.kind != "images"):
             raise InvalidJobSpec(f"{field} is for models, and the input is of kind {spec.kind}; leave it out", pointer=f"/{field}")
     for gate, limit in spec.gates.model_dump().items():
         if limit is not None and gate not in OTHER_GATES:
             raise InvalidJobSpec(f"{gate} is a gate of models; of kind {spec.kind} there is {', '.join(OTHER_GATES)}, and bounds of quality stand in the steps", pointer=f"/gates/{gate}")
-    own, output = OUTPUTS[spec.kind], spec.output.format
-    if output not in own or (output == "original") != (spec.recipe.kind == "restore"):
-        fitting = "original" if spec.recipe.kind == "restore" else ", ".join(f for f in own if f != "original")
+    output, fitting = spec.output.format, default_output(spec.recipe, False, kind=spec.kind)
+    needed = getattr(spec.recipe.steps[0], "needs_codec", False)
+    if needed and spec.codec is None:
+        raise InvalidJobSpec("a codec is needed that a job with train_codec has made; give its id", pointer="/recipe/steps/0/codec")
+    if spec.codec is not None and not needed:
+        raise InvalidJobSpec("no step takes a codec: that is for test_codec, and for the candidate learned of image", pointer="/codec")
+    if output != fitting:
         raise InvalidJobSpec(f"{output} is not what this recipe makes of input of kind {spec.kind}; choose {fitting}", pointer="/output/format")
 
 
@@ -231,7 +249,7 @@ def parse_job(data: Any, has_config: bool = True, complete: bool = True, program
     """
     if not isinstance(data, dict):
         raise InvalidJobSpec("the body must be an object with input, and recipe or preset")
-    data = dict(data)
+    data = dict(with_codec(data) if kind == "images" else data)
     if data.setdefault("kind", kind) != kind:
         raise InvalidJobSpec(f"the input is of kind {kind}; leave kind out, or upload it as what it is", pointer="/kind")
     if ("preset" in data) == ("recipe" in data):
@@ -248,6 +266,8 @@ def parse_job(data: Any, has_config: bool = True, complete: bool = True, program
     data.setdefault("sanitize", "report" if recipe.kind == "lossless" else "strip")
     spec = validate(JOBS[kind], data, tags=STEPS[kind])
     if kind == "model":
+        if spec.codec is not None:
+            raise InvalidJobSpec("codec is for images, and the input is of kind model; leave it out", pointer="/codec")
         check_output(recipe, spec.output.format, has_config, program is not False)
         check_budget(spec)
         if complete:

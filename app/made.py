@@ -1,6 +1,6 @@
 """The index of a result that is no model: what lies at its root and says what it is, so that `restore` knows.
 
-    modelpress.json   {"format": "images" | "dataset", "version": 1, ...}
+    modelpress.json   {"format": "images" | "dataset" | "codec", "version": 1, ...}
 
 It may be a stranger's, so it is bounded and parsed strictly before anything in it is believed; what else it holds its kind checks.
 """

@@ -46,6 +46,11 @@ class Recipe(Strict):
         return any(isinstance(s, Auto) for s in self.steps)
 
     @property
+    def trains(self) -> bool:
+        """Whether a step makes something by training for a time of its own, from which another attempt goes on."""
+        return any(getattr(s, "trains", False) for s in self.steps)
+
+    @property
     def stand_in(self) -> Recipe:
         """What is like the recipe that a search will find, for what has to be known before it: the tensors, the memory."""
         found = [Quantize(method="quantize", mapping="gradient", num_bits=4, targets=s.targets, ignore=s.ignore) if isinstance(s, Auto) else s for s in self.steps]

@@ -106,6 +106,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--gradients", type=Path, help="a safetensors file with the model's tensor names, or a folder of them")
     parser.add_argument("--calibration", type=Path, help="data to run the model on: .txt, .jsonl, .npy or .npz")
     parser.add_argument("--labels", type=Path, help="what it should say to it: .txt, .jsonl, .npy or .npz")
+    parser.add_argument("--codec", type=Path, help="of images: the result of a job with train_codec, for test_codec and the candidate learned")
     parser.add_argument("--events", action="store_true", help="progress as JSON lines on stdout")
     parser.add_argument("--estimate", action="store_true", help="make nothing: print as JSON what it would give and cost")
     parser.add_argument("--rate", type=float, help="for --estimate: bytes of input a second")

@@ -146,7 +146,7 @@ class Attempt:
             if problem := self._search(inp, claim):
                 return self._fail(problem, self._kept_report(self.scratch / "search"))
             recipe = recipe_of(self.spec)
-        if recipe.recovers or recipe.reconstructs:
+        if recipe.recovers or recipe.reconstructs or recipe.trains:
             self.snapshots = Snapshots(self.storage, self.job.id, out, source.size)
             if found := self.snapshots.fetch(self.scratch / "with" / FOLDER):
                 self.beside[FOLDER] = found

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, create_model, model_validator
 
 from app.steps.fields import refuse
-from app.strict import Strict
+from app.strict import Id, Strict
 
 LOSSY = ("jpeg", "webp", "avif", "jxl")
 EXACT = ("png", "webp", "jxl")
@@ -47,15 +47,17 @@ class Image(Strict):
     """Code images: each codec is searched for the setting that meets the target, and the smallest file that does wins.
 
     `per: set` has one codec and one setting for all images of the job, and the target holds for their mean (of `max_bytes`, their sum). `lossless` keeps every
-    pixel. `effort` says how slow the encoders of the final files may be, and how many of their settings are tried.
+    pixel. `effort` says how slow the encoders of the final files may be, and how many of their settings are tried. The candidate `learned` takes a `codec` that a job
+    has trained, whose file goes with the images and counts once: it is for a set.
     """
 
     method: Literal["image"]
-    candidates: Annotated[list[Literal["jpeg", "webp", "avif", "jxl", "transform", "png"]], Field(min_length=1, max_length=8)]
+    candidates: Annotated[list[Literal["jpeg", "webp", "avif", "jxl", "transform", "learned", "png"]], Field(min_length=1, max_length=8)]
     target: Target | None = None
     lossless: bool = False
     per: Literal["image", "set"] = "image"
     effort: Literal["fast", "normal", "best"] = "normal"
+    codec: Id | None = None
 
     seconds: ClassVar[float] = 3e-5
     alone: ClassVar[bool] = True
@@ -69,6 +71,8 @@ class Image(Strict):
     def _resolved(cls, data: Any):
         if isinstance(data, dict) and "candidates" not in data:
             data = data | {"candidates": list(EXACT if data.get("lossless") is True else LOSSY)}
+        if isinstance(data, dict) and "per" not in data and isinstance(data["candidates"], list) and "learned" in data["candidates"]:
+            data = data | {"per": "set"}
         return data
 
     @model_validator(mode="after")
@@ -83,8 +87,53 @@ class Image(Strict):
             refuse("candidates", "png keeps every pixel: it goes with lossless")
         if self.lossless and self.per == "set":
             refuse("per", "each image has its own best codec where nothing is lost; leave per out")
+        if "learned" in self.candidates and self.per != "set":
+            refuse("per", "the file of a learned codec goes with the images and counts once: learned is for a set")
+        if self.codec and "learned" not in self.candidates:
+            refuse("codec", "a codec is for the candidate learned, which is not among the candidates")
         return self
 
+    @property
+    def needs_codec(self) -> bool:
+        return "learned" in self.candidates
 
-IMAGES: dict[str, type] = {"image": Image}
+
+class _TrainCodec(Strict):
+    """Train a codec on a part of the images: a transform in closed form, then, for `minutes`, a network that undoes what coding does.
+
+    `lambda`: what an error is worth: bits a pixel + lambda * mean squared error, in levels of 255, is made small. The result is a `codec`.
+    """
+
+    method: Literal["train_codec"]
+    minutes: Annotated[float, Field(gt=0, le=1440)] = 5.0
+
+    seconds: ClassVar[float] = 3e-5
+    alone: ClassVar[bool] = True
+    trains: ClassVar[bool] = True
+    gains_on_gpu: ClassVar[bool] = True
+    makes: ClassVar[str] = "codec"
+
+    @property
+    def worth(self) -> float:
+        """Its lambda, which is no name in Python."""
+        return getattr(self, "lambda")
+
+
+TrainCodec = create_model("TrainCodec", __base__=_TrainCodec, __doc__=_TrainCodec.__doc__, **{"lambda": (Annotated[float, Field(gt=0, le=10)], 0.013)})
+
+
+class TestCodec(Strict):
+    """Measure a trained codec on those of the images that it has not learned from, beside the standard ones at the same quality."""
+
+    __test__: ClassVar[bool] = False
+    method: Literal["test_codec"]
+    codec: Id | None = None
+
+    seconds: ClassVar[float] = 3e-5
+    alone: ClassVar[bool] = True
+    needs_codec: ClassVar[bool] = True
+    makes: ClassVar[str] = "figures"
+
+
+IMAGES: dict[str, type] = {"image": Image, "train_codec": TrainCodec, "test_codec": TestCodec}
 """Params class by method."""

@@ -13,11 +13,14 @@ import numpy as np
 from PIL import Image
 
 from app.limits import Limits
+from worker.images.learned.codec import LearnedCodec, learned_codec
+from worker.images.learned.model import MAGIC, Model
+from worker.images.learned.model import loaded as loaded_codec
 from worker.images.jxl_header import jxl_header
 from worker.images.picture import Picture
 from worker.images.transform.basis import Basis
 from worker.images.transform.codec import TransformCodec
-from worker.images.transform.model import dumped
+from worker.images.transform.model import dumped, loaded
 
 EFFORTS = ("fast", "normal", "best")
 
@@ -152,6 +155,7 @@ CODECS = {
         ),
         Codec("png", "PNG", ".png", (0, 0), 0, None, dict.fromkeys(EFFORTS, _ONE), lossless={"optimize": True}),
         TransformCodec(dict.fromkeys(EFFORTS, (Variant("dct", {}),))),
+        LearnedCodec(dict.fromkeys(EFFORTS, _ONE)),
     )
 }  # fmt: skip
 
@@ -162,3 +166,19 @@ def with_learned(basis: Basis | None) -> dict:
         return CODECS
     variants = dict.fromkeys(EFFORTS, (Variant("dct", {}), Variant("klt", {"learned": True})))
     return CODECS | {"transform": TransformCodec(variants, basis, dumped(basis))}
+
+
+def with_codec(model: Model) -> dict:
+    """CODECS with a codec that was trained."""
+    return CODECS | {"learned": learned_codec(model, dict.fromkeys(EFFORTS, _ONE))}
+
+
+def with_model(data: bytes) -> dict:
+    """CODECS with what stands beside coded images: a transform, a trained codec, or nothing.
+
+    Raises:
+        Damaged.
+    """
+    if not data:
+        return CODECS
+    return with_codec(loaded_codec(data)) if data.startswith(MAGIC) else with_learned(loaded(data))

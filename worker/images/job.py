@@ -27,9 +27,11 @@ from app.limits import check_path, shown
 from app.recipe import recipe_of
 from app.steps.image import Image as Step
 from worker.images import index, private
-from worker.images.codecs import CODECS, with_learned
+from worker.images.codecs import CODECS, with_codec, with_learned
 from worker.images.exact import keep, unpacked
 from worker.images.index import ORIGINAL, Entry
+from worker.images.learned import index as codec_index
+from worker.images.learned import job as learned
 from worker.images.judging import Figures
 from worker.images.picture import Picture, open_picture
 from worker.images.restoring import restore
@@ -57,8 +59,11 @@ def run(inp: Path, out: Path, spec: dict, emit: Emit) -> None:
     recipe = recipe_of(spec)
     if recipe.kind == "restore":
         result = restore(inp, files, Progress(emit, "restore", sum(_sizes(inp).values())).add)
+    elif recipe.steps[0].method in learned.METHODS:
+        result = learned.run(sources(inp, scratch), files, recipe.steps[0], spec, out, emit)
     else:
-        result = _coded(sources(inp, scratch), scratch, files, recipe.steps[0], spec["sanitize"] == "strip", emit)
+        codecs = with_codec(codec_index.read(Path(spec["beside"]["codec"]))[0]) if recipe.steps[0].needs_codec else CODECS
+        result = _coded(sources(inp, scratch), scratch, files, recipe.steps[0], spec["sanitize"] == "strip", emit, codecs)
     result["totals"] |= _totals(result["rows"], _sizes(files), sum(_sizes(inp).values()))
     judged = gates.judge(spec.get("gates") or {}, [], result["totals"])
     document = {"version": 1, "kind": "images", "recipe": spec["recipe"], "output": spec["output"], "gates": judged, "environment": environment()} | result
@@ -92,11 +97,11 @@ class Job:
         self.made[path] = (end, file)
 
 
-def _coded(inputs: dict[str, Path], scratch: Path, files: Path, step: Step, strip: bool, emit: Emit) -> dict:
+def _coded(inputs: dict[str, Path], scratch: Path, files: Path, step: Step, strip: bool, emit: Emit, codecs: dict = CODECS) -> dict:
     if any(path in (INDEX, index.MODEL) for path in inputs):
         raise InputRefused("unsupported-format", f"the input holds {INDEX} or {index.MODEL}: it is the result of a job already, which takes restore")
     folder = Path(tempfile.mkdtemp(prefix="made-", dir=scratch))
-    job = Job(step, strip, Progress(emit, "compress", sum(p.stat().st_size for p in inputs.values())), folder)
+    job = Job(step, strip, Progress(emit, "compress", sum(p.stat().st_size for p in inputs.values())), folder, codecs=codecs)
     pictures = {path: p for path, p in inputs.items() if suffix(path) in IMAGES}
     if step.per == "set":
         _set(job, pictures)
@@ -157,14 +162,14 @@ def _set(job: Job, inputs: dict[str, Path]) -> None:
     if not pictures:
         return
     if "transform" in job.step.candidates:
-        job.codecs = with_learned(_learned(pictures))
+        job.codecs = job.codecs | {"transform": with_learned(_learned(pictures))["transform"]}
     search = Search(pictures, job.step.target, job.step.effort, not job.strip, lambda: job.progress.add(0), job.codecs)
     best = search.run(job.step.candidates)
     tried = [t.told() for t in search.tries]
     if best is None:
         _none(job.step, pictures[0], tried, search.skipped)
     codec = job.codecs[best.codec]
-    job.model = codec.model if best.codec == "transform" and best.variant == "klt" else b""
+    job.model = codec.model if best.codec == "learned" or best.variant == "klt" else b""
     for picture, judge, data in zip(pictures, search.judges, best.data, strict=True):
         figures = judge(codec.decode(data, picture.mode))
         _take(job, picture, best.codec, data, figures, tried if picture is pictures[0] else [], search.skipped, variant=best.variant, quality=best.quality)

@@ -13,13 +13,12 @@ from app.errors import InputRefused
 from app.formats import suffix
 from app.limits import shown
 from worker.images import index
-from worker.images.codecs import CODECS, with_learned
+from worker.images.codecs import CODECS, with_model
 from worker.images.exact import unpacked
 from worker.images.index import ORIGINAL, Entry
 from worker.images.picture import FORMATS
 from worker.images.sources import placed
 from worker.images.transform.coding import Damaged
-from worker.images.transform.model import loaded
 
 _LOSSLESS = {"PNG": {}, "BMP": {}, "TIFF": {"compression": "tiff_deflate"}}
 """Formats into which pixels go as they are."""
@@ -36,8 +35,7 @@ def restore(inp: Path, out: Path, progress: Callable[[int], None]) -> dict:
     """
     entries = index.read(inp, tuple(CODECS))
     try:
-        model = index.read_model(inp)
-        codecs = with_learned(loaded(model) if model else None)
+        codecs = with_model(index.read_model(inp))
     except Damaged as e:
         raise InputRefused("invalid-image", str(e)) from None
     names = placed([(e.path, "" if _form(e) == FORMATS.get(suffix(e.path)) or e.codec == ORIGINAL else ".png") for e in entries])

@@ -20,7 +20,7 @@ from worker.images.judging import Figures, Judge, aim, meets, score
 from worker.images.picture import Picture
 
 TRIALS = 9
-ORDER = ("avif", "webp", "jxl", "jpeg", "transform")
+ORDER = ("avif", "webp", "jxl", "jpeg", "transform", "learned")
 """In which codecs are tried: the likely winner first, so that others are given up as soon as they cannot win."""
 NEIGHBOURS = 4
 LOSSLESS_GAIN = 2.5

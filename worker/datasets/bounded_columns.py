@@ -46,9 +46,9 @@ class Moved:
         self.values += len(values)
 
 
-def encode(columns: list[pa.Array], grids: list[Grid], bound: list[Bound], coder: CodeBlocks, level: int) -> bytes:
-    """Args: columns: floats, [n] each."""
-    codes, rest = [], []
+def encode(columns: list[pa.Array], grids: list[Grid], bound: list[Bound], coder: CodeBlocks, level: int) -> tuple[bytes, list[int]]:
+    """Args: columns: floats, [n] each. Returns: a frame, and how many exceptions each column has in it."""
+    codes, rest, counts = [], [], []
     for column, grid, b in zip(columns, grids, bound, strict=True):
         there = column_numbers.present(column)
         values = np.where(there, column_numbers.values(column), 0).astype(column_numbers.dtype_of(column.type))
@@ -56,8 +56,9 @@ def encode(columns: list[pa.Array], grids: list[Grid], bound: list[Bound], coder
         missed = bounds.misses(values, bounds.values_of(found, grid, values.dtype), b.absolute, b.relative) & there
         found[missed] = 0
         codes.append(found)
+        counts.append(int(missed.sum()))
         rest += [column_numbers.pack_present(there, level), exceptions.pack(values, missed)]
-    return parts.join([coder.encode(np.stack(codes, 1)), _many(rest)])
+    return parts.join([coder.encode(np.stack(codes, 1)), _many(rest)]), counts
 
 
 def _many(found: list[bytes]) -> bytes:

@@ -19,6 +19,8 @@ import numpy as np
 _MOST = 1 << 52
 """Of a code: float64 has all whole numbers up to twice that."""
 _TABLE = 1 << 20
+_LARGEST = 1e300
+"""Of a step, which stays finite whatever the bound."""
 _TINY = -1000
 """The least power of two of a relative grid; smaller numbers are exceptions."""
 
@@ -40,9 +42,9 @@ def grid_of(values: np.ndarray, absolute: float | None, relative: float | None) 
     if absolute is not None:
         large = np.quantile(finite.astype(np.float64), 0.999, method="lower") if len(finite) else 0.0
         room = absolute - float(np.spacing(values.dtype.type(large))) / 2
-        return Grid(step=2 * room) if room > absolute / 4 and math.isfinite(1 / room) else None
+        return Grid(step=min(2 * room, _LARGEST)) if room > absolute / 4 and math.isfinite(1 / room) else None
     room = relative - float(np.finfo(values.dtype).eps) / 2
-    return Grid(ratio=(1 + room) / (1 - room)) if room > relative / 4 and 1 / room < _TABLE else None
+    return Grid(ratio=min((1 + room) / (1 - room), 2.0)) if room > relative / 4 and 1 / room < _TABLE else None
 
 
 @cache

@@ -7,6 +7,7 @@ styles, blanks around fields, another encoding than UTF-8), the text itself is k
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 from collections.abc import Iterator
@@ -51,6 +52,10 @@ class Text:
     reason: str
 
 
+class _KeptAsText(Exception):
+    """With the reason."""
+
+
 def open_csv(path: Path, name: str) -> tuple[Dialect, Table] | Text:
     """Raises: InputRefused: invalid-table, where the lines have different numbers of fields, or fields are longer than 16 MiB; limit-entries."""
     with path.open("rb") as f:
@@ -67,6 +72,8 @@ def open_csv(path: Path, name: str) -> tuple[Dialect, Table] | Text:
     except UnicodeDecodeError:
         return Text("it is not UTF-8")
     first, _, rest = head.partition("\n")
+    if not head:
+        return Text("its first line is longer than 1 MiB")
     newline = "\r\n" if first.endswith("\r") else "\n"
     first = first.removesuffix("\r")
     delimiter = _delimiter(first.removeprefix("\ufeff"), name)
@@ -82,7 +89,10 @@ def open_csv(path: Path, name: str) -> tuple[Dialect, Table] | Text:
         header = first + newline
     if len(set(names)) != len(names) or not all(names):
         names = [f"column_{i}" for i in range(len(names))]
-    texts = _texts(path, name, names, delimiter, bool(header), quotes)
+    try:
+        texts = _texts(path, name, names, delimiter, bool(header), quotes)
+    except _KeptAsText as e:
+        return Text(str(e))
     check_width(texts.schema, name)
     kinds = _kinds(texts)
     for quoting in QUOTING if quotes else QUOTING[:1]:
@@ -136,7 +146,7 @@ def _texts(path: Path, name: str, names: list[str], delimiter: str, header: bool
     schema = pa.schema([(n, pa.string()) for n in names])
 
     def batches() -> Iterator[pa.RecordBatch]:
-        with reading(name), pa.csv.open_csv(
+        with reading(name), _as_text(), pa.csv.open_csv(
             str(path), pa.csv.ReadOptions(use_threads=False, block_size=_BLOCK, column_names=names, skip_rows=int(header)),
             pa.csv.ParseOptions(delimiter=delimiter, quote_char='"' if quotes else False, newlines_in_values=quotes, ignore_empty_lines=len(names) > 1),
             pa.csv.ConvertOptions(column_types=schema, strings_can_be_null=False, quoted_strings_can_be_null=False, check_utf8=True),
@@ -147,6 +157,18 @@ def _texts(path: Path, name: str, names: list[str], delimiter: str, header: bool
                 yield pa.RecordBatch.from_arrays([pc.fill_null(c, "") for c in batch.columns], schema=schema)
 
     return Table(schema, sum(len(b) for b in batches()), batches)
+
+
+@contextlib.contextmanager
+def _as_text() -> Iterator[None]:
+    try:
+        yield
+    except pa.ArrowInvalid as e:
+        if "UTF8" in str(e):
+            raise _KeptAsText("it is not UTF-8") from None
+        if "straddling" in str(e):
+            raise _KeptAsText(f"a line is longer than {_BLOCK >> 20} MiB") from None
+        raise
 
 
 def candidates(column: pa.Array) -> list[pa.DataType]:

@@ -85,9 +85,13 @@ def labels(source: Source, name: str, total: int, pointer: str) -> tuple[np.ndar
 
     if source.table is not None:
         i = source.table.schema.get_field_index(name)
+        if i < 0:
+            refuse("is the name of several columns")
         kind = source.table.schema.field(i).type
         if not (pa.types.is_integer(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_boolean(kind) or pa.types.is_dictionary(kind)):
             refuse(f"is of type {kind}; labels are whole numbers or text")
+        if nulls := sum(batch.column(i).null_count for batch in source.table.batches()):
+            refuse(f"has {nulls} nulls among {total} rows, and every row needs a label")
         values = np.array([v for batch in source.table.batches() for v in map(str, batch.column(i).to_pylist())])
     else:
         layout = source.arrays[name].layout

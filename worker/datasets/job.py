@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import platform
 from importlib.metadata import version
@@ -27,6 +28,7 @@ from worker.progress import Emit, Progress
 
 _KEPT = 100_000
 """Positions of kept rows that the report has; all of them are in the artifact."""
+_ENDINGS = (".arrays", ".parquet", ".numbers", ".bounded", ".arrow", ".bytes")
 ACTIONS = ("encoded", "quantized", "pruned", "copied", "dropped")
 
 
@@ -74,9 +76,10 @@ def _stored(inp: Path, scratch: Path, files: Path, spec: dict, emit: Emit) -> tu
                 for a in asked.values():
                     a.level, a.numbers = step.level, step.container == "any"
     entries = []
+    folders = {part for s in sources for part in itertools.accumulate(s.name.split("/")[:-1], lambda a, b: f"{a}/{b}")}
     progress = Progress(emit, "compress", 2 * sum(s.path.stat().st_size for s in sources))
     for source in sources:
-        entry, written = writing.write(source, files, _stem(source.name, len(entries)), asked[source.name], progress.add)
+        entry, written = writing.write(source, files, _stem(source.name, len(entries), folders), asked[source.name], progress.add)
         entries.append(entry)
         told += [_noted(row, source) for row in written]
     for n, selection in enumerate(selections):
@@ -113,9 +116,11 @@ def _noted(row: dict, source: Source) -> dict:
     return row | ({"note": source.notes[name]} if name in source.notes else {})
 
 
-def _stem(name: str, i: int) -> str:
-    """Where a file is stored: below its own name, unless that leaves no room for an ending."""
-    return f"data/{name}" if len(name) < 400 and all(len(p.encode()) < 200 for p in name.split("/")) and name.count("/") < 28 else f"data/{i}"
+def _stem(name: str, i: int, folders: set[str]) -> str:
+    """Where a file is stored: below its own name, unless that leaves no room for an ending, or a folder has the name with an ending."""
+    if any(f"{name}{ending}" in folders for ending in _ENDINGS):
+        return f"more/{i}"
+    return f"data/{name}" if len(name) < 400 and all(len(p.encode()) < 200 for p in name.split("/")) and name.count("/") < 28 else f"more/{i}"
 
 
 def _account(expected: set[str], told: list[dict]) -> None:

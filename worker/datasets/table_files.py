@@ -94,6 +94,7 @@ def _attempt(table, stem: Path, level: int, ways: list[Way], grids: dict[int, Gr
     widths, sizes, groups = [0] * len(ways), [0] * len(ways), []
     parts = {kind: pa.schema([table.schema.field(i) for i in of[kind]], metadata=table.schema.metadata) for kind in WAYS}
     coder = CodeBlocks(len(of["bounded"]), linear=all(grids[i].step for i in of["bounded"]))
+    moved = {i: Moved() for i in of["bounded"]}
     with contextlib.ExitStack() as stack:
         parquet = stack.enter_context(pq.ParquetWriter(str(paths["parquet"]), parts["parquet"], **options({k: v for i in of["parquet"] for k, v in ways[i].encodings.items()}, level))) if of["parquet"] else None
         stream = stack.enter_context(pa.ipc.new_stream(str(paths["arrow"]), parts["arrow"], options=pa.ipc.IpcWriteOptions(compression="zstd", use_threads=False))) if of["arrow"] else None
@@ -108,9 +109,11 @@ def _attempt(table, stem: Path, level: int, ways: list[Way], grids: dict[int, Gr
             for i in of["numbers"]:
                 sizes[i] += frames["numbers"].put(column_numbers.encode(batch.column(i), level))
             if of["bounded"]:
-                taken = frames["bounded"].put(bounded_columns.encode([batch.column(i) for i in of["bounded"]], [grids[i] for i in of["bounded"]], [allowed[i] for i in of["bounded"]], coder, level))
-                for i in of["bounded"]:
+                frame, counts = bounded_columns.encode([batch.column(i) for i in of["bounded"]], [grids[i] for i in of["bounded"]], [allowed[i] for i in of["bounded"]], coder, level)
+                taken = frames["bounded"].put(frame)
+                for i, missed in zip(of["bounded"], counts, strict=True):
                     sizes[i] += taken // len(of["bounded"])
+                    moved[i].exceptions += missed
             progress(batch.nbytes)
     stored = {
         "schema": base64.b64encode(table.schema.serialize()).decode(), "ways": [way.kind for way in ways], "groups": groups,
@@ -119,7 +122,7 @@ def _attempt(table, stem: Path, level: int, ways: list[Way], grids: dict[int, Gr
     _sizes_of_parquet(paths.get("parquet"), of["parquet"], sizes)
     for i in of["arrow"]:
         sizes[i] = paths["arrow"].stat().st_size // len(of["arrow"])
-    moved, wrong = _compare(table, stored, stem, of["bounded"], allowed, progress)
+    wrong = _compare(table, stored, stem, moved, allowed, progress)
     return stored, widths, sizes, moved, wrong
 
 
@@ -139,22 +142,21 @@ def _owner(names: list[str], path: str) -> int:
     return max((i for i, n in enumerate(names) if path == n or path.startswith(n + ".")), key=lambda i: len(names[i]))
 
 
-def _compare(table: Table, stored: dict, stem: Path, moving: list[int], allowed: Mapping[int, Bound], progress) -> tuple[dict[int, Moved], int | None]:
-    """How far columns were moved, and the first column that did not come back as it may be."""
-    moved = {i: Moved() for i in moving}
+def _compare(table: Table, stored: dict, stem: Path, moved: dict[int, Moved], allowed: Mapping[int, Bound], progress) -> int | None:
+    """The first column that did not come back as it may be; `moved` learns how far the others were."""
     for a, b in zip(regrouped(table.batches(), table.schema), read(stored, stem), strict=True):
         for i in range(len(table.schema)):
             if i not in moved:
                 if not same(a.column(i), b.column(i)):
-                    return moved, i
+                    return i
                 continue
             there = column_numbers.present(a.column(i))
             before, after = column_numbers.values(a.column(i))[there], column_numbers.values(b.column(i))[there]
             if not (there == column_numbers.present(b.column(i))).all() or bounds.misses(before, after, allowed[i].absolute, allowed[i].relative).any():
-                return moved, i
+                return i
             moved[i].see(before, after, 0)
         progress(a.nbytes)
-    return moved, None
+    return None
 
 
 def read(stored: dict, stem: Path) -> Iterator[pa.RecordBatch]:

@@ -68,6 +68,9 @@ def open_arrow(path: Path, name: str) -> Table:
     with path.open("rb") as f:
         if f.read(4) == b"FEA1":
             raise invalid_table(f"{shown(name)} is Feather of version 1, which is not read; write version 2")
+        f.seek(0)
+        if f.read(4) == b"\xff\xff\xff\xff":
+            raise invalid_table(f"{shown(name)} is an Arrow stream, which is not read; write it as an Arrow file")
     with reading(name), pa.OSFile(str(path)) as source:
         reader = pa.ipc.open_file(source)
         schema, count = reader.schema, reader.num_record_batches

@@ -51,7 +51,7 @@ def choose(column: pa.Array, field: pa.Field, level: int, numbers: bool) -> Way:
     table = pa.Table.from_arrays([column], schema=pa.schema([field]))
     try:
         paths, kinds, size = _written(table, {}, level)
-    except (pa.ArrowException, ValueError, TypeError, UnicodeError):
+    except (pa.ArrowException, OSError, ValueError, TypeError, UnicodeError):
         return Way("arrow")
     encodings = dict.fromkeys(paths, "")
     tried: dict[str, int] = {}

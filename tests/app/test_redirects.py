@@ -12,7 +12,7 @@ import pytest
 
 from app.client import Client
 from app.config import Settings
-from app.errors import ChecksumMismatch, StorageDamaged
+from app.errors import ChecksumMismatch, Quarantined, StorageDamaged
 from app.storage import Storage, blob_key
 
 
@@ -77,18 +77,25 @@ def test_the_key_does_not_go_to_the_store(redirecting, uploaded):
 
 
 def test_bytes_that_have_changed_are_found_by_the_client(redirecting, model, tmp_path):
-    data = model(fill=b"\x07")
-    with redirecting.client() as c:
-        artifact = c.post("/v1/artifacts", params={"name": "m.safetensors"}, content=data).json()
-    sha256 = hashlib.sha256(data).hexdigest()
-    redirecting.storage.put(blob_key(sha256), [data[:-1] + b"\x08"])
+    def damaged(fill: bytes, damage) -> str:
+        data = model(fill=fill)
+        with redirecting.client() as c:
+            artifact = c.post("/v1/artifacts", params={"name": "m.safetensors"}, content=data).json()["id"]
+        damage(blob_key(hashlib.sha256(data).hexdigest()), data)
+        return artifact
+
+    storage = redirecting.storage
+    changed = damaged(b"\x07", lambda key, data: storage.put(key, [data[:-1] + b"\x08"]))
+    shorter = damaged(b"\x08", lambda key, data: storage.put(key, [data[:-1]]))
+    gone = damaged(b"\x09", lambda key, data: storage.delete(key.rpartition("/")[2]))
     with Client(redirecting.url, redirecting.keys["alice"]) as c:
         with pytest.raises(ChecksumMismatch):
-            c.download(artifact["id"], tmp_path / "a")
-        for damage in (lambda: redirecting.storage.put(blob_key(sha256), [data[:-1]]), lambda: redirecting.storage.delete(sha256)):
-            damage()
+            c.download(changed, tmp_path / "a")
+        for artifact in (shorter, gone):
             with pytest.raises(StorageDamaged):
-                c.download(artifact["id"], tmp_path / "b")
+                c.download(artifact, tmp_path / "b")
+        with pytest.raises(Quarantined):  # it is known by then
+            c.download(shorter, tmp_path / "b")
     assert not [p for p in tmp_path.rglob("*") if p.is_file()]
 
 

@@ -204,16 +204,23 @@ def _own(job: Job, picture: Picture) -> bytes | None:
 
 def _own_wins(step: Step, picture: Picture, own: bytes, coded: bytes | None) -> bool:
     if step.target is not None and step.target.of_size:
-        return len(own) <= (step.target.value if step.target.name == "max_bytes" else step.target.value * picture.width * picture.height / 8)
+        return _small_enough(step, picture, own)
     return coded is None or len(own) <= len(coded)
 
 
+def _small_enough(step: Step, picture: Picture, data: bytes) -> bool:
+    return len(data) <= (step.target.value if step.target.name == "max_bytes" else step.target.value * picture.width * picture.height / 8)
+
+
 def _kept(job: Job, picture: Picture) -> bytes:
-    """Raises: InputRefused: it is to be stripped and cannot be."""
+    """Raises: InputRefused: it is to be stripped and cannot be. JobFailure: it takes more than was asked for."""
     own = _own(job, picture)
     if own is None:
         told = ", ".join(f["what"] for f in picture.findings) or "an orientation"
         raise InputRefused("unsupported-format", f"{shown(picture.path)} has to be kept as it is ({picture.reason}), and holds {told}, which is not stripped from {picture.form} here; choose sanitize report, or take it out")
+    if job.step.target is not None and job.step.target.of_size and not _small_enough(job.step, picture, own):
+        why = f"{shown(picture.path)} has to be kept as it is ({picture.reason}), in {len(own)} bytes, which is more than {job.step.target.name} {job.step.target.value:g}; take it out"
+        raise JobFailure(why, pointer="/recipe/steps/0/target")
     return own
 
 

@@ -171,3 +171,12 @@ def test_a_set_may_have_a_transform_of_its_own_which_counts_and_lies_beside_it(t
     assert model.exists() == (smallest["variant"] == "klt")
     back = run(tmp_path, report["out"], {"method": "restore"})
     assert {r["file"] for r in back["rows"]} == {"0.png", "1.png"} and not back["load_proof"]["restored"]["other_pixels_than_at_the_coder"]
+
+
+def test_what_has_to_be_kept_keeps_to_a_size_or_is_refused(given, tmp_path, capsys):
+    (source := tmp_path / "in").mkdir()
+    (source / "moves.gif").write_bytes(data := (given / "moves.gif").read_bytes())
+    step = {"method": "image", "candidates": ["jpeg"]}
+    assert run(tmp_path, source, step | {"target": {"max_bytes": len(data)}})["rows"][0]["action"] == "copied"
+    run(tmp_path, source, step | {"target": {"max_bytes": len(data) - 1}}, fails=True)
+    assert f"in {len(data)} bytes, which is more than max_bytes" in capsys.readouterr().err

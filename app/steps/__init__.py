@@ -30,8 +30,8 @@ class Lossless(Targeted):
 class Auto(Targeted):
     """Search for the recipe: measure what each weight matrix loses by each of many steps, and choose among them within the job's `budget`.
 
-    It stands alone. What it has chosen is the recipe of the report. With `rounding: autoround` the best choice is carried out once more with its rounding
-    learned, in the place of gptq's, and stays where the model is better by it; `gptq` does without, which takes a fraction of the time.
+    It stands alone. What it has chosen is the recipe of the report. With `rounding: autoround` the best choices are carried out once more with their rounding
+    learned, in the place of gptq's, and stay where the model is better by it; `gptq` does without, which takes a fraction of the time.
     """
 
     method: Literal["auto"]

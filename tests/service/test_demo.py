@@ -27,7 +27,11 @@ def demo(tmp_path):
     variables = {k: v for k, v in os.environ.items() if not k.startswith("MODELPRESS_")} | {"TMPDIR": str(tmp_path), "COLUMNS": "160"}
     if DEFAULT == "postgresql":
         variables["MODELPRESS_DATABASE_URL"] = new_database(tmp_path)
-    process = subprocess.Popen([sys.executable, "-m", "demo"], cwd=ROOT, env=variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    heard = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job hears no interrupt, and would hand that on
+    try:
+        process = subprocess.Popen([sys.executable, "-m", "demo"], cwd=ROOT, env=variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    finally:
+        signal.signal(signal.SIGINT, heard)
     yield process
     process.kill()
     process.wait()

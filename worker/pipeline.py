@@ -27,6 +27,7 @@ from worker.private.model import look
 from worker.progress import Emit, Progress
 from worker.restore import restore
 from worker.sanitize import sanitized
+from worker.sizes import sizes
 from worker.statistics import beside
 
 OTHER = {"images": "worker.images.job", "dataset": "worker.datasets.job"}
@@ -99,8 +100,3 @@ def _restored(inp: Path, scratch: Path, files: Path, emit: Emit) -> dict:
         return {"tensors": rows, "totals": report.totals(rows, sizes(files), before), "load_proof": {"reader": "modelpress", "restored": outcome}}
     finally:
         checkpoint.close()
-
-
-def sizes(folder: Path) -> dict[str, int]:
-    """Path -> bytes of the regular files in `folder`, sorted."""
-    return {p.relative_to(folder).as_posix(): p.stat().st_size for p in sorted(folder.rglob("*")) if p.is_file()}

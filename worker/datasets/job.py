@@ -25,6 +25,7 @@ from worker.datasets import bounding, columns, restoring, rows, writing
 from worker.datasets.index import write_index
 from worker.datasets.sources import Source, open_sources
 from worker.progress import Emit, Progress
+from worker.sizes import sizes
 
 _KEPT = 100_000
 """Positions of kept rows that the report has; all of them are in the artifact."""
@@ -41,12 +42,12 @@ def run(inp: Path, out: Path, spec: dict, emit: Emit) -> None:
     files, scratch = out / "files", out / "scratch"
     files.mkdir(parents=True, exist_ok=True)
     scratch.mkdir(exist_ok=True)
-    before = sum(_sizes(inp).values())
+    before = sum(sizes(inp).values())
     if recipe_of(spec).kind == "restore":
         told, more = restoring.restore(inp, files, Progress(emit, "restore", before).add), {}
     else:
         told, more = _stored(inp, scratch, files, spec, emit)
-    after = _sizes(files)
+    after = sizes(files)
     totals = {
         "rows": len(told), "actions": {a: n for a in ACTIONS if (n := sum(r["action"] == a for r in told))},
         "bytes_before": before, "bytes_after": sum(after.values()), "ratio": round(before / max(1, sum(after.values())), 4), "files": after,
@@ -136,10 +137,5 @@ def _account(expected: set[str], told: list[dict]) -> None:
         raise AccountingMismatch(f"{len(extra)} columns or arrays came from nowhere, {shown(min(extra))} first")
 
 
-def _sizes(folder: Path) -> dict[str, int]:
-    return {p.relative_to(folder).as_posix(): p.stat().st_size for p in sorted(folder.rglob("*")) if p.is_file()}
-
-
 def _environment() -> dict:
     return {"python": platform.python_version(), "machine": platform.machine()} | {p: version(p) for p in ("modelpress", "numpy", "pyarrow", "pcodec", "zstandard", "torch")}
-

@@ -8,7 +8,6 @@ last axis, so that an array is read here as `stored`: its shape in the order of 
 
 from __future__ import annotations
 
-import ast
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,8 +19,9 @@ import numpy as np
 from app.errors import InputRefused
 from app.limits import shown
 from worker.datasets.refusals import invalid_numpy
+from worker.formats.npy_header import MAGIC, parse_header
 
-_MAGIC, _HEADER, _RANK, _DEPTH = b"\x93NUMPY", 1 << 16, 32, 4
+_HEADER, _RANK, _DEPTH = 1 << 16, 32, 4
 _KINDS = "biufcmMSUV"
 _ITEM = 1 << 20
 """Bytes that one element may have."""
@@ -160,7 +160,7 @@ def _read_header(f: BinaryIO, name: str) -> tuple[int, Layout]:
     head = f.read(12)
     if head[:1] == b"\x80" and head[1:2] in b"\x02\x03\x04\x05":
         raise InputRefused("unsafe-pickle", f"{shown(name)} is a pickle, which is never read here")
-    if head[:6] != _MAGIC or len(head) < 12 or head[6] not in (1, 2, 3):
+    if head[:6] != MAGIC or len(head) < 12 or head[6] not in (1, 2, 3):
         raise invalid_numpy(f"{shown(name)} does not begin as a .npy file does")
     width = 2 if head[6] == 1 else 4
     length, start = int.from_bytes(head[8 : 8 + width], "little"), 8 + width
@@ -170,14 +170,9 @@ def _read_header(f: BinaryIO, name: str) -> tuple[int, Layout]:
     raw = f.read(length)
     if len(raw) != length:
         raise invalid_numpy(f"{shown(name)} ends within its header")
-    try:
-        header = ast.literal_eval(raw.decode("utf-8" if head[6] == 3 else "latin-1").strip())
-    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):  # TypeError: a list or dict for a key
-        raise invalid_numpy(f"the header of {shown(name)} is no dict of literals") from None
-    if not isinstance(header, dict) or header.keys() != {"descr", "fortran_order", "shape"}:
-        raise invalid_numpy(f"the header of {shown(name)} must have descr, fortran_order and shape, and nothing else")
-    dtype_of(header["descr"])
-    return start + length, Layout(header["descr"], header["fortran_order"], header["shape"])
+    layout = Layout(*parse_header(raw, name, "utf-8" if head[6] == 3 else "latin-1"))
+    dtype_of(layout.descr)
+    return start + length, layout
 
 
 def write_header(out: BinaryIO, layout: Layout) -> None:
@@ -188,4 +183,4 @@ def write_header(out: BinaryIO, layout: Layout) -> None:
     wide = not text.isascii() or len(raw) > 60000
     room = 12 if wide else 10
     raw += b" " * (-(room + len(raw) + 1) % 64) + b"\n"
-    out.write(_MAGIC + (b"\x03\x00" if wide else b"\x01\x00") + len(raw).to_bytes(4 if wide else 2, "little") + raw)
+    out.write(MAGIC + (b"\x03\x00" if wide else b"\x01\x00") + len(raw).to_bytes(4 if wide else 2, "little") + raw)

@@ -39,6 +39,7 @@ from worker.images.search import Search, Try
 from worker.images.sources import placed, sources
 from worker.images.transform.basis import Basis, klt, moments_of
 from worker.progress import Emit, Progress
+from worker.sizes import sizes
 
 ACTIONS = ("coded", "copied")
 TRIES = 20_000
@@ -58,13 +59,13 @@ def run(inp: Path, out: Path, spec: dict, emit: Emit) -> None:
     scratch.mkdir(exist_ok=True)
     recipe = recipe_of(spec)
     if recipe.kind == "restore":
-        result = restore(inp, files, Progress(emit, "restore", sum(_sizes(inp).values())).add)
+        result = restore(inp, files, Progress(emit, "restore", sum(sizes(inp).values())).add)
     elif recipe.steps[0].method in learned.METHODS:
         result = learned.run(sources(inp, scratch), files, recipe.steps[0], spec, out, emit)
     else:
         codecs = with_codec(codec_index.read(Path(spec["beside"]["codec"]))[0]) if recipe.steps[0].needs_codec else CODECS
         result = _coded(sources(inp, scratch), scratch, files, recipe.steps[0], spec["sanitize"] == "strip", emit, codecs)
-    result["totals"] |= _totals(result["rows"], _sizes(files), sum(_sizes(inp).values()))
+    result["totals"] |= _totals(result["rows"], sizes(files), sum(sizes(inp).values()))
     judged = gates.judge(spec.get("gates") or {}, [], result["totals"])
     document = {"version": 1, "kind": "images", "recipe": spec["recipe"], "output": spec["output"], "gates": judged, "environment": environment()} | result
     (out / "report.json").write_text(json.dumps(document, allow_nan=False))
@@ -310,7 +311,3 @@ def _totals(rows: list[dict], files: dict[str, int], before: int) -> dict:
 
 def environment() -> dict:
     return {"python": platform.python_version(), "machine": platform.machine(), "device": "cpu", "threads": torch.get_num_threads()} | {p: importlib.metadata.version(p) for p in LIBRARIES}
-
-
-def _sizes(folder: Path) -> dict[str, int]:
-    return {p.relative_to(folder).as_posix(): p.stat().st_size for p in sorted(folder.rglob("*")) if p.is_file()}

@@ -8,7 +8,6 @@ Source: numpy.lib.format. Of its headers only `descr` (a plain dtype), `fortran_
 
 from __future__ import annotations
 
-import ast
 import math
 import re
 from pathlib import Path
@@ -19,13 +18,14 @@ from app.errors import InputRefused
 from app.formats import is_pickle
 from app.limits import Limits, check_tensor_name, shown
 from worker.formats.archive import member_chunks
+from worker.formats.npy_header import MAGIC, parse_header
 from worker.formats.zip_walk import Member, walk_zip
 
 DTYPES = ("|b1", "|i1", "|u1", "<i2", "<u2", "<i4", "<u4", "<i8", "<u8", "<f2", "<f4", "<f8")
 MOST_BYTES = 2 << 30
 """Of all arrays of a file together."""
 _OBJECT = re.compile(r"[|<>=]?O\d*")
-_MAGIC, _HEADER, _RANK = b"\x93NUMPY", 4096, 8
+_HEADER, _RANK = 4096, 8
 
 
 def read_npy(path: Path) -> np.ndarray:
@@ -70,7 +70,7 @@ def parse_npy(data: bytes, name: str) -> np.ndarray:
     """
     if is_pickle(data):
         raise InputRefused("unsafe-pickle", f"{shown(name)} is a pickle, which numpy reads where it is allowed to; nothing is unpickled here")
-    if data[:6] != _MAGIC or len(data) < 12 or data[6] not in (1, 2, 3):
+    if data[:6] != MAGIC or len(data) < 12 or data[6] not in (1, 2, 3):
         raise _invalid(f"{shown(name)} does not begin as a .npy file does")
     width = 2 if data[6] == 1 else 4
     length, start = int.from_bytes(data[8 : 8 + width], "little"), 8 + width
@@ -88,13 +88,7 @@ def parse_npy(data: bytes, name: str) -> np.ndarray:
 
 
 def _header(raw: bytes, name: str) -> tuple[str, bool, tuple[int, ...]]:
-    try:
-        header = ast.literal_eval(raw.decode("latin-1").strip())
-    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):  # TypeError: a list or dict for a key
-        raise _invalid(f"the header of {shown(name)} is no dict of literals") from None
-    if not isinstance(header, dict) or header.keys() != {"descr", "fortran_order", "shape"}:
-        raise _invalid(f"the header of {shown(name)} must have descr, fortran_order and shape, and nothing else")
-    descr, fortran, shape = header["descr"], header["fortran_order"], header["shape"]
+    descr, fortran, shape = parse_header(raw, name)
     if _objects(descr):
         raise InputRefused("unsafe-pickle", f"{shown(name)} holds Python objects, which are a pickle; nothing is unpickled here")
     if not isinstance(descr, str) or descr.replace(">", "<", 1) not in DTYPES:

@@ -8,21 +8,16 @@ It is caught when the client gets a problem document, or a body that breaks off 
 
 from __future__ import annotations
 
-import os
 import random
-import socket
-import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import httpx
 
 from app.chunks import CHUNK
 from app.storage import blob_key
-
-ROOT = Path(__file__).parents[1]
+from benchmarks.serving import api
 
 
 def flip(path: Path, bit: int) -> None:
@@ -65,27 +60,10 @@ def flips(client: httpx.Client, store: Path, count: int, rng: random.Random, fil
 def main() -> None:
     count = int(sys.argv[1] if len(sys.argv) > 1 else 1000)
     rng = random.Random(0)
-    with tempfile.TemporaryDirectory() as folder, socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-        s.close()
-        environment = os.environ | {"MODELPRESS_HOME": folder, "MODELPRESS_PORT": str(port), "MODELPRESS_BROKER_URL": "redis://127.0.0.1:1/0"}
-        prepare = "from app.migrate import upgrade; from app.auth import ensure_first_key; upgrade(); ensure_first_key()"
-        subprocess.run([sys.executable, "-c", prepare], env=environment, cwd=ROOT, check=True, stderr=subprocess.DEVNULL)
-        api = subprocess.Popen([sys.executable, "-m", "app.main"], env=environment, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        try:
-            client = httpx.Client(base_url=f"http://127.0.0.1:{port}", headers={"Authorization": f"Bearer {Path(folder, 'api-key').read_text().strip()}"}, timeout=60)
-            while True:
-                try:
-                    client.get("/healthz")
-                    break
-                except httpx.TransportError:
-                    time.sleep(0.1)
-            sizes = (1000, 1 << 20, CHUNK - 1, CHUNK, CHUNK + 1, 3 * CHUNK + 777)
-            print(f"{flips(client, Path(folder, 'store'), count, rng, {f'{n}.txt': rng.randbytes(n) for n in sizes})} of {count} flipped bits caught")
-        finally:
-            api.kill()
-            api.wait()
+    with tempfile.TemporaryDirectory() as folder, api(Path(folder)) as server:
+        client = httpx.Client(base_url=server.url, headers={"Authorization": f"Bearer {server.key}"}, timeout=60)
+        sizes = (1000, 1 << 20, CHUNK - 1, CHUNK, CHUNK + 1, 3 * CHUNK + 777)
+        print(f"{flips(client, Path(folder, 'store'), count, rng, {f'{n}.txt': rng.randbytes(n) for n in sizes})} of {count} flipped bits caught")
 
 
 if __name__ == "__main__":

@@ -6,9 +6,7 @@
 from __future__ import annotations
 
 import os
-import socket
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -18,34 +16,16 @@ from pathlib import Path
 import httpx
 
 from app.storage.masters import new_line
-from benchmarks.upload import ROOT, send
+from benchmarks.serving import Server, api
+from benchmarks.upload import send
 
 RUNS = 5
 
 
-def serve(home: Path, **more: str) -> tuple[subprocess.Popen, int, str]:
-    """An API process of its own: process, port, key."""
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    home.mkdir()
-    environment = os.environ | {"MODELPRESS_HOME": str(home), "MODELPRESS_PORT": str(port), "MODELPRESS_BROKER_URL": "redis://127.0.0.1:1/0"} | more
-    prepare = "from app.migrate import upgrade; from app.api_keys import ensure_first_key; upgrade(); ensure_first_key()"
-    subprocess.run([sys.executable, "-c", prepare], env=environment, cwd=ROOT, check=True, stderr=subprocess.DEVNULL)
-    process = subprocess.Popen([sys.executable, "-m", "app.main"], env=environment, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    for _ in range(300):
-        try:
-            httpx.get(f"http://127.0.0.1:{port}/healthz")
-            break
-        except httpx.TransportError:
-            time.sleep(0.1)
-    return process, port, (home / "api-key").read_text().strip()
-
-
-def ways(path: Path, port: int, key: str) -> dict[str, Callable[[], float]]:
+def ways(path: Path, server: Server) -> dict[str, Callable[[], float]]:
     """What is timed, in seconds each. Nothing is kept, so that every upload is a new one."""
-    auth, size = f"Authorization: Bearer {key}\r\n", path.stat().st_size
-    client = httpx.Client(base_url=f"http://127.0.0.1:{port}", headers={"Authorization": f"Bearer {key}"}, timeout=120)
+    port, auth, size = server.port, f"Authorization: Bearer {server.key}\r\n", path.stat().st_size
+    client = httpx.Client(base_url=server.url, headers={"Authorization": f"Bearer {server.key}"}, timeout=120)
     newest = "/v1/artifacts?limit=1"
 
     def post() -> float:
@@ -76,17 +56,13 @@ def main() -> None:
             f.write(len(header).to_bytes(8, "little") + header)
             for _ in range(size >> 20):
                 f.write(os.urandom(1 << 20))
-        servers = {"off": serve(Path(folder, "off")), "on": serve(Path(folder, "on"), MODELPRESS_MASTER_KEYS=new_line("a"))}
-        try:
-            timed = {name: ways(path, port, key) for name, (_, port, key) in servers.items()}
+        with api(Path(folder, "off")) as off, api(Path(folder, "on"), MODELPRESS_MASTER_KEYS=new_line("a")) as on:
+            timed = {"off": ways(path, off), "on": ways(path, on)}
             seconds: dict[tuple[str, str], list[float]] = {}
             for _ in range(RUNS):
                 for way in ("POST", "tus", "GET"):
-                    for name in servers:
-                        seconds.setdefault((way, name), []).append(timed[name][way]())
-        finally:
-            for process, *_ in servers.values():
-                process.kill()
+                    for name, own in timed.items():
+                        seconds.setdefault((way, name), []).append(own[way]())
     rate = {at: size / 1e6 / statistics.median(taken) for at, taken in seconds.items()}
     print(f"{size / 1e6:,.0f} MB over loopback, medians of {RUNS}\n{'':>6} {'off MB/s':>9} {'on MB/s':>9} {'on / off':>9}")
     for way in ("POST", "tus", "GET"):

@@ -6,11 +6,8 @@
 from __future__ import annotations
 
 import argparse
-import os
 import random
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from contextlib import contextmanager
@@ -26,6 +23,7 @@ from app.db import make_engine
 from app.job_spec import parse_job
 from app.migrate import upgrade
 from app.models import STATES, Job
+from benchmarks.serving import api
 
 START = 1_750_000_000.0  # of the first job; one a second
 OWNERS = ("alice", "bob", "carol", "dave")  # alice has nine of ten
@@ -64,32 +62,12 @@ def plans(engine: Engine, count: int) -> list[str]:
         return [" / ".join(str(row[-1]).strip() for row in c.execute(text(f"{explain} {query.format(more, START + count / 2)}"))) for more in INDEXES.values()]
 
 
-@contextmanager
-def api(home: Path, database: str):
-    """An API process on a port of its own."""
-    port = str(random.randint(20000, 40000))
-    environment = os.environ | {"MODELPRESS_HOME": str(home), "MODELPRESS_DATABASE_URL": database, "MODELPRESS_PORT": port, "MODELPRESS_BROKER_URL": "redis://127.0.0.1:1/0"}
-    process = subprocess.Popen([sys.executable, "-m", "app.main"], env=environment, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-    url = f"http://127.0.0.1:{port}"
-    try:
-        for _ in range(300):
-            try:
-                httpx.get(f"{url}/healthz")
-                break
-            except httpx.TransportError:
-                time.sleep(0.1)
-        yield url
-    finally:
-        process.terminate()
-        process.wait()
-
-
 def measure(url: str, key: str, count: int, **params) -> list[float]:
     """Milliseconds of each page, sorted."""
     rng, times = random.Random(1), []
     with httpx.Client(base_url=url, headers={"Authorization": f"Bearer {key}"}) as c:
         for _ in range(PAGES):
-            place = cursor(START + rng.randrange(count // 10, count), "8")
+            place = cursor(START + rng.randrange(count // 10, count), "80000000-0000-4000-8000-000000000000")
             start = time.perf_counter()
             r = c.get("/v1/jobs", params={"limit": 50, "cursor": place} | params)
             times.append(1000 * (time.perf_counter() - start))
@@ -121,8 +99,8 @@ def main() -> None:
         print(f"{args.jobs:,} jobs on {engine.dialect.name}, pages of 50 (ms)")
         for plan, (name, more) in zip(plans(engine, args.jobs), INDEXES.items()):
             assert name in plan, plan
-            with api(Path(d), url) as address:
-                times = measure(address, key, args.jobs, **({"state": "succeeded"} if more else {}))
+            with api(Path(d), prepare=False, MODELPRESS_DATABASE_URL=url) as server:
+                times = measure(server.url, key, args.jobs, **({"state": "succeeded"} if more else {}))
             print(f"{'state=succeeded' if more else 'all':16} p50 {statistics.median(times):6.1f}   p99 {times[int(len(times) * 0.99)]:6.1f}   {plan[:160]}")
         engine.dispose()
 

@@ -19,7 +19,8 @@ from pathlib import Path
 
 import httpx
 
-ROOT = Path(__file__).parents[1]
+from benchmarks.serving import ROOT, Server, api
+
 RUNS = 3
 
 
@@ -65,30 +66,16 @@ def main() -> None:
         ports: Queue = Queue()
         null = Process(target=null_server, args=(ports,), daemon=True)
         null.start()
-        with socket.socket() as s:
-            s.bind(("127.0.0.1", 0))
-            port = s.getsockname()[1]
-        home.mkdir()
-        environment = os.environ | {"MODELPRESS_HOME": str(home), "MODELPRESS_PORT": str(port), "MODELPRESS_BROKER_URL": "redis://127.0.0.1:1/0"}
-        prepare = "from app.migrate import upgrade; from app.api_keys import ensure_first_key; upgrade(); ensure_first_key()"
-        subprocess.run([sys.executable, "-c", prepare], env=environment, cwd=ROOT, check=True, stderr=subprocess.DEVNULL)
-        api = subprocess.Popen([sys.executable, "-m", "app.main"], env=environment, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
-            report(measure(path, ports.get(), port, (home / "api-key").read_text().strip(), environment), path.stat().st_size)
+            with api(home) as server:
+                report(measure(path, ports.get(), server), path.stat().st_size)
         finally:
-            api.kill()
             null.kill()
 
 
-def measure(path: Path, null: int, port: int, key: str, environment: dict[str, str]) -> dict[str, list[float]]:
-    auth, size = f"Authorization: Bearer {key}\r\n", path.stat().st_size
-    client = httpx.Client(base_url=f"http://127.0.0.1:{port}", headers={"Authorization": f"Bearer {key}", "Tus-Resumable": "1.0.0"}, timeout=60)
-    for _ in range(300):
-        try:
-            client.get("/healthz")
-            break
-        except httpx.TransportError:
-            time.sleep(0.1)
+def measure(path: Path, null: int, server: Server) -> dict[str, list[float]]:
+    port, auth, size = server.port, f"Authorization: Bearer {server.key}\r\n", path.stat().st_size
+    client = httpx.Client(base_url=server.url, headers={"Authorization": f"Bearer {server.key}", "Tus-Resumable": "1.0.0"}, timeout=60)
 
     def tus() -> float:
         where = client.post("/v1/uploads", headers={"Upload-Length": str(size), "Upload-Metadata": "filename bW9kZWwuc2FmZXRlbnNvcnM="}).headers["location"]
@@ -98,7 +85,7 @@ def measure(path: Path, null: int, port: int, key: str, environment: dict[str, s
     def command() -> float:
         start = time.perf_counter()
         call = [sys.executable, "-m", "app.cli", "upload", str(path)]
-        subprocess.run(call, env=environment, cwd=ROOT, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        subprocess.run(call, env=server.environment, cwd=ROOT, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         return time.perf_counter() - start
 
     ways = {

@@ -43,7 +43,9 @@ def search(inp: str, out: str, recipe: dict, budgets: list[dict], beside: dict) 
                 (folder / "refused.json").write_text(json.dumps(e.detail))
                 continue
             (folder / searching.NAME).write_text(json.dumps({"recipe": trial.recipe, "search": told(found, trial)}))
-            _carry_out(Path(inp), folder, spec | {"budget": budget} | result.searched(folder / searching.NAME))
+            trial.hand_over(folder / "finished")
+            given = {"beside": beside | ({"resume": str(folder / "finished")} if trial.finished else {})}
+            _carry_out(Path(inp), folder, spec | given | {"budget": budget} | result.searched(folder / searching.NAME))
 
 
 def _carry_out(inp: Path, out: Path, spec: dict) -> None:

@@ -143,7 +143,7 @@ class Attempt:
             if problem := self._calibrate(inp, source, claim):
                 return self._fail(problem)
         if recipe.searches:
-            if problem := self._search(inp, claim):
+            if problem := self._search(inp, source, claim):
                 return self._fail(problem, self._kept_report(self.scratch / "search"))
             recipe = recipe_of(self.spec)
         if recipe.recovers or recipe.reconstructs or recipe.trains:
@@ -180,12 +180,14 @@ class Attempt:
         self.beside["statistics"] = path
         return None
 
-    def _search(self, inp: Path, claim: Claim) -> dict | None:
-        """The recipe that keeps to the job's budget into `spec`, and what the report is to say of the search."""
+    def _search(self, inp: Path, source: Artifact, claim: Claim) -> dict | None:
+        """The recipe that keeps to the job's budget into `spec`, and what the report is to say of the search. What it was reconstructed to is kept for the
+        stage that carries it out."""
         found = self.scratch / "search"
         if problem := self._stage("search", "worker.searching:child", inp, found, claim):
             return problem
         self.spec = self.spec | result.searched(found / "search.json")
+        Snapshots(self.storage, self.job.id, found, source.size).keep()
         shutil.rmtree(found)
         return None
 

@@ -32,6 +32,8 @@ def run(inp: Path, out: Path, spec: dict, emit: Emit) -> None:
                 report.replace(out / "report.json")
         spec = spec | result.searched(found / "search.json")
         recipe = recipe_of(spec)
+        if (finished := found / "resume").is_dir():
+            beside["resume"] = str(finished)
     given = spec | {"beside": beside}
     if recipe.recovers or recipe.reconstructs:
         _stage("recovering" if recipe.recovers else "reconstructing", inp, out, given, emit)

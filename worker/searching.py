@@ -4,6 +4,7 @@
     spec["beside"]       calibration, labels, gradients, statistics: whatever there is
     spec["budget"]       see `app.budget`
     out/search.json      {"recipe": {"steps": [...]}, "search": what is told of it in the report}
+    out/resume           what was reconstructed when the recipe was carried out here, so that nothing is worked out twice
     out/report.json      of a budget that cannot be met: what was seen, and the nearest that can
 """
 
@@ -19,6 +20,7 @@ from worker import report
 from worker.formats import open_checkpoint
 from worker.progress import Emit
 from worker.private.model import look
+from worker.reconstructing import RESUME
 from worker.sanitize import sanitized
 from worker.search.finding import Search
 from worker.search.telling import told
@@ -39,6 +41,7 @@ def run(inp: Path, out: Path, spec: dict, emit: Emit) -> None:
             (out / "report.json").write_text(json.dumps(document | environment, allow_nan=False))
             raise
         (out / NAME).write_text(json.dumps({"recipe": trial.recipe, "search": told(search, trial)}, allow_nan=False))
+        trial.hand_over(out / RESUME)
 
 
 @contextmanager

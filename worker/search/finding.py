@@ -142,7 +142,7 @@ class Search:
         rows = [r.only(r.near(self.nearer) or [min(range(len(r.told)), key=lambda i: r.told[i].error)]) for r in self.table.rows]
         plain = [r.only([i for i, o in enumerate(r.options) if not o.compensated]) for r in rows]
         self.choosing = Choosing(plain, self.fixed, self._verifier(plain) if self.effect else None)
-        ints = [r.only([i for i, o in enumerate(r.options) if o.learnable]) for r in rows]
+        ints = [r.only([i for i, o in enumerate(r.options) if o.plain]) for r in rows]
         self.learned = Choosing(ints, self.fixed, self._verifier(ints)) if self.learns and all(r.options for r in ints) else None
         more = any(len(a.options) > len(b.options) for a, b in zip(rows, plain, strict=True))
         self.compensated = Choosing(rows, self.fixed, self._verifier(rows)) if more and self.effect else None
@@ -168,6 +168,8 @@ class Search:
         chosen = [(r.group, r.options[o]) for r, o in zip(choosing.rows, choice, strict=True)]
         recipe = resolved([(g, o, sum(map(asked_bits, self.cache.all(g, o))) if o.price is not None else 0) for g, o in chosen], self.output, learned)
         trial = self.timed("trial", lambda: self.carrying.out(recipe, self.names))
+        if self.bounds.missed(trial):
+            trial.forget()
         self.trials.append((f"{how}, rounding learned" if learned else how, trial))
         self._share("trial", 4)(1)
         return trial

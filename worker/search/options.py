@@ -41,9 +41,10 @@ class Option:
         return any(getattr(s, "reconstructs", False) for s in self.steps)
 
     @property
-    def learnable(self) -> bool:
-        """Whether its rounding can be learned (`algorithm: autoround`), and is foreseen by what gptq makes of it where that is known."""
-        return self.uniform and self.steps[0].type == "int"
+    def plain(self) -> bool:
+        """Whether it is integers on a searched grid, whose scales are learned too where its rounding is (`algorithm: autoround`)."""
+        step = self.steps[0] if self.uniform else None
+        return step is not None and step.type == "int" and step.scale_bits is None and step.scale_search == "mse"
 
     @property
     def has_twin(self) -> bool:

@@ -14,8 +14,11 @@ if TYPE_CHECKING:
     from worker.search.finding import Search
 
 _TRIALS, _MORE = 4, 2  # of the first choice, and of each other one
-FULL, LESS = 0.98, 0.995  # of what there is room for: enough, and how much of it is taken once it is known how far off what is foreseen is
+FULL = 0.98  # of what there is room for: enough
+LESS, _LEARNED = 0.995, 0.993  # how much of it is taken once it is known how far off what is foreseen is; the same where codes were learned, which take a little more
+_NEAR = 1.03  # of the room, up to which one option for all is carried out first: its bytes are foreseen that well
 _WORSE = 1.25  # of the loss that is foreseen of the first choice, beyond which another is not carried out
+_HOPELESS = 2.0  # of the least loss so far, beyond which one option for all is not learned
 
 
 @dataclass(frozen=True)
@@ -30,57 +33,89 @@ class Candidate:
     alike: bool = False
 
 
+@dataclass(frozen=True)
+class Fit:
+    """What keeps to the budget. Args: lost: on held-out samples. size: bytes of what is searched."""
+
+    lost: float
+    size: int
+    trial: Trial
+    candidate: Candidate
+
+
 class Best:
     def __init__(self, search: Search):
         self.search = search
-        self.fit: list[tuple[float, float, Trial, Candidate]] = []  # that keep to the budget: loss, bytes
+        self.fit: list[Fit] = []
         self.seen: list[tuple] = []
+        self.factors = dict[tuple[bool, bool], float]()  # bytes that were foreseen, of those that it took: of one option for all or others, learned or not
+        self.least = math.inf  # the loss that was foreseen of what fits
 
     def within(self, room: float) -> Trial:
         """Raises: BudgetNotMet: none of what was tried fits."""
-        factors, least = dict[tuple[Choosing, bool], float](), math.inf  # bytes that were foreseen, of those that it took; the loss that was foreseen of what fits
         for candidate in self._candidates(room):
-            choosing, alike = candidate.choosing, candidate.alike
-            compensated = choosing is self.search.compensated
             for _ in range(_MORE if self.fit else _TRIALS):
-                found = candidate.choice(room * factors.get((choosing, alike), 1.0))
-                if found is None or (what := (choosing.options(found), candidate.learned)) in self.seen:
+                found = candidate.choice(room * self._taken(candidate))
+                if found is None or not self._worth(candidate, found):
                     break
-                lost = choosing.foreseen(found)
-                if compensated and not alike and lost > _WORSE * least:
-                    break
-                self.seen.append(what)
-                trial = self.search.carried(choosing, found, candidate.how, candidate.learned)
+                trial = self.search.carried(candidate.choosing, found, candidate.how, candidate.learned)
                 took, there = trial.bytes_of(self.search.groups), self.search.room_beside(trial)
+                room, self.factors[candidate.alike, candidate.learned] = there, (candidate.choosing.bytes(found) - candidate.choosing.fixed) / took
                 if not self.search.bounds.missed(trial):
-                    self.fit.append((self.search.lost(trial), took, trial, candidate))
-                    least = min(least, lost) if compensated and not alike else least
+                    self.fit.append(Fit(self.search.lost(trial), took, trial, candidate))
+                    if self._foreseen(candidate):
+                        self.least = min(self.least, candidate.choosing.foreseen(found))
                     if candidate.learned or took > FULL * there:
                         break
-                room, factors[choosing, alike] = there, (choosing.bytes(found) - choosing.fixed) / took * LESS
         if not self.fit:
             last = self.search.trials[-1][1]
             self.search.bounds.refuse(last, list(self.search.bounds.held(last)), "the best that was found")
-        return self._best()[2]
+        return self._best().trial
 
-    def _best(self) -> tuple[float, float, Trial, Candidate]:
-        return min(self.fit, key=lambda f: f[:2])
+    def _taken(self, candidate: Candidate) -> float:
+        """The bytes that may be foreseen, of those that there is room for."""
+        alike, learned = candidate.alike, candidate.learned
+        known = self.factors.get((alike, learned))
+        if known is None and learned and (gptq := self.factors.get((alike, False))) is not None:
+            known = gptq if alike else gptq * _LEARNED
+        if known is None:
+            return _NEAR if alike else 1.0
+        return known if alike else known * LESS
+
+    def _best(self) -> Fit:
+        return min(self.fit, key=lambda f: (f.lost, f.size))
+
+    def _foreseen(self, candidate: Candidate) -> bool:
+        """Whether its loss is foreseen like that of others."""
+        return candidate.choosing is self.search.compensated and not candidate.alike
+
+    def _worth(self, candidate: Candidate, found: Choice) -> bool:
+        """Whether to carry it out: not twice, nor what is foreseen to be worse by far."""
+        what = candidate.choosing.options(found), candidate.learned
+        if what in self.seen or (self._foreseen(candidate) and not candidate.learned and candidate.choosing.foreseen(found) > _WORSE * self.least):
+            return False
+        self.seen.append(what)
+        return True
 
     def _candidates(self, room: float) -> Iterator[Candidate]:
         """What rounding by gptq makes up for its errors in: options for each matrix by two ways to weigh, and one for all; then what is verified to be the
-        best without it, if that is better still; and the best of them with its rounding learned."""
-        full, plain = self.search.compensated, self.search.choosing
+        best without it, if that is better still. Learned are one width for all, widths for each matrix, and the best so far."""
+        full, plain, ints = self.search.compensated, self.search.choosing, self.search.learned
         if full is not None:
             for how in ("both", "gradients"):
                 yield Candidate(f"chosen by {how}", full, lambda r, how=how: full.by(how, r))
-            yield Candidate("one option for all", full, lambda r: full.alike(r, lambda option: option.compensated), alike=True)
+            yield Candidate("one option for all", full, lambda r: full.alike(r, lambda option: option.compensated and option.plain), alike=True)
         point = plain.within(room)
-        if point is not None and (not self.fit or point.lost < self._best()[0]):
+        if point is not None and (not self.fit or point.lost < self._best().lost):
             yield Candidate(f"{point.how}, without gptq", plain, self._verified)
-        if (ints := self.search.learned) is not None and self.fit:
-            yield Candidate("chosen by both", ints, lambda r: ints.by("both", r), learned=True)
-            yield Candidate("one option for all", ints, ints.alike, learned=True, alike=True)
-            yield replace(self._best()[3], learned=True)
+        if not self.search.learns or not self.fit:
+            return
+        best = self._best()
+        if ints is not None:
+            if min((f.lost for f in self.fit if f.candidate.alike), default=math.inf) <= _HOPELESS * best.lost:
+                yield Candidate("one option for all", ints, ints.alike, learned=True, alike=True)
+            yield Candidate("widths chosen by both", ints, lambda r: ints.by("both", r), learned=True)
+        yield replace(best.candidate, learned=True)
 
     def _verified(self, room: float) -> Choice | None:
         point = self.search.choosing.within(room)

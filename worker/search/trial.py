@@ -28,16 +28,28 @@ class Trial:
     """Args:
     rows, totals: of the report that the recipe would have.
     quality: figures on held-out samples; empty where the model is not run.
+    finished: a folder with what its reconstruction has come to, which a job that carries it out once more goes on from; None where nothing is reconstructed.
     """
 
     recipe: dict
     rows: list[dict]
     totals: dict
     quality: dict[str, float | None]
+    finished: Path | None = None
 
     def bytes_of(self, groups: list[Group]) -> int:
         names = {n for g in groups for n in g.names}
         return sum(r["bytes_after"] for r in self.rows if r["name"] in names)
+
+    def hand_over(self, folder: Path) -> None:
+        """Move what it has finished to `folder`, if anything."""
+        if self.finished:
+            shutil.move(self.finished, folder)
+
+    def forget(self) -> None:
+        """Remove what it has finished."""
+        if self.finished:
+            shutil.rmtree(self.finished, ignore_errors=True)
 
 
 class Carrying:
@@ -47,6 +59,7 @@ class Carrying:
         self.inp, self.checkpoint, self.output, self.scratch, self.spec, self.device = inp, checkpoint, spec["output"]["format"], scratch, spec, device
         self.statistics, self.effect = statistics, effect
         self.before = sum(p.stat().st_size for p in checkpoint.files.values())
+        self._count = 0  # of reconstructions
 
     def fixed(self, recipe: Recipe, names: Collection[str]) -> int:
         """Bytes of a result beside the tensors `names`, nearly: how they are described depends on what becomes of them.
@@ -62,16 +75,18 @@ class Carrying:
     def out(self, recipe: dict, names: Collection[str]) -> Trial:
         """Args: names: tensors that the recipe changes. Raises: what preparing and writing raise."""
         parsed, totals = parse_recipe(recipe), {}
+        self._count += 1
 
         def look(values: dict[str, torch.Tensor]) -> list[dict]:
             rows, total = self._written(parsed, lambda name, encoded: values.__setitem__(name, encoded.dense) if name in names else None)
             totals.update(report.totals(rows, {"": total}, self.before))
             return rows
 
+        finished = self._folder / RESUME if parsed.reconstructs else None
         if self.effect is None:
-            return Trial(recipe, look(_Nothing()), totals, {})
+            return Trial(recipe, look(_Nothing()), totals, {}, finished)
         with self.effect.changed() as values:
-            return Trial(recipe, look(values), totals, self.effect.held_out())
+            return Trial(recipe, look(values), totals, self.effect.held_out(), finished)
 
     def _written(self, recipe: Recipe, saw: Callable, left_out: Collection[str] = ()) -> tuple[list[dict], int]:
         """Rows of the report, and the bytes of all files."""
@@ -94,15 +109,19 @@ class Carrying:
             return rows, sum(p.stat().st_size for p in files.rglob("*") if p.is_file())
         finally:
             shutil.rmtree(files, ignore_errors=True)
-            shutil.rmtree(self.scratch / "ahead", ignore_errors=True)
 
     def _ahead(self, recipe: Recipe, plans: dict[str, TensorPlan]) -> Reconstruction:
         """What goes through a model of its own, block by block."""
-        (folder := self.scratch / "ahead").mkdir()
+        self._folder.mkdir()
         beside = {role: path for role, path in self.spec["beside"].items() if role != RESUME}
-        ahead = Reconstruction(self.inp, folder, self.spec | {"beside": beside}, lambda event: None)
+        ahead = Reconstruction(self.inp, self._folder, self.spec | {"beside": beside, "recipe": recipe.model_dump(mode="json")}, lambda event: None)
         ahead.work(self.checkpoint, recipe, plans, self.device)
         return ahead
+
+    @property
+    def _folder(self) -> Path:
+        """Of the reconstruction at hand."""
+        return self.scratch / f"ahead{self._count}"
 
 
 class _Nothing(dict):

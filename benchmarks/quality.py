@@ -1,14 +1,15 @@
 """Quality of every method beside other libraries: one table per model, all rows in one run, by one protocol, every stored bit counted.
 
-    .venv/bin/python -m benchmarks.quality [--models minilm stories] [--data DIR] [--rows WORD ...] [--recover STEPS] [--peers-python PYTHON]
+    .venv/bin/python -m benchmarks.quality [--models minilm stories] [--data DIR] [--rows PATTERN ...] [--recover STEPS] [--peers-python PYTHON]
 
 Our results are written as `packed`, restored, and scored as restored. DIR (../shared/data) has the models' data and protocols; a model whose data are not
 there is left out. Each row is worked out in a process of its own: seconds of the work without imports, peak of its memory beyond them. `--rows` takes
-those rows alone whose name has one of the words. PYTHON is that of an environment with the libraries of `benchmarks.blockwise`; what is not there is not run.
+those rows alone in whose name one of the patterns is found. PYTHON is that of an environment with the libraries of `benchmarks.blockwise`; what is not there is not run.
 """
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -59,7 +60,9 @@ def recipes(recover: int) -> Iterator[tuple[str, list[dict]]]:
             yield f"gptq {bits} bits, group {GROUP}, mse" + "".join(f", {k}" if v else f", not {k}" for k, v in options.items()), [gptq]
     for bits in (4, 3, 2):
         yield f"awq {bits} bits, group {GROUP}, mse", [{"method": "quantize", "algorithm": "awq", "num_bits": bits, "group_size": GROUP, "scale_search": "mse"}]
-        yield f"autoround {bits} bits, group {GROUP}, mse", [{"method": "quantize", "algorithm": "autoround", "num_bits": bits, "group_size": GROUP, "scale_search": "mse"}]
+        for steps in (200, 1000):
+            autoround = {"method": "quantize", "algorithm": "autoround", "steps": steps, "num_bits": bits, "group_size": GROUP, "scale_search": "mse"}
+            yield f"autoround {bits} bits, group {GROUP}, mse, {steps} steps", [autoround]
     for saliency in ("wanda", "sparsegpt"):
         for share in ({"sparsity": 0.5}, {"sparsity": 0.7}, {"mask_structure": "2:4"}):
             yield f"prune {saliency} {'2:4' if 'mask_structure' in share else format(share['sparsity'], '.0%')}", [{"method": "prune", "saliency": saliency} | share]
@@ -87,7 +90,8 @@ def learners() -> Iterator[tuple[str, str, dict, str]]:
             name, options = f"{bits} bits, group {blockwise.GROUP}" + ("" if symmetric else ", offsets"), {"num_bits": bits, "symmetric": symmetric}
             yield f"llm-compressor gptq {name}", "llmcompressor", options, "llmcompressor"
             yield f"gptqmodel {name}", "gptqmodel", options, "gptqmodel"
-            yield f"auto-round {name}", "autoround", options, "auto_round"
+            for steps in (200, 1000):
+                yield f"auto-round {name}, {steps} steps", "autoround", options | {"steps": steps}, "auto_round"
             yield f"torchao {name}", "torchao", options | ({} if symmetric else {"algorithm": "HQQ_SCALE_ONLY"}), "torchao"
     for name, structure in (("50%", "0:0"), ("2:4", "2:4")):
         yield f"llm-compressor sparsegpt {name}", "llmcompressor_pruned", {"sparsity": 0.5, "structure": structure}, "llmcompressor"
@@ -99,7 +103,7 @@ def table(subject: Subject, wanted: list[str], recover: int, python: str | None)
     shown.row("the original", 32, subject.score(weights_of(subject.folder)))
     with calibrated(subject, shown) as (root, beside):
         for name, work in rows(subject, root, beside, recover, python):
-            if wanted and not any(word in name for word in wanted):
+            if wanted and not any(re.search(pattern, name) for pattern in wanted):
                 continue
             try:
                 took, weights = work()
@@ -141,7 +145,7 @@ def rows(subject: Subject, root: Path, beside: dict, recover: int, python: str |
 
 def main() -> int:
     parser = arguments()
-    parser.add_argument("--rows", nargs="+", default=[], metavar="WORD")
+    parser.add_argument("--rows", nargs="+", default=[], metavar="PATTERN")
     parser.add_argument("--recover", type=int, default=300, metavar="STEPS", help="of training in the rows that recover; 0 leaves them out")
     parser.add_argument("--peers-python", metavar="PYTHON")
     args = parser.parse_args()

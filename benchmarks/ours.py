@@ -9,6 +9,8 @@ from pathlib import Path
 from app.recipe import parse_recipe
 from worker import calibrating, pipeline
 
+DONE = "done"
+
 
 def calibrate(inp: str, out: str, beside: dict) -> None:
     calibrating.run(Path(inp), Path(out), {"beside": beside, "seed": 0}, lambda event: None)
@@ -28,7 +30,7 @@ def compress(inp: str, out: str, recipe: dict, beside: dict) -> dict:
 
 
 def search(inp: str, out: str, recipe: dict, budgets: list[dict], beside: dict) -> None:
-    """The search of `auto` for one budget after another, from one table, and what it has found carried out: into out/0, out/1, ..."""
+    """The search of `auto` for one budget after another, from one table, and what it has found carried out: into out/0, out/1, ..., with `DONE` once it is there."""
     from app.errors import BudgetNotMet
     from worker import result, searching
     from worker.search.telling import told
@@ -41,11 +43,13 @@ def search(inp: str, out: str, recipe: dict, budgets: list[dict], beside: dict) 
                 trial = found.find(budget)
             except BudgetNotMet as e:
                 (folder / "refused.json").write_text(json.dumps(e.detail))
+                (folder / DONE).touch()
                 continue
             (folder / searching.NAME).write_text(json.dumps({"recipe": trial.recipe, "search": told(found, trial)}))
             trial.hand_over(folder / "finished")
             given = {"beside": beside | ({"resume": str(folder / "finished")} if trial.finished else {})}
             _carry_out(Path(inp), folder, spec | given | {"budget": budget} | result.searched(folder / searching.NAME))
+            (folder / DONE).touch()
 
 
 def _carry_out(inp: Path, out: Path, spec: dict) -> None:

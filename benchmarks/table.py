@@ -26,7 +26,7 @@ class Table:
         print(f"\n{subject.title}\n{'row':{_NAME}}{'bits/weight':>12}{heads}{'seconds':>9}{'CPU s':>8}{'MB':>7}", flush=True)
 
     def row(self, name: str, bits: float, score: dict, took: dict | None = None) -> None:
-        """Args: took: `seconds` and `memory`, of `benchmarks.row.measured`, and `cpu` where the work tells it."""
+        """Args: took: `seconds`, and `memory` and `cpu` where they are told."""
         figures = "".join(f"{'-':>12}" if score[c] is None else f"{score[c]:12.4f}" if score[c] < 1e6 else f"{score[c]:12.3g}" for c in self.columns)
         print(f"{name:{_NAME}}{bits:12.3f}{figures}{_took(took)}", flush=True)
 
@@ -42,7 +42,8 @@ def _took(took: dict | None) -> str:
     if not took:
         return ""
     cpu = f"{took['cpu']:8.1f}" if "cpu" in took else f"{'-':>8}"
-    return f"{took['seconds']:9.1f}{cpu}{took['memory'] / 1e6:7.0f}"
+    memory = f"{took['memory'] / 1e6:7.0f}" if "memory" in took else f"{'-':>7}"
+    return f"{took['seconds']:9.1f}{cpu}{memory}"
 
 
 @contextmanager

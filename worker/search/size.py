@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 _TRIALS, _MORE = 4, 2  # of the first choice, and of each other one
 FULL = 0.98  # of what there is room for: enough
 LESS, _LEARNED = 0.995, 0.993  # how much of it is taken once it is known how far off what is foreseen is; the same where codes were learned, which take a little more
-_NEAR = 1.03  # of the room, up to which one option for all is carried out first: its bytes are foreseen that well
+_NEAR = 1.05  # of the room, up to which one option for all is carried out first: its bytes are foreseen that well
 _WORSE = 1.25  # of the loss that is foreseen of the first choice, beyond which another is not carried out
 _HOPELESS = 2.0  # of the least loss so far, beyond which one option for all is not learned
 
@@ -99,23 +99,29 @@ class Best:
 
     def _candidates(self, room: float) -> Iterator[Candidate]:
         """What rounding by gptq makes up for its errors in: options for each matrix by two ways to weigh, and one for all; then what is verified to be the
-        best without it, if that is better still. Learned are one width for all, widths for each matrix, and the best so far."""
+        best without it, if that is better still. Learned are one option for all, widths for each matrix, and the best so far."""
         full, plain, ints = self.search.compensated, self.search.choosing, self.search.learned
         if full is not None:
             for how in ("both", "gradients"):
                 yield Candidate(f"chosen by {how}", full, lambda r, how=how: full.by(how, r))
-            yield Candidate("one option for all", full, lambda r: full.alike(r, lambda option: option.compensated and option.plain), alike=True)
+            yield Candidate("one option for all", full, self._alike, alike=True)
         point = plain.within(room)
         if point is not None and (not self.fit or point.lost < self._best().lost):
             yield Candidate(f"{point.how}, without gptq", plain, self._verified)
         if not self.search.learns or not self.fit:
             return
         best = self._best()
+        if min((f.lost for f in self.fit if f.candidate.alike), default=math.inf) <= _HOPELESS * best.lost:
+            yield Candidate("one option for all", full, self._alike, learned=True, alike=True)
         if ints is not None:
-            if min((f.lost for f in self.fit if f.candidate.alike), default=math.inf) <= _HOPELESS * best.lost:
-                yield Candidate("one option for all", ints, ints.alike, learned=True, alike=True)
             yield Candidate("widths chosen by both", ints, lambda r: ints.by("both", r), learned=True)
         yield replace(best.candidate, learned=True)
+
+    def _alike(self, room: float) -> Choice | None:
+        """One option of integers on searched grids, under a mask where there is no room otherwise."""
+        full = self.search.compensated
+        found = full.alike(room, lambda option: option.compensated and option.plain)
+        return found or full.alike(room, lambda option: option.compensated and option.mask is not None)
 
     def _verified(self, room: float) -> Choice | None:
         point = self.search.choosing.within(room)

@@ -15,6 +15,7 @@ from app import advice, compressed, packed_size, speeds
 from app.bundled import BUNDLE, Bundle
 from app.changed import shared_threshold
 from app.errors import InvalidJobSpec, NotEstimable
+from app.foreseen import foreseen
 from app.formats import FORMATS
 from app.job_spec import JobSpec
 from app.layout import Folder, dense_parts, header
@@ -61,9 +62,13 @@ def estimate(model: Outline, spec: JobSpec, read: Read | None, rate: float | Non
         read: bytes of a file; None where there are only headers.
         rate: bytes of input a second, as workers have measured it.
 
-    Raises: what `check_estimable` and `treat` raise.
+    Raises: what `check_estimable`, `treat` and `app.foreseen.foreseen` raise.
     """
     check_estimable(spec)
+    if spec.recipe.searches:
+        told = foreseen(model, spec, lambda plain: estimate(model, plain, read, rate))
+        worked_on = treated(model, spec.recipe.stand_in, spec.output.format)[1].values()
+        return told | {"peak_memory": peak_memory(worked_on, proof=proof_wanted(spec.output.format, model.files), runs=run_bytes(spec))}
     output, recipe = spec.output.format, spec.recipe
     if spec.sanitize == "strip":
         weights = set(model.weight_files)
@@ -103,15 +108,9 @@ def estimate(model: Outline, spec: JobSpec, read: Read | None, rate: float | Non
 
 
 def check_estimable(spec: JobSpec) -> None:
-    """Raises: InvalidJobSpec for a restore; NotEstimable for a search."""
-    _searched(spec)
+    """Raises: InvalidJobSpec for a restore."""
     if spec.recipe.kind == "restore":
         raise InvalidJobSpec("there is nothing to estimate in a restore; it gives back what was uploaded", pointer="/recipe")
-
-
-def _searched(spec: JobSpec) -> None:
-    if spec.recipe.searches:
-        raise NotEstimable("what auto chooses, and what that comes to, is known once it has searched; its result keeps to the budget, or the job says what can be met", pointer="/recipe")
 
 
 def looker(model: Outline, read: Read | None) -> Look:

@@ -11,10 +11,15 @@ import torch
 from safetensors.torch import save_file
 from tiny_models import VOCABULARY, build
 
+from app.estimate import estimate
+from app.job_spec import parse_job
+from app.local import open_local
 from app.recipe import parse_recipe
 from worker.__main__ import main
 from worker.search import options
 from worker.search.finding import WEIGHTS_ONLY
+
+ID = "00000000-0000-0000-0000-000000000000"
 
 
 @pytest.fixture(scope="module")
@@ -128,6 +133,15 @@ def test_without_data_it_works_on_weights_and_says_so(given, tmp_path):
     report = search(given, tmp_path / "out", "llama", "--budget", "avg_bits=7")
     assert stored(report) <= 7 and WEIGHTS_ONLY in report["search"]["notes"] and report["search"]["judged_by"] == {"figure": "error of the weights"}
     assert all("mapping" not in s or s["mapping"] == "uniform" for s in report["recipe"]["steps"])
+
+
+@pytest.mark.parametrize("budget", ["avg_bits=7", "ratio=5"])
+def test_what_was_foreseen_of_it_holds(given, tmp_path, budget):
+    report = search(given, tmp_path / "out", "llama", "--budget", budget)
+    model, read = open_local(given / "llama")
+    name, value = budget.split("=")
+    said = estimate(model, parse_job({"input": ID, "preset": "auto", "budget": {name: float(value)}}), read)
+    assert said["bytes_least"] <= report["totals"]["bytes_after"] <= said["bytes_most"] and said["bytes_after"] == pytest.approx(report["totals"]["bytes_after"], rel=0.1)
 
 
 def test_an_error_of_the_weights_may_be_asked_for(given, tmp_path):

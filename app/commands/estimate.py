@@ -15,6 +15,7 @@ import httpx
 import typer
 from rich.table import Table
 
+from app import budget as budgets
 from app.client import Client
 from app.commands.options import Json, Url, out, print_json
 from app.errors import ModelpressError
@@ -33,6 +34,7 @@ def estimate(
     preset: Annotated[str | None, typer.Option(help=f"One of: {', '.join(PRESETS)}.")] = None,
     recipe: Annotated[Path | None, typer.Option(exists=True, dir_okay=False, help='A JSON file: {"steps": [...]}.')] = None,
     format: Annotated[str | None, typer.Option(help=f"One of: {', '.join(FORMATS)}. Default: what fits the recipe.")] = None,
+    budget: Annotated[list[str] | None, typer.Option(help="With --preset auto, what the result must keep to, e.g. ratio=4; may be repeated.")] = None,
     url: Url = None,
     as_json: Json = False,
 ) -> None:
@@ -40,13 +42,15 @@ def estimate(
     if (preset is None) == (recipe is None):
         raise typer.BadParameter("give either --preset or --recipe")
     body: dict[str, Any] = {"input": _ANY_ID} | ({"preset": preset} if preset else {"recipe": parse_json(recipe.read_bytes())})
-    spec = parse_job(body | ({"output": {"format": format}} if format else {}), has_config(source), program=is_program(source))
+    body |= ({"output": {"format": format}} if format else {}) | ({"budget": budgets.given(budget)} if budget else {})
+    spec = parse_job(body, has_config(source), program=is_program(source))
     model, read = open_local(source)
     rate = _measured(url, spec.recipe)
     if model is not None:
         answer = told(model, spec, read, rate)
     else:
         choice = ["--preset", preset] if preset else ["--recipe", str(recipe)]
+        choice += [word for one in budget or [] for word in ("--budget", one)]
         answer = _parsed(source, choice + (["--format", format] if format else []) + (["--rate", str(rate)] if rate else []))
     print_json(answer) if as_json else out.print(_table(answer))
 

@@ -18,7 +18,7 @@ FULL = 0.98  # of what there is room for: enough
 LESS, _LEARNED = 0.995, 0.993  # how much of it is taken once it is known how far off what is foreseen is; the same where codes were learned, which take a little more
 _NEAR = 1.05  # of the room, up to which one option for all is carried out first: its bytes are foreseen that well
 _WORSE = 1.25  # of the loss that is foreseen of the first choice, beyond which another is not carried out
-_HOPELESS = 2.0  # of the least loss so far, beyond which one option for all is not learned
+_CLOSE = 1.5  # of the least loss so far, up to which one option for all is learned, and beyond which what has that loss is
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Best:
     def __init__(self, search: Search):
         self.search = search
         self.fit: list[Fit] = []
-        self.seen: list[tuple] = []
+        self.seen: dict[tuple[str, bool], Trial] = {}
         self.factors = dict[tuple[bool, bool], float]()  # bytes that were foreseen, of those that it took: of one option for all or others, learned or not
         self.least = math.inf  # the loss that was foreseen of what fits
 
@@ -56,21 +56,29 @@ class Best:
         for candidate in self._candidates(room):
             for _ in range(_MORE if self.fit else _TRIALS):
                 found = candidate.choice(room * self._taken(candidate))
-                if found is None or not self._worth(candidate, found):
+                if found is None:
                     break
-                trial = self.search.carried(candidate.choosing, found, candidate.how, candidate.learned)
+                what = repr(candidate.choosing.options(found)), candidate.learned
+                if not (known := what in self.seen) and not self._worth(candidate, found):
+                    break
+                trial = self.seen[what] if known else self.search.carried(candidate.choosing, found, candidate.how, candidate.learned)
+                self.seen[what] = trial
                 took, there = trial.bytes_of(self.search.groups), self.search.room_beside(trial)
                 room, self.factors[candidate.alike, candidate.learned] = there, (candidate.choosing.bytes(found) - candidate.choosing.fixed) / took
                 if not self.search.bounds.missed(trial):
-                    self.fit.append(Fit(self.search.lost(trial), took, trial, candidate))
-                    if self._foreseen(candidate):
-                        self.least = min(self.least, candidate.choosing.foreseen(found))
-                    if candidate.learned or took > FULL * there:
+                    if not known:
+                        self._fits(candidate, found, trial, took)
+                    if known or self.search.learns or took > FULL * there:
                         break
         if not self.fit:
             last = self.search.trials[-1][1]
             self.search.bounds.refuse(last, list(self.search.bounds.held(last)), "the best that was found")
         return self._best().trial
+
+    def _fits(self, candidate: Candidate, found: Choice, trial: Trial, took: int) -> None:
+        self.fit.append(Fit(self.search.lost(trial), took, trial, candidate))
+        if self._foreseen(candidate):
+            self.least = min(self.least, candidate.choosing.foreseen(found))
 
     def _taken(self, candidate: Candidate) -> float:
         """The bytes that may be foreseen, of those that there is room for."""
@@ -90,32 +98,31 @@ class Best:
         return candidate.choosing is self.search.compensated and not candidate.alike
 
     def _worth(self, candidate: Candidate, found: Choice) -> bool:
-        """Whether to carry it out: not twice, nor what is foreseen to be worse by far."""
-        what = candidate.choosing.options(found), candidate.learned
-        if what in self.seen or (self._foreseen(candidate) and not candidate.learned and candidate.choosing.foreseen(found) > _WORSE * self.least):
-            return False
-        self.seen.append(what)
-        return True
+        """Whether to carry it out: it is not foreseen to be worse by far."""
+        return not self._foreseen(candidate) or candidate.learned or candidate.choosing.foreseen(found) <= _WORSE * self.least
 
     def _candidates(self, room: float) -> Iterator[Candidate]:
-        """What rounding by gptq makes up for its errors in: options for each matrix by two ways to weigh, and one for all; then what is verified to be the
-        best without it, if that is better still. Learned are one option for all, widths for each matrix, and the best so far."""
+        """What rounding by gptq makes up for its errors in: options for each matrix, and one for all; then what is verified to be the best without it, if that
+        is better still. Learned are widths of searched grids for each matrix, and one option for all if it comes close to the best so far, else that."""
         full, plain, ints = self.search.compensated, self.search.choosing, self.search.learned
         if full is not None:
-            for how in ("both", "gradients"):
+            for how in ("both",) if self.search.learns else ("both", "gradients"):
                 yield Candidate(f"chosen by {how}", full, lambda r, how=how: full.by(how, r))
             yield Candidate("one option for all", full, self._alike, alike=True)
         point = plain.within(room)
         if point is not None and (not self.fit or point.lost < self._best().lost):
             yield Candidate(f"{point.how}, without gptq", plain, self._verified)
+        if not self.fit:
+            yield Candidate("the smallest of all", plain, lambda r: plain.smallest())
         if not self.search.learns or not self.fit:
             return
-        best = self._best()
-        if min((f.lost for f in self.fit if f.candidate.alike), default=math.inf) <= _HOPELESS * best.lost:
-            yield Candidate("one option for all", full, self._alike, learned=True, alike=True)
+        best, alike = self._best(), min((f.lost for f in self.fit if f.candidate.alike), default=math.inf)
         if ints is not None:
             yield Candidate("widths chosen by both", ints, lambda r: ints.by("both", r), learned=True)
-        yield replace(best.candidate, learned=True)
+        if alike <= _CLOSE * best.lost:
+            yield Candidate("one option for all", full, self._alike, learned=True, alike=True)
+        else:
+            yield replace(best.candidate, learned=True)
 
     def _alike(self, room: float) -> Choice | None:
         """One option of integers on searched grids, under a mask where there is no room otherwise."""

@@ -36,8 +36,9 @@ class Search:
 
     def carried(self, choosing, choice, how, learned=False):
         bits = tuple(o.steps[0].num_bits for o in choosing.options(choice))
-        assert (bits, learned) not in self.carried_out
-        self.carried_out.append((bits, learned))
+        what = choosing.options(choice), learned
+        assert what not in self.carried_out
+        self.carried_out.append(what)
         size = self.takes(bits, learned)
         trial = SimpleNamespace(bits=bits, learned=learned, size=size, loss=self.loses(bits, learned), bytes_of=lambda groups: size)
         self.trials.append((how, trial))

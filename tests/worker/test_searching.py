@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from app.job_spec import parse_job
 from app.local import open_local
 from app.recipe import parse_recipe
 from worker.__main__ import main
+from worker.reconstructing import Reconstruction
 from worker.search import options
 from worker.search.finding import WEIGHTS_ONLY
 
@@ -57,8 +59,20 @@ def stored(report: dict) -> float:
 
 
 @pytest.fixture(scope="module")
-def sized(given, tmp_path_factory) -> dict:
-    return search(given, tmp_path_factory.mktemp("out") / "bert", "bert", "--budget", '{"avg_bits": 6}', "--calibration", str(given / "ids.jsonl"))
+def solved() -> list[str]:
+    """The recipe of each stage of a network that was worked out for `sized`."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def sized(given, tmp_path_factory, solved) -> dict:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Reconstruction, "_solve", lambda self, *stage, own=Reconstruction._solve: solved.append(self._recipe) or own(self, *stage))
+        return search(given, tmp_path_factory.mktemp("out") / "bert", "bert", "--budget", '{"avg_bits": 6}', "--calibration", str(given / "ids.jsonl"))
+
+
+def test_what_the_search_has_carried_out_is_not_worked_out_again(sized, solved):
+    assert set(Counter(solved).values()) == {sized["reconstruction"]["stages"]}
 
 
 def test_a_size_is_kept_to_and_what_was_done_is_told(sized):

@@ -46,6 +46,9 @@ def recipes(recover: int) -> Iterator[tuple[str, list[dict]]]:
     for bits in (4, 3, 2):
         for group in (128, 64):
             yield f"uniform {bits} bits, group {group}, mse", [{"method": "quantize", "num_bits": bits, "group_size": group, "scale_search": "mse"}]
+    for bits in (8, 4, 3):
+        for name, fields in (("rtn", {}), ("searched", {"scale_search": "mse"}), ("gptq", {"scale_search": "mse", "algorithm": "gptq"})):
+            yield f"{name} {bits} bits, row", [{"method": "quantize", "num_bits": bits} | fields]
     for bits in (4, 3, 2):
         for name, fields in GRIDS.items():
             yield f"uniform {bits} bits, {name}", [{"method": "quantize", "num_bits": bits} | fields]
@@ -63,7 +66,7 @@ def recipes(recover: int) -> Iterator[tuple[str, list[dict]]]:
         for steps in (200, 1000):
             autoround = {"method": "quantize", "algorithm": "autoround", "steps": steps, "num_bits": bits, "group_size": GROUP, "scale_search": "mse"}
             yield f"autoround {bits} bits, group {GROUP}, mse, {steps} steps", [autoround]
-    for saliency in ("wanda", "sparsegpt"):
+    for saliency in ("magnitude", "wanda", "sparsegpt"):
         for share in ({"sparsity": 0.5}, {"sparsity": 0.7}, {"mask_structure": "2:4"}):
             yield f"prune {saliency} {'2:4' if 'mask_structure' in share else format(share['sparsity'], '.0%')}", [{"method": "prune", "saliency": saliency} | share]
     if recover:

@@ -3,23 +3,50 @@ worker nor its zygote ever does.
 
 `CUDA_VISIBLE_DEVICES` of the worker chooses the one that its children see. What a child may open beside what every child may:
 
-    /dev/nvidia*                        read, write, ioctl
-    /proc/driver/nvidia, /proc/self     read; CUDA looks at its own maps
+    /dev/nvidia*                           read, write, ioctl
+    /proc/self                             read, write: CUDA looks at its own maps, and gives up (error 304) where it cannot name its threads in task/*/comm
+    /proc/driver/nvidia, /usr/local/nvidia read; the driver and its libraries
+    MODELPRESS_GPU_KERNELS                 read; a folder of kernels, compiled when the worker started
 """
 
 from __future__ import annotations
 
+import logging
 import os
+import subprocess
+import sys
 from pathlib import Path
 
-READ = tuple(map(Path, ("/proc/driver/nvidia", "/proc/self", "/proc/devices", "/proc/modules", "/sys/bus/pci", "/sys/devices", "/sys/module")))
+log = logging.getLogger(__name__)
+
+KERNELS = "MODELPRESS_GPU_KERNELS"
+_SECONDS = 600.0
+_READ = tuple(map(Path, ("/proc/driver/nvidia", "/proc/self", "/usr/local/nvidia", "/proc/devices", "/proc/modules", "/sys/bus/pci", "/sys/devices", "/sys/module")))
 
 
 def devices() -> list[Path]:
     return sorted(Path("/dev").glob("nvidia*"))
 
 
+def spoken_to() -> list[Path]:
+    return [*devices(), Path("/proc/self")]
+
+
+def readable() -> list[Path]:
+    kernels = os.environ.get(KERNELS)
+    return [*_READ, *([Path(kernels)] if kernels else [])]
+
+
 def environment() -> dict[str, str]:
-    """What a zygote is told: which GPU, and that CUDA has no folder to keep compiled kernels in."""
-    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return {"CUDA_CACHE_DISABLE": "1"} | ({} if chosen is None else {"CUDA_VISIBLE_DEVICES": chosen})
+    """What a zygote is told: which GPU, where its kernels are, and that CUDA has no folder to keep compiled kernels in."""
+    return {"CUDA_CACHE_DISABLE": "1"} | {name: os.environ[name] for name in ("CUDA_VISIBLE_DEVICES", KERNELS) if name in os.environ}
+
+
+def compile_kernels(folder: Path) -> None:
+    """Have another process compile Triton's kernels for this worker's GPU into `folder`, and tell it to all zygotes that come. Without them torch does the same, more slowly."""
+    folder.mkdir(parents=True, exist_ok=True)
+    done = subprocess.run([sys.executable, "-m", "worker.kernels.triton_compiling", folder], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_SECONDS)
+    if done.returncode:
+        log.warning("Triton's kernels could not be compiled, so torch works in their place: %s", done.stderr.strip().splitlines()[-1:] or done.returncode)
+    else:
+        os.environ[KERNELS] = str(folder)

@@ -75,7 +75,7 @@ def apply(
         read, write: files and folders; what does not exist is skipped.
         memory: bytes that the address space may grow by.
         file_bytes: the largest file that may be written.
-        devices: files that may be read, written and spoken to (ioctl).
+        devices: files, or folders of them, that may be read, written and spoken to (ioctl).
         cpu: seconds of all threads together; SIGXCPU ends the process.
         tasks: threads, where the user is nobody else's or has a namespace (else they would count with others of his; the memory bounds them, too).
 
@@ -85,7 +85,7 @@ def apply(
     os.umask(0o077)
     write, devices = list(write), list(devices)
     namespaces, user = _apart(write)
-    _libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
+    _libc.prctl(_PR_SET_DUMPABLE, int(bool(devices)), 0, 0, 0)  # CUDA writes the names of its threads below /proc/self, which is root's where this is 0
     _limit(memory, file_bytes, open_files, cpu, tasks if namespaces or user == "another" else None)
     _check(_libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "no_new_privs")
     return Jail(namespaces, _landlock(list(read), write, devices), seccomp.install(bool(devices)), user)

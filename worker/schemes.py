@@ -20,10 +20,10 @@ from app.recipe import Quantize
 from app.steps import SUPER
 from worker.encoded import Factors, Grid, Quantized
 from worker.kernels import affine, half_quadratic, native, scale_search, two_level, uniform
+from worker.kernels.shares import portion
 from worker.kernels.table import Table
 
 _HALF, _LARGEST = torch.finfo(torch.float16), torch.finfo(torch.float32).max
-_PART = 1 << 18  # elements looked at together
 
 
 @dataclass(frozen=True)
@@ -241,7 +241,7 @@ def single(part: torch.Tensor, scheme: Scheme) -> torch.Tensor:
 
 
 def _parts(matrix: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    return matrix.split(max(1, _PART // max(1, matrix.shape[1])))
+    return matrix.split(max(1, portion(matrix.device) // max(1, matrix.shape[1])))
 
 
 def _scale_dtype(matrix: torch.Tensor, size: int, levels: uniform.Levels | affine.Unsigned | Table) -> torch.dtype:

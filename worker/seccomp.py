@@ -8,7 +8,7 @@ import os
 import platform
 import struct
 
-from worker.syscalls import ALLOWED, ARCHITECTURES
+from worker.syscalls import ALLOWED, ARCHITECTURES, FOR_DEVICES
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _PR_SET_NAME, _PR_SET_SECCOMP, _PR_SET_VMA = 15, 22, 0x53564D41
@@ -35,7 +35,7 @@ def program(machine: str, devices: bool = False) -> list[bytes]:
     """Allow what is listed, threads, prctl to name one, and signals to this process; everything else is refused with EPERM.
 
     Args:
-        devices: whether it has devices to speak to, whose ioctls nobody can list.
+        devices: whether it has devices to speak to, whose ioctls nobody can list; `FOR_DEVICES` are allowed then.
     """
     audit, special = ARCHITECTURES[machine]
     enosys, eperm = _op(_RETURN, _REFUSE | errno.ENOSYS), _op(_RETURN, _REFUSE | errno.EPERM)
@@ -43,7 +43,7 @@ def program(machine: str, devices: bool = False) -> list[bytes]:
     code = [_op(_LOAD, _ARCH), _op(_EQUAL, audit, 1, 0), _op(_RETURN, _KILL), _op(_LOAD, _NR)]
     if machine == "x86_64":
         code += [_op(_GREATER_EQUAL, 0x40000000, 0, 1), _op(_RETURN, _KILL)]  # the x32 numbers are a second door to the same calls
-    for number in sorted(ALLOWED[machine]):
+    for number in sorted(ALLOWED[machine] | (FOR_DEVICES[machine] if devices else frozenset())):
         code += [_op(_EQUAL, number, 0, 1), allow]
     for name in ("clone3", "openat2", "faccessat2"):  # libc falls back on older calls
         code += [_op(_EQUAL, special[name], 0, 1), enosys]

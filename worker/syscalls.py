@@ -31,6 +31,9 @@ _AARCH64 = {
     "futex_waitv": 449,
 }  # fmt: skip
 
+FOR_DEVICES = {"x86_64": frozenset({239, 290}), "aarch64": frozenset({236, 19})}
+"""get_mempolicy and eventfd2, which CUDA calls when it starts."""
+
 ALLOWED = {"x86_64": frozenset(_X86_64.values()), "aarch64": frozenset(_AARCH64.values())}
 
 ARCHITECTURES = {

@@ -17,7 +17,7 @@ from app.queue import app as celery
 from app.queue import stopping
 from app.settled import settled
 from app.storage import Storage
-from worker import gpu_probe
+from worker import gpu, gpu_probe
 from worker.attempt import Attempt
 from worker.jailed import exposed, probe
 from worker.presence import Presence
@@ -55,6 +55,8 @@ def prepare(**_) -> None:
         device, why = gpu_probe.probe()
         report |= {"gpu": why or device, "holds": report["holds"] and not why}
         works = works and not why
+        if not why:
+            gpu.compile_kernels(settings().home / "gpu-kernels")
     _presence[:] = [Presence(taken if works else (), device, report)]
     _presence[0].start()
     if not works:

@@ -219,8 +219,8 @@ def _work(request: dict, emit) -> None:
     module, function = request["entry"].split(":")
     run = getattr(importlib.import_module(module), function)
     read = [*installation(), inp, *map(Path, request["read"])]
-    devices = gpu.devices() if limits.gpu else []
-    readable = [*read, *gpu.READ] if limits.gpu else read
+    devices = gpu.spoken_to() if limits.gpu else []
+    readable = [*read, *gpu.readable()] if limits.gpu else read
     got = jail.apply(readable, [out], None if limits.gpu else limits.memory, limits.file_bytes, devices, cpu=limits.cpu, tasks=_TASKS + 4 * (os.cpu_count() or 1))
     if limits.required and not got.holds:
         raise jail.JailError(f"the jail does not hold: {got}")

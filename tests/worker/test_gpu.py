@@ -46,6 +46,28 @@ def test_the_jail_lets_a_device_be_spoken_to_and_no_other(tmp_path):
     assert done.stdout == "refused\n", done.stderr
 
 
+def test_a_jail_with_a_device_lets_threads_be_named_as_cuda_names_them(tmp_path):
+    """By task/*/comm of its own; that of another process stays closed."""
+    code = """
+        import os, sys, threading
+        from pathlib import Path
+        from worker import gpu, jail
+        got = jail.apply([Path("/usr/lib"), *gpu.readable()], [Path(sys.argv[1])], None, 1 << 20, gpu.spoken_to())
+        assert got.holds
+        threading.Thread(target=threading.Event().wait, daemon=True).start()
+        for task in os.listdir("/proc/self/task"):
+            os.write(os.open(f"/proc/self/task/{task}/comm", os.O_RDWR), b"cuda")
+            assert Path(f"/proc/self/task/{task}/comm").read_text() == "cuda\\n"
+        os.eventfd(0)
+        try:
+            os.open(f"/proc/{os.getppid()}/comm", os.O_RDWR)
+        except PermissionError:
+            print("refused")
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code), tmp_path], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.stdout == "refused\n", done.stderr
+
+
 @pytest.mark.parametrize("chosen", [None, "", "3", "GPU-0af"])
 def test_a_zygote_is_told_which_gpu_its_worker_has(monkeypatch, chosen):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)

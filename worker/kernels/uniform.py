@@ -13,10 +13,9 @@ from dataclasses import dataclass
 import torch
 
 from worker.kernels import native
-from worker.kernels.shares import rows_of
+from worker.kernels.shares import portion, rows_of
 
 FP8_MAX = 448.0
-_PART = 1 << 18  # elements worked on together: small enough for the cache
 
 
 @dataclass(frozen=True)
@@ -114,7 +113,7 @@ def dense(codes: torch.Tensor, scale: torch.Tensor, zero_point: torch.Tensor | N
         return native.dequantize(codes, scale, zero_point, group_size, dtype, bounded)
     out = torch.empty(codes.shape, dtype=dtype, device=codes.device)
     most = torch.finfo(dtype).max if bounded and dtype == torch.float16 else math.inf
-    step = max(1, _PART // max(1, codes.shape[1]))
+    step = max(1, portion(codes.device) // max(1, codes.shape[1]))
     for i in range(0, codes.shape[0], step):
         rows = slice(i, i + step)
         shared = (None if t is None else rows_of(t, rows, len(codes)) for t in (scale, zero_point))

@@ -15,13 +15,13 @@ import torch
 from app.recipe import Quantize
 from worker import gradient_mapping
 from worker.encoded import Encoded, Grid, Quantized
-from worker.kernels import native, uniform
+from worker.kernels import gpu_rounding, native, uniform
 from worker.kernels.scale_search import multipliers, shrinks
+from worker.kernels.shares import portion
 from worker.methods.registry import method
 from worker.plan import TensorPlan
 from worker.schemes import Parameters, Scheme, assembled, joined, scheme_of, single
 
-_PART = 1 << 18  # elements worked on together: small enough for the cache
 
 
 @method(Quantize)
@@ -72,11 +72,14 @@ def rounded(matrix: torch.Tensor, step: Quantize, scheme: Scheme) -> tuple[torch
         search = multipliers(scheme.levels.num_bits) if scheme.search == "mse" else None
         codes, scale = native.quantize(matrix, scheme.levels, scheme.group_size, search, scheme.dtype)
         return codes, Parameters(scale)
+    if scheme.compiled and step.strategy == "group" and scheme.offset == "none" and scheme.search == "mse" and gpu_rounding.takes(matrix, scheme.levels, scheme.group_size):
+        codes, scale = gpu_rounding.search(matrix, scheme.levels, scheme.group_size, scheme.dtype)
+        return codes, Parameters(scale)
     whole = None
     if step.strategy == "tensor":
         whole = replace(scheme, group_size=max(1, matrix.numel())).parameters(single(matrix, scheme).reshape(1, -1))
     codes, found = [], []
-    for part in matrix.split(max(1, _PART // max(1, matrix.shape[1]))):
+    for part in matrix.split(max(1, portion(matrix.device) // max(1, matrix.shape[1]))):
         x = single(part, scheme)
         found.append(whole or scheme.parameters(x))
         codes.append(scheme.stored(scheme.encode_rows(x, found[-1])))
@@ -85,5 +88,5 @@ def rounded(matrix: torch.Tensor, step: Quantize, scheme: Scheme) -> tuple[torch
 
 def _decoded(q: Quantized | Grid) -> Iterator[tuple[slice, torch.Tensor]]:
     """(rows, their values in float32), some at a time."""
-    step = max(1, _PART // max(1, q.codes.shape[1]))
+    step = max(1, portion(q.codes.device) // max(1, q.codes.shape[1]))
     return ((rows := slice(i, i + step), q.dequantize(rows)) for i in range(0, q.codes.shape[0], step))

@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from kernel_values import kinds
 
 from app.recipe import Quantize
 from app.strict import validate
@@ -44,20 +45,11 @@ def reference(monkeypatch):
     return call
 
 
-def values(rows: int, columns: int, seed: int) -> dict[str, torch.Tensor]:
-    """Matrices of every kind that has its own way to go wrong."""
-    x = torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed)) * 0.02
-    heavy = x.clone()
-    heavy[:, ::5] *= 40
-    tied = (x * 100).round() / 8
-    return {"plain": x, "heavy": heavy, "tied": tied, "constant": torch.full_like(x, 0.3), "zeros": torch.zeros_like(x), "negative": -x.abs(), "huge": x * 1e38, "tiny": x * 1e-41}
-
-
 @pytest.mark.parametrize("search", ["absmax", "mse"])
 @pytest.mark.parametrize(("shape", "group"), [((1, 1), None), ((3, 7), None), ((5, 128), 16), ((7, 129), 128), ((2, 1030), None), ((2, 1030), 130), ((3, 47), 32)])
 def test_integers_are_those_of_the_reference(reference, shape, group, search):
     grouping = {"strategy": "group", "group_size": group} if group else {"strategy": "channel"}
-    for kind, x in values(*shape, seed=7).items():
+    for kind, x in kinds(*shape, seed=7).items():
         cases = [*zip(DTYPES * 2, (2, 3, 4, 5, 7, 8), strict=True), *((dtype, "float") for dtype in DTYPES if search == "absmax")]
         for dtype, num_bits in cases:
             levels = {"type": "float", "num_bits": 8} if num_bits == "float" else {"num_bits": num_bits}
@@ -81,7 +73,7 @@ def test_integers_are_those_of_the_reference(reference, shape, group, search):
 @pytest.mark.parametrize(("shape", "group"), [((1, 1), None), ((3, 47), 32), ((2, 300), 130)])
 def test_zero_points_are_those_of_the_reference(reference, shape, group, search):
     grouping = {"strategy": "group", "group_size": group} if group else {"strategy": "channel"}
-    cases = values(*shape, seed=7)
+    cases = kinds(*shape, seed=7)
     cases["positive"] = cases["plain"].abs() + 0.5
     for (kind, x), dtype, num_bits in zip(cases.items(), DTYPES * 3, (2, 3, 4, 5, 6, 7, 8, 4, 3), strict=True):
         step = validate(Quantize, {"method": "quantize", "scale_search": search, "symmetric": False, "num_bits": num_bits} | grouping)
@@ -109,7 +101,7 @@ TWO_LEVEL = (
 @pytest.mark.parametrize("shape", [(1, 1), (3, 7), (2, 300)])
 def test_scales_with_offsets_and_of_two_levels_are_those_of_the_reference(reference, shape, fields):
     step = validate(Quantize, {"method": "quantize", "scale_search": "mse"} | fields)
-    cases = values(*shape, seed=7)
+    cases = kinds(*shape, seed=7)
     cases["pruned"] = torch.where(cases["plain"].abs() < 0.013, 0, cases["plain"])
     for (kind, x), dtype in zip(cases.items(), DTYPES * 3, strict=True):
         if not torch.isfinite(matrix := x.to(dtype)).all():
@@ -128,7 +120,7 @@ def test_scales_with_offsets_and_of_two_levels_are_those_of_the_reference(refere
 
 
 def test_any_number_of_threads_gives_the_same():
-    x = values(700, 300, seed=1)["heavy"]
+    x = kinds(700, 300, seed=1)["heavy"]
     step = validate(Quantize, {"method": "quantize", "num_bits": 4, "scale_search": "mse", "group_size": 128})
     threads, found = torch.get_num_threads(), []
     try:
@@ -223,7 +215,7 @@ def test_bits_go_there_when_they_can(reference):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_what_is_told_of_arrays(reference, dtype):
-    a, b = (values(37, 41, seed)["heavy"].to(dtype) for seed in (1, 2))
+    a, b = (kinds(37, 41, seed)["heavy"].to(dtype) for seed in (1, 2))
     b[::3] = 0
     b[5, 7] = -0.0
     expected = reference(lambda: report.errors(a, b))
@@ -270,7 +262,7 @@ def test_the_lowest_of_more_than_one_thread_takes():
 @pytest.mark.parametrize("size", [1.0, 1e-6, 1e7, 1e-30])
 def test_scales_are_stored_alike(reference, size):
     for group in (3, 16, 200):
-        x = values(9, 61, seed=3)["heavy"] * size
+        x = kinds(9, 61, seed=3)["heavy"] * size
         x[4] = 0
         step = validate(Quantize, {"method": "quantize", "num_bits": 4, "group_size": group})
         for level in LEVELS:

@@ -6,6 +6,7 @@ from app.steps import STEPS, Step
 
 METHODS = {"lossless": 4e-9, "prune": 1.2e-8, "quantize": 4e-9, "auto": 6e-7, "restore": 5e-9}  # auto: to carry out what it has found
 COMPILED, FITTED = 8e-9, 4e-8  # to quantize by a search that is compiled: of plain scales and zero points; of scales with float offsets or of two levels
+CODED_MOST = 1.2e-8  # lossless at level `max`
 OTHER = 1e-6  # of a step of images or data sets that says nothing of its own
 SEARCH, ROUND = 5e-7, 4e-8  # by those that are not, and without a search where rounding is not
 CODEBOOKS = 6e-7  # with `mapping: gradient`
@@ -23,6 +24,8 @@ def of(step: Step) -> float:
     """Of one step of a recipe."""
     if type(step) not in STEPS["model"].values():
         return getattr(step, "seconds", OTHER)
+    if step.method == "lossless" and step.level == "max":
+        return CODED_MOST
     if step.method != "quantize":
         return METHODS[step.method]
     if step.mapping == "gradient":

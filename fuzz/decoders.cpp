@@ -1,6 +1,6 @@
 // Fuzz target of the native decoders: what a packed file gives them is a stranger's. Under libFuzzer (clang), or with edges.cpp (g++).
 //
-//     byte 0      decoder: alias, unpack, merge, dequantize, spread, contexts
+//     byte 0      decoder: alias, unpack, merge, dequantize, spread, contexts, turns
 //     byte 1      instruction set
 //     byte 2..3   how many values
 //     byte 4      m: changes to a good stream, then m times u16 place, u8 value; the rest are values
@@ -28,6 +28,9 @@ void modelpress_merge(const uint8_t* const* planes, int width, int64_t count, vo
 void modelpress_dequantize(const Uniform* a, int threads);
 int64_t modelpress_compact(const void* values, int width, int64_t count, uint8_t* mask, void* out, int64_t* negative);
 int modelpress_spread(const uint8_t* mask, const void* values, int width, int64_t kept, int64_t count, void* out);
+int64_t modelpress_turns_encode(const uint8_t* symbols, const uint8_t* contexts, int64_t count, const uint32_t* table, uint16_t* words, uint32_t* states);
+int modelpress_turns_decode(const uint8_t* words, int64_t held, const uint32_t* states, const uint8_t* contexts, int64_t count, const uint32_t* table, uint8_t* symbols);
+int modelpress_unfields(const uint8_t* ranks, const uint8_t* leads, const uint8_t* rests, const uint8_t* below, const uint8_t* escapes, int64_t held, int width, int64_t count, int low, int top, int depth, void* values);
 int modelpress_contexts_decode(const uint8_t* body, int64_t size, int64_t count, int64_t columns, int zero, int depth, int64_t lag, const int16_t* stretch, const int32_t* squash, uint8_t* codes);
 }
 
@@ -186,6 +189,36 @@ void contexts(Input in, size_t count, uint32_t shape) {
     expect(wrong == 0 || wrong == 2, "an unknown answer of contexts_decode");
 }
 
+// A stream of symbols in contexts with even frequencies but for one context that has none, changed; and what comes of it put together as floats.
+void turns(Input in, size_t count, uint32_t shape, const std::vector<Change>& changes) {
+    uint32_t table[256];
+    for (uint32_t p = 0; p < 256; p++) table[p] = p >> 4 == 15 ? 0 : 256 | (p & 15) << 24;
+    auto symbols = in.values<uint8_t>(count), contexts = symbols;
+    for (size_t i = 0; i < count; i++) contexts[i] = symbols[i] >> 4 == 15 ? 14 : symbols[i] >> 4, symbols[i] &= 15;
+    std::vector<uint16_t> words(count);
+    std::vector<uint32_t> states(32);
+    const size_t used = size_t(modelpress_turns_encode(symbols.data(), contexts.data(), int64_t(count), table, words.data(), states.data()));
+    std::vector<uint8_t> stream(128 + 2 * used), found(count);
+    std::memcpy(stream.data(), states.data(), 128);
+    if (used) std::memcpy(&stream[128], words.data() + count - used, 2 * used);
+    size_t length = stream.size();
+    for (const Change& c : changes) {
+        if (c.place == 0xffff) length = 128 + (length - 128) * c.value / 256 / 2 * 2;  // cut off
+        else if (c.place % 16 == 15) contexts[c.place % count] = c.value & 15;
+        else stream[c.place % stream.size()] = c.value;
+    }
+    std::memcpy(states.data(), stream.data(), 128);
+    const std::vector<uint8_t> coded(stream.begin() + 128, stream.begin() + long(length));
+    const int wrong = modelpress_turns_decode(coded.data(), int64_t(coded.size() / 2), states.data(), contexts.data(), int64_t(count), table, found.data());
+    expect(0 <= wrong && wrong <= 3, "an unknown answer of turns_decode");
+    if (changes.empty()) expect(!wrong && found == symbols, "turns do not come back");
+    for (const uint8_t s : found) expect(s < 16, "a symbol is too large");
+    const int width = shape & 1 ? 4 : 2, low = width == 2 && shape & 2 ? 10 : 7, depth = int(shape >> 2) % 5;
+    const auto below = in.values<uint8_t>(size_t(width - 2) * count), escapes = in.values<uint8_t>(shape >> 5 & 15);
+    std::vector<uint8_t> out(size_t(width) * count);
+    modelpress_unfields(found.data(), symbols.data(), contexts.data(), below.data(), escapes.data(), int64_t(escapes.size()), width, int64_t(count), low, int(shape >> 9 & 255), depth, out.data());
+}
+
 void dequantize(Input in, size_t count, uint32_t shape) {
     const int64_t columns = 1 + int64_t(shape % 97), rows = std::max<int64_t>(1, int64_t(count) / columns), group = 1 + int64_t(shape / 97) % columns;
     const int64_t groups = (columns + group - 1) / group;
@@ -205,7 +238,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     const uint32_t told = in.word();
     const size_t count = 1 + told % (told >> 12 == 15 ? 6000 : 600);
     modelpress_use(level % 3);
-    switch (which % 8) {
+    switch (which % 9) {
         case 0: unpack(in, count, 1 + level / 3 % 8); break;
         case 1: merge<uint16_t>(in, count); break;
         case 2: merge<uint32_t>(in, count); break;
@@ -213,9 +246,10 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
         case 4: (level & 4) ? spread<uint32_t>(in, count, in.word() % (count + 1)) : spread<uint16_t>(in, count, in.word() % (count + 1)); break;
         case 5: contexts(in, count, in.word()); break;
         default: {
+            const uint32_t shape = which % 9 == 6 ? in.word() : 0;
             std::vector<Change> changes(in.byte() % 24);
             for (Change& c : changes) c.place = in.word(), c.value = in.byte();
-            alias(in, count, changes);
+            which % 9 == 6 ? turns(in, count, shape, changes) : alias(in, count, changes);
         }
     }
     return 0;

@@ -123,6 +123,7 @@ def _documents() -> Iterator[bytes]:
 
 def _chunks() -> Iterator[bytes]:
     from worker.kernels.chunks import Layout, encode_chunk
+    from worker.kernels.scaled import Place
 
     rng = np.random.default_rng(0)
     bf16 = (rng.standard_normal(3000).astype("<f4").view("<u4") >> 16).astype("<u2")
@@ -134,6 +135,8 @@ def _chunks() -> Iterator[bytes]:
     ):
         data = encode_chunk(values, layout)
         yield struct.pack("<BHH", at, len(values) - 1, 60) + data[:8] + data[12:]
+    data = encode_chunk(np.tile(bf16, 2), Layout("float", 2), place=Place(60, 0))
+    yield struct.pack("<BHH", 2, 5999, 60) + data[:8] + data[12:]
 
 
 def _packed() -> Iterator[bytes]:

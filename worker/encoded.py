@@ -159,6 +159,7 @@ class Encoded:
     mask: torch.Tensor | None = None
     quantized: Quantized | Grid | Codebook | None = None
     lossless: bool = False  # a lossless step targets it (packed then entropy-codes its planes)
+    level: str = "normal"  # of that step: of `max`, floats are coded about the scales of their rows and columns
     notes: tuple[str, ...] = ()
 
     def to(self, device: torch.device) -> Encoded:

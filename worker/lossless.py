@@ -20,14 +20,17 @@ def compress(checkpoint: Checkpoint, recipe: Recipe, output: str, files: Path, e
     Raises:
         NoTensorMatched: the step's targets name no tensor.
     """
-    matches = [matcher(step) for step in recipe.steps]
+    matches = [(matcher(step), step.level) for step in recipe.steps]
 
     def keep(name: str) -> bool:
-        return any(match(name) for match in matches)
+        return any(match(name) for match, _ in matches)
+
+    def scaled(name: str) -> bool:
+        return any(match(name) for match, level in matches if level == "max")
 
     check_matched(recipe, checkpoint.tensors)
     total = sum(p.stat().st_size for p in checkpoint.files.values())
-    stored = pack_files(checkpoint, files / PACKED_NAME, keep, Progress(emit, "compress", total).add)
+    stored = pack_files(checkpoint, files / PACKED_NAME, keep, Progress(emit, "compress", total).add, scaled)
     digests = verify_packed(files / PACKED_NAME, Progress(emit, "verify", total).add)
     rows = _rows(checkpoint, stored, keep) + report.leftover_rows(checkpoint, stored=True)
     return rows, {"reader": "modelpress packed", "files": digests, "proof": "every file decoded again; its SHA-256 is that of the input"}

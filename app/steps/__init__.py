@@ -22,9 +22,13 @@ __all__ = ["KINDS", "METHODS", "STEPS", "SUPER", "Auto", "Lossless", "Prune", "Q
 
 
 class Lossless(Targeted):
-    """Entropy-code tensors without changing a bit. Alone in a recipe it keeps whole files, so that `restore` gives them back byte for byte."""
+    """Entropy-code tensors without changing a bit. Alone in a recipe it keeps whole files, so that `restore` gives them back byte for byte.
+
+    Level `max` codes floats of two or four bytes about the scales of their rows and columns, and their mantissas by their exponents: smaller, and some three times as slow.
+    """
 
     method: Literal["lossless"]
+    level: Literal["normal", "max"] = "normal"
 
 
 class Auto(Targeted):

@@ -115,6 +115,22 @@ def test_a_training_checkpoint(tmp_path):
     assert got.keys() == state.keys() and torch.equal(got["encoder.weight"], got["decoder.weight"]) and (got["encoder.weight"] == 0).sum() == 120
 
 
+def test_level_max_is_smaller_and_comes_back(tmp_path):
+    (tmp_path / "in").mkdir()
+    r = torch.Generator().manual_seed(1)
+    w = {name: torch.randn(300, 200, generator=r) * torch.randn(200, generator=r).exp() for name in ("a.weight", "b.weight")}
+    save_file({n: t.bfloat16() for n, t in w.items()}, tmp_path / "in" / "model.safetensors")
+    largest = {"method": "lossless", "level": "max"}
+    sizes = [run(tmp_path / "in", tmp_path / f"{i}", steps)["totals"]["bytes_after"] for i, steps in enumerate(([{"method": "lossless"}], [largest | {"targets": ["a*"]}, {"method": "lossless"}], [largest]))]
+    assert sizes[0] > sizes[1] > sizes[2]
+    for i in (1, 2):
+        assert (restored(tmp_path / f"{i}", tmp_path / f"back-{i}") / "model.safetensors").read_bytes() == (tmp_path / "in" / "model.safetensors").read_bytes()
+    quantized = {"method": "quantize", "num_bits": 8, "targets": ["b*"]}
+    rows = [{r["name"]: r["bytes_after"] for r in run(tmp_path / "in", tmp_path / f"some-{level}", [quantized, {"method": "lossless", "level": level}])["tensors"]} for level in ("normal", "max")]
+    assert rows[0]["a.weight"] > rows[1]["a.weight"] and rows[0]["b.weight"] == rows[1]["b.weight"]
+    assert torch.equal(load_file(restored(tmp_path / "some-max", tmp_path / "back-some") / "model.safetensors")["a.weight"], w["a.weight"].bfloat16())
+
+
 @pytest.mark.parametrize("kind", ["zip", "tar.gz"])
 def test_an_archive_comes_back_member_by_member(tmp_path, kind):
     model, folder = tmp_path / "model", tmp_path / "in"

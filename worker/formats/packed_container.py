@@ -70,17 +70,17 @@ class Container:
             free = f"{name}~{self.twins[name]}"
         return free
 
-    def add(self, name: str, values: Iterable[np.ndarray], count: int, layout: Layout, *, entropy: bool = True, weight: float = 0) -> int:
+    def add(self, name: str, values: Iterable[np.ndarray], count: int, layout: Layout, *, entropy: bool = True, scaled: int = 0, weight: float = 0) -> int:
         """Append a payload; several calls in a row with one name make it of several sections.
 
         Args:
-            values, count, layout, entropy: see `write_payload`.
+            values, count, layout, entropy, scaled: see `write_payload`.
             weight: bytes of the restored files that a value stands for; 0 where it stands for none.
 
         Returns:
             bytes stored.
         """
-        stored = write_payload(self.file, values, count, layout, self.pool, entropy, self.admit(layout, weight))
+        stored = write_payload(self.file, values, count, layout, self.pool, entropy, scaled, self.admit(layout, weight))
         self.sizes[name] = self.sizes.get(name, 0) + stored
         return stored
 

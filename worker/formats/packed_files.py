@@ -15,7 +15,7 @@ import torch
 from worker.checkpoint import DTYPES, Checkpoint, Segment
 from worker.formats.mapped import map_range
 from worker.formats.packed_container import REST, Container
-from worker.formats.packed_entries import Index, PackedFile, PackedSegment, layout_of
+from worker.formats.packed_entries import Index, PackedFile, PackedSegment, columns_of, layout_of
 from worker.kernels.chunks import BYTES
 from worker.kernels.payload import chunk_log2, chunks
 
@@ -31,12 +31,15 @@ class Stored(NamedTuple):
     bytes_after: int
 
 
-def pack_files(checkpoint: Checkpoint, out: Path, keep: Callable[[str], bool], progress: Callable[[int], None]) -> list[Stored]:
+def pack_files(
+    checkpoint: Checkpoint, out: Path, keep: Callable[[str], bool], progress: Callable[[int], None], scaled: Callable[[str], bool] = lambda name: False
+) -> list[Stored]:
     """Write every file of `checkpoint` to the packed file `out`, byte for byte.
 
     Args:
         keep: which tensors (by name) are entropy-coded; a segment that holds none of them is stored raw.
         progress: told of bytes done, as they are.
+        scaled: which of those may be coded about the scales of their rows and columns (level `max`).
 
     Returns:
         an entry for every segment, and one for the rest.
@@ -49,7 +52,9 @@ def pack_files(checkpoint: Checkpoint, out: Path, keep: Callable[[str], bool], p
             packed = []
             for s in sorted(checkpoint.segments.get(rel, ()), key=lambda s: s.offset):
                 packed.append(_described(container.free_name(s.name), s))
-                after = _add_segment(container, path, packed[-1], not s.tensors or any(map(keep, s.tensors)), progress)
+                entropy = not s.tensors or any(map(keep, s.tensors))
+                columns = columns_of(packed[-1].shape) if entropy and any(map(scaled, s.tensors)) else 0
+                after = _add_segment(container, path, packed[-1], entropy, columns, progress)
                 stored.append(Stored(rel, s, s.nbytes, after))
             files.append(PackedFile(path=rel, size=path.stat().st_size, sha256=digests[rel].result(), segments=tuple(packed)))
         after = add_rest(container, files, checkpoint.files, progress)
@@ -69,10 +74,10 @@ def _described(payload: str, s: Segment) -> PackedSegment:
     return PackedSegment(payload=payload, name=s.name, offset=s.offset, nbytes=s.nbytes, dtype=dtype, shape=shape)
 
 
-def _add_segment(container: Container, path: Path, s: PackedSegment, entropy: bool, progress: Callable[[int], None]) -> int:
+def _add_segment(container: Container, path: Path, s: PackedSegment, entropy: bool, columns: int, progress: Callable[[int], None]) -> int:
     layout, count = layout_of(s.dtype, s.nbytes)
     values = map_range(path, s.offset, s.nbytes, torch.uint8).numpy().view(layout.dtype)
-    return container.add(s.payload, told(chunks(values, layout), progress), count, layout, entropy=entropy, weight=layout.width)
+    return container.add(s.payload, told(chunks(values, layout), progress), count, layout, entropy=entropy, scaled=columns, weight=layout.width)
 
 
 def add_rest(container: Container, files: Iterable[PackedFile], paths: dict[str, Path], progress: Callable[[int], None]) -> int:

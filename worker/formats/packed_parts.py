@@ -29,6 +29,7 @@ class Part(NamedTuple):
         columns: of the matrix that they are, row by row; 0 where they are none.
         entropy: whether they are entropy-coded.
         weight: bytes of the restored files that a value stands for; 0 where it stands for none.
+        scaled: whether floats may be coded about the scales of rows and columns (level `max`).
     """
 
     values: np.ndarray
@@ -37,6 +38,7 @@ class Part(NamedTuple):
     entropy: bool
     weight: float
     bias: int = 0
+    scaled: bool = False
 
     def whole(self) -> np.ndarray:
         """All values, as they are coded."""
@@ -66,7 +68,7 @@ def parts_of(encoded: Encoded, restored: int) -> list[Part]:
     """
     q = encoded.quantized
     if q is None:
-        return [_numbers(encoded.dense, restored, columns_of(encoded.spec.shape))]
+        return [_numbers(encoded.dense, restored, columns_of(encoded.spec.shape))._replace(scaled=encoded.level == "max")]
     columns = q.codes.shape[1]
     weight = restored / max(1, q.codes.numel())
     if isinstance(q, Codebook):

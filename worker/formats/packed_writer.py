@@ -41,7 +41,7 @@ class PackedWriter:
             payload, sizes = None, tuple(map(self.bundle.add, parts))
         else:
             payload = self.container.free_name(spec.name)
-            sizes = tuple(self.container.add(payload, p.chunks(), len(p.values), p.layout, entropy=p.entropy, weight=p.weight) for p in parts)
+            sizes = tuple(self.container.add(payload, p.chunks(), len(p.values), p.layout, entropy=p.entropy, scaled=p.columns if p.scaled else 0, weight=p.weight) for p in parts)
         size = sizes[0] if payload is None and encoded.quantized is None else None
         shard = self.checkpoint.weight_files.index(spec.file)
         quantized = None if encoded.quantized is None else self._described(encoded.quantized, sizes)

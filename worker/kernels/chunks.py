@@ -1,9 +1,9 @@
 """One chunk of a payload: up to 2^20 values, coded on their own.
 
-    0   u8   codec       0 raw, 1 constant, 2 zstd, 3 rans, 4 mask, 5 contexts
+    0   u8   codec       0 raw, 1 constant, 2 zstd, 3 rans, 4 mask, 5 contexts, 6 scaled
     1   u8   planes      records in the plane table; 0 where there is none
     2   u16  0
-    4   u32  escapes     bytes of a plane coded as pairs or alias that have no symbol of their own; 0 where there are none
+    4   u32  escapes     bytes of a plane coded as pairs or alias, or exponents of scaled values, that have no symbol of their own; 0 where there are none
     8   u32  crc32       of bytes 0..7 and of everything from byte 12 on
     12  ...  body
 
@@ -13,6 +13,7 @@
     mask      u32 kept, plane table, then the mask, the signs of the zeros, and the planes of the values kept (see masks.py)
     rans      codes only (see rans.py)
     contexts  codes only, and only where a matrix's columns are known (see contexts.py)
+    scaled    floats of two or four bytes only (see scaled.py)
 
 The plane table, and how a plane is stored, are in codings.py. All integers are little-endian.
 """
@@ -26,14 +27,14 @@ from dataclasses import dataclass
 import numpy as np
 from isal.isal_zlib import crc32  # zlib's, four times as fast
 
-from worker.kernels import alias, contexts, rans
+from worker.kernels import alias, contexts, rans, scaled
 from worker.kernels.bits import from_symbols, pack_bits, packed_bytes, to_symbols, unpack_bits
 from worker.kernels.codings import ALIAS, CONSTANT, CONTEXTS, GAPS, PAIRS, PLANE, RAW, ZSTD, CorruptPayload
 from worker.kernels.codings import compress, expand, frame_content, read_table, squeeze, table
 from worker.kernels.masks import apart, from_gaps, from_mask, kept, to_gaps, to_mask, together
 from worker.kernels.planes import from_pairs, merge, split, to_pairs
 
-RANS, MASK = 3, 4  # codecs beside RAW, CONSTANT, ZSTD and CONTEXTS
+RANS, MASK, SCALED = 3, 4, 6  # codecs beside RAW, CONSTANT, ZSTD and CONTEXTS
 MAX_VALUES = 1 << 20
 _HEAD = struct.Struct("<BBHI")
 _CRC = struct.Struct("<I")
@@ -70,23 +71,24 @@ class Layout:
 BYTES = Layout("bytes", 1)
 
 
-def encode_chunk(values: np.ndarray, layout: Layout, entropy: bool = True, columns: int = 0) -> bytes:
+def encode_chunk(values: np.ndarray, layout: Layout, entropy: bool = True, columns: int = 0, place: scaled.Place | None = None) -> bytes:
     """The smallest form of `values` that is found: with `entropy` any codec, else raw.
 
     Args:
         values: `layout.dtype` [n], 1 <= n <= MAX_VALUES; codes are below 2^width.
         columns: of the matrix that the values are, row by row, if it may be coded in contexts, which takes some microseconds a value; else 0.
+        place: where floats lie in their matrix, if they may be coded about the scales of its rows and columns (level `max`).
     """
     if entropy:
         if values[0] == values[-1] and (values == values[0]).all():
             return _frame(CONSTANT, 0, 0, values[:1].tobytes())
-        best = min((_frame(*form) for form in _forms(values, layout, columns)), key=len)
+        best = min((_frame(*form) for form in _forms(values, layout, columns, place)), key=len)
         if len(best) < layout.raw_bytes(len(values)) + _BODY:
             return best
     return _frame(RAW, 0, 0, (pack_bits(values, layout.width) if layout.kind == "codes" else values).tobytes())
 
 
-def _forms(values: np.ndarray, layout: Layout, columns: int) -> Iterator[tuple[int, int, int, bytes]]:
+def _forms(values: np.ndarray, layout: Layout, columns: int, place: scaled.Place | None) -> Iterator[tuple[int, int, int, bytes]]:
     """(codec, planes, escapes, body) of every form that is worth a trial."""
     if layout.kind == "codes":
         huffman = table([squeeze(to_symbols(values, layout.width), "huffman")])
@@ -102,6 +104,9 @@ def _forms(values: np.ndarray, layout: Layout, columns: int) -> Iterator[tuple[i
         if layout.width > 1:
             yield ZSTD, 1, 0, table([squeeze(values.view(np.uint8), "level")])
     else:
+        form = scaled.encode(values, place) if place and layout.width in (2, 4) else None
+        if form:
+            yield SCALED, 0, form[1], form[0]
         planes = split(values, True)
         zeros = len(values) - np.count_nonzero(planes[0])  # the cheap look first: of floats of more than a byte there are no more
         if zeros and (layout.width == 1 or zeros >= _SPARSE * len(values)):
@@ -117,7 +122,7 @@ def _forms(values: np.ndarray, layout: Layout, columns: int) -> Iterator[tuple[i
                 mask = min(mask, (CONTEXTS, contexts.encode(keep.view(np.uint8), columns)), key=lambda form: len(form[1]))
             signs = squeeze(to_mask(negative), "huffman")
             yield MASK, 2 + layout.width, escapes, _CRC.pack(len(values) - zeros) + table([mask, signs, *parts])
-        if zeros < _SPARSE * len(values) or layout.width == 1:  # a zero byte has no sign to save, so its mask may lose
+        if not form and zeros < _SPARSE * len(values) or layout.width == 1:  # a zero byte has no sign to save, so its mask may lose
             parts, escapes = _float_parts(planes)
             yield ZSTD, layout.width, escapes, table(parts)
 
@@ -162,8 +167,8 @@ def decode_chunk(data: memoryview, layout: Layout, count: int, columns: int = 0)
     body = data[_BODY:]
     if crc32(body, crc32(data[: _HEAD.size])) != _CRC.unpack_from(data, _HEAD.size)[0]:
         raise CorruptPayload("a chunk's checksum does not hold")
-    if codec not in (RAW, CONSTANT, ZSTD, RANS, MASK, CONTEXTS) or zero or (escapes and codec not in (ZSTD, MASK)):
-        raise CorruptPayload(f"codec {codec} with {escapes} escapes is none of raw (0), constant (1), zstd (2), rans (3), mask (4), contexts (5)")
+    if codec not in (RAW, CONSTANT, ZSTD, RANS, MASK, CONTEXTS, SCALED) or zero or (escapes and codec not in (ZSTD, MASK, SCALED)):
+        raise CorruptPayload(f"codec {codec} with {escapes} escapes is none of raw (0), constant (1), zstd (2), rans (3), mask (4), contexts (5), scaled (6)")
     if codec == RAW:
         values = _raw(body, layout, count)
     elif codec == CONSTANT:
@@ -176,6 +181,10 @@ def decode_chunk(data: memoryview, layout: Layout, count: int, columns: int = 0)
         if layout.kind != "codes":
             raise CorruptPayload(f"codec {codec} for {layout}, which are no codes")
         values = _by_frequency(body, layout, count) if codec == RANS else _in_contexts(body, count, columns)
+    elif codec == SCALED:
+        if layout.kind != "float" or layout.width not in (2, 4):
+            raise CorruptPayload(f"scaled floats for {layout}")
+        values = scaled.decode(body, layout.width, count, escapes)
     else:
         values = _masked(body, planes, escapes, layout, count, columns)
     if layout.kind == "codes" and layout.width < 8 and int(values.max()) >> layout.width:

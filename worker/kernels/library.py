@@ -97,10 +97,17 @@ _CALLS = {
     "merge": [_POINTER, _INT, _COUNT, _POINTER],
     "contexts_encode": [_POINTER, _COUNT, _COUNT, _INT, _INT, _COUNT, _POINTER, _POINTER, _POINTER, _COUNT],
     "contexts_decode": [_POINTER, _COUNT, _COUNT, _COUNT, _INT, _INT, _COUNT, _POINTER, _POINTER, _POINTER],
+    "fields": [_POINTER, _INT, _COUNT, _INT, _INT, _INT, *[_POINTER] * 5],
+    "unfields": [*[_POINTER] * 5, _COUNT, _INT, _COUNT, _INT, _INT, _INT, _POINTER],
+    "sums": [_POINTER, _COUNT, _COUNT, _COUNT, _POINTER, _POINTER],
+    "spread_scales": [_POINTER, _POINTER, _COUNT, _COUNT, _COUNT, _POINTER],
+    "turns_count": [_POINTER, _POINTER, _COUNT, _POINTER],
+    "turns_encode": [_POINTER, _POINTER, _COUNT, _POINTER, _POINTER, _POINTER],
+    "turns_decode": [_POINTER, _COUNT, _POINTER, _POINTER, _COUNT, _POINTER, _POINTER],
     "pack": [_POINTER, _COUNT, _INT, ctypes.c_uint8, _POINTER, _INT],
     "unpack": [_POINTER, _COUNT, _INT, ctypes.c_uint8, _POINTER, _INT],
 }
-_LONG = ("lowest", "alias_encode", "contexts_encode", "ranks", "compact")  # what returns a count
+_LONG = ("lowest", "alias_encode", "contexts_encode", "ranks", "compact", "fields", "turns_encode")  # what returns a count
 
 
 def loaded() -> ctypes.CDLL | None:
@@ -127,3 +134,7 @@ def _fits(library: ctypes.CDLL) -> bool:
     sizes = (_COUNT * len(_STRUCTS))()
     library.modelpress_sizes(sizes)
     return list(sizes) == [ctypes.sizeof(s) for s in _STRUCTS]
+
+
+LIBRARY = loaded()
+"""At once: a jailed child can open no library any more."""

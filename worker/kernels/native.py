@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from worker.kernels.library import SIZES, WIDTHS, Affine, AliasDecode, AliasEncode, Difference, Extent, Refine, Rounding, Uniform, loaded
+from worker.kernels.library import SIZES, WIDTHS, Affine, AliasDecode, AliasEncode, Difference, Extent, Refine, Rounding, Uniform
+from worker.kernels.library import LIBRARY as _LIBRARY
 
 if TYPE_CHECKING:
     from worker.kernels.alias import Tables
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 _DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.float64: 3}
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 LEVELS = ("baseline", "avx2", "avx512")
-_LIBRARY = loaded()  # at once: a jailed child can open no library any more
 
 
 def available() -> bool:

@@ -24,6 +24,7 @@ from typing import BinaryIO
 import numpy as np
 
 from worker.kernels.chunks import MAX_VALUES, CorruptPayload, Layout, decode_chunk, encode_chunk
+from worker.kernels.scaled import Place
 
 KINDS = ("bytes", "float", "int", "codes")
 AHEAD = 4  # chunks in work at a time; a chunk is 1 MiB, so memory stays small
@@ -59,6 +60,7 @@ def write_payload(
     layout: Layout,
     pool: ThreadPoolExecutor,
     entropy: bool = True,
+    scaled: int = 0,
     admit: Callable[[int, int], bool] = lambda values, stored: True,
 ) -> int:
     """Append a payload to `out`.
@@ -68,6 +70,7 @@ def write_payload(
         values: chunks of `layout.dtype`, each as long as `chunk_log2` says.
         count: values in all of them.
         entropy: compress; otherwise every chunk is raw.
+        scaled: columns of the matrix that the values are, row by row, if they may be coded about the scales of rows and columns (level `max`); else 0.
         admit: (values of a chunk, bytes it would take) -> whether it may be that small; if not it is stored raw.
 
     Returns:
@@ -79,10 +82,11 @@ def write_payload(
     out.write(bytes(head))
     offsets = [head]
 
-    def encode(part: np.ndarray) -> tuple[np.ndarray, bytes]:
-        return part, encode_chunk(part, layout, entropy)
+    def encode(numbered: tuple[int, np.ndarray]) -> tuple[np.ndarray, bytes]:
+        i, part = numbered
+        return part, encode_chunk(part, layout, entropy, place=Place(scaled, (i << log2) % scaled) if scaled else None)
 
-    for part, data in ordered(pool, encode, values):
+    for part, data in ordered(pool, encode, enumerate(values)):
         if not admit(len(part), len(data)):
             data = encode_chunk(part, layout, entropy=False)
         out.write(data)

@@ -14,4 +14,4 @@ from worker.plan import TensorPlan
 def lossless(plan: TensorPlan, step: Lossless, encoded: Encoded) -> Encoded:
     """Mark the tensor for entropy coding; one that no other step changed counts as encoded."""
     changed = encoded.action in ("pruned", "quantized")
-    return replace(encoded, action=encoded.action if changed else "encoded", lossless=True)
+    return replace(encoded, action=encoded.action if changed else "encoded", lossless=True, level=step.level)

@@ -61,6 +61,9 @@ def chunk(data: bytes, kind: int, w: int, n: int, columns: int = 0) -> bytes:
     if codec == 5:
         assert kind == 3 and planes == escapes == 0
         return contexts(body, n, columns)
+    if codec == 6:
+        assert kind == 1 and w in (2, 4) and planes == 0
+        return scaled(body, w, n, escapes)
     assert codec == 2
     parts = table(body, planes)
     if kind == 3:
@@ -170,6 +173,48 @@ def dense(body: bytes, b: int, n: int) -> bytes:
 def symbols(body: bytes, b: int, n: int) -> bytes:
     p = 8 // b
     return bytes(body[i // p] >> (i % p * b) & ((1 << b) - 1) for i in range(n))
+
+
+def scaled(body: bytes, w: int, n: int, escapes: int) -> bytes:
+    low, top, depth, zero, columns, phase, a = struct.unpack_from("<BBBBIII", body)
+    assert low in ((7, 10) if w == 2 else (7,)) and depth <= 4 and not zero and columns <= n and (phase < columns or phase == columns == a == 0)
+    scales = np.frombuffer(zstandard.ZstdDecompressor().decompress(body[16 : 16 + a]) if a else b"", np.int8).astype(int)
+    (b,) = struct.unpack_from("<I", body, 16 + a)
+    tables = np.frombuffer(zstandard.ZstdDecompressor().decompress(body[20 + a : 20 + a + b]), np.uint8).astype(int)
+    frequency = (tables[:512] + 256 * tables[512:]).reshape(2, 16, 16)
+    assert set(frequency.sum(axis=2).reshape(-1)) <= {0, 4096}
+    rows = -(-(phase + n) // columns) if columns else 0
+    assert len(scales) == rows + columns
+    contexts = [min(15, max(0, 8 + scales[j // columns] + scales[rows + j % columns])) if columns else 0 for j in range(phase, phase + n)]
+    ranks, rest = turns(body[20 + a + b :], contexts, frequency[0])
+    leads, rest = turns(rest, ranks, frequency[1])
+    escaped, size = iter(rest[:escapes]), -(-n * (1 + low - depth) // 8)
+    rests, planes = dense(rest[escapes : escapes + size], 1 + low - depth, n), rest[escapes + size :]
+    assert len(planes) == (w - 2) * n
+    USED["escapes"] += escapes
+    out = []
+    for i in range(n):
+        e = next(escaped) if ranks[i] == 15 else top - ranks[i]
+        sign, tail = divmod(rests[i], 1 << low - depth)
+        t = sign << 15 | e << low | leads[i] << low - depth | tail
+        out.append(t << 16 | planes[i] << 8 | planes[n + i] if w == 4 else t)
+    assert next(escaped, None) is None
+    return np.array(out, f"<u{w}").tobytes()
+
+
+def turns(data: bytes, contexts: list[int], frequency: np.ndarray) -> tuple[list[int], bytes]:
+    (words,) = struct.unpack_from("<I", data)
+    x, end = list(struct.unpack_from("<32I", data, 4)), 132 + 2 * words
+    word, below, out = iter(np.frombuffer(data[132:end], "<u2").tolist()), np.cumsum(frequency, axis=1), []
+    for i, context in enumerate(contexts):
+        s = x[i % 32]
+        symbol = int(np.searchsorted(below[context], s % 4096, "right"))
+        f = int(frequency[context, symbol])
+        s = f * (s >> 12) + s % 4096 - int(below[context, symbol]) + f
+        x[i % 32] = s << 16 | next(word) if s < 1 << 16 else s
+        out.append(symbol)
+    assert set(x) == {1 << 16} and next(word, None) is None
+    return out, data[end:]
 
 
 def fp8(code: int) -> float:
@@ -567,6 +612,22 @@ def test_exponents_by_their_frequency_are_decoded_by_the_page_alone():
     values[::999] = 1 << 30
     assert chunk(encode_chunk(values, Layout("float", 4)), 1, 4, len(values)) == values.tobytes()
     assert USED["codings"] == {0, 6} and USED["escapes"]
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+@pytest.mark.parametrize("phase", [0, 17])
+def test_scaled_floats_are_decoded_by_the_page_alone(dtype, phase):
+    from worker.kernels.chunks import Layout, encode_chunk
+    from worker.kernels.scaled import Place
+
+    r = np.random.default_rng(3)
+    w = (r.standard_normal((60, 100)) * np.exp(r.standard_normal(100)) * np.exp(r.standard_normal((60, 1)))).reshape(-1)[phase:].astype(np.float32)
+    w[::700] *= 1e-7
+    values = w.astype(np.float16).view(np.uint16) if dtype == "float16" else w.view(np.uint32)
+    values = (values >> 16).astype(np.uint16) if dtype == "bfloat16" else values
+    data = encode_chunk(values, Layout("float", values.itemsize), place=Place(100, phase))
+    assert data[0] == 6 and struct.unpack_from("<II", data, 16) == (100, phase)
+    assert chunk(data, 1, values.itemsize, len(values)) == values.tobytes()
 
 
 @pytest.mark.parametrize("transposed", [False, True])

@@ -111,6 +111,6 @@ def test_a_frame_that_declares_more_than_belongs_is_refused_before_it_is_decoded
 
 def test_codecs_of_codes_are_refused_elsewhere_and_unknown_ones_anywhere():
     with pytest.raises(CorruptPayload, match="none of raw"):
-        decode_chunk(memoryview(forged(struct.pack("<BBHII", 6, 0, 0, 0, 0))), Layout("codes", 2), 1)
+        decode_chunk(memoryview(forged(struct.pack("<BBHII", 7, 0, 0, 0, 0))), Layout("codes", 2), 1)
     with pytest.raises(CorruptPayload, match="no codes"):
         decode_chunk(memoryview(forged(struct.pack("<BBHII", 3, 0, 0, 0, 0))), Layout("float", 2), 1)

@@ -3,7 +3,7 @@
     .venv/bin/python -m benchmarks.lossless [--runs 5] [--threads 1]
 
 `packed` is the payload coder with its checksums, tensor by tensor. `zstd-N` are ordinary levels on the bytes as they lie, `huffman` zstandard with
-its match search off, both in blocks of 1 MiB; `planes + zstd-1` is a byte shuffle before level 1. Needs the `demo` extra for the model.
+its match search off, both in blocks of 1 MiB; `planes + zstd-1` is a byte shuffle before level 1. `packed, max` is level `max`. Needs the `demo` extra for the model.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import torch
 import zstandard
 from safetensors import safe_open
 
+from worker.formats.packed_entries import columns_of
 from worker.formats.packed_parts import tensor_bytes
 from worker.kernels.chunks import Layout
 from worker.kernels.payload import Payload, chunks, write_payload
@@ -30,7 +31,7 @@ from worker.kernels.planes import merge, split
 _HUFFMAN = zstandard.ZstdCompressionParameters(strategy=1, min_match=7, window_log=17, hash_log=6, chain_log=6, target_length=0)
 _BLOCK = 1 << 20
 
-Bits = list[np.ndarray]  # the tensors' elements as unsigned integers
+Bits = list[np.ndarray]  # the tensors' elements as unsigned integers, in the tensors' shapes
 
 
 def weights() -> list[torch.Tensor]:
@@ -49,7 +50,11 @@ def pruned(tensors: list[torch.Tensor], sparsity: float) -> list[torch.Tensor]:
 
 
 def bits(tensors: list[torch.Tensor], dtype: torch.dtype) -> Bits:
-    return [tensor_bytes(t.to(dtype)).view(f"<u{dtype.itemsize}") for t in tensors]
+    return [tensor_bytes(t.to(dtype)).view(f"<u{dtype.itemsize}").reshape(t.shape) for t in tensors]
+
+
+def flat(values: Bits) -> np.ndarray:
+    return np.concatenate([v.reshape(-1) for v in values])
 
 
 def median(work: Callable[[], object], runs: int) -> float:
@@ -61,13 +66,13 @@ def median(work: Callable[[], object], runs: int) -> float:
     return statistics.median(times)
 
 
-def packed(values: Bits, pool: ThreadPoolExecutor) -> tuple[Callable, Callable]:
+def packed(values: Bits, pool: ThreadPoolExecutor, level: str = "normal") -> tuple[Callable, Callable]:
     layout = Layout("float", values[0].itemsize)
 
     def compress() -> list[memoryview]:
         out = []
         for v in values:
-            write_payload(file := io.BytesIO(), chunks(v, layout), len(v), layout, pool)
+            write_payload(file := io.BytesIO(), chunks(v.reshape(-1), layout), v.size, layout, pool, scaled=columns_of(v.shape) if level == "max" else 0)
             out.append(file.getbuffer())
         return out
 
@@ -79,7 +84,7 @@ def packed(values: Bits, pool: ThreadPoolExecutor) -> tuple[Callable, Callable]:
 
 def zstd(values: Bits, pool: ThreadPoolExecutor, planes: bool = False, **options) -> tuple[Callable, Callable]:
     compressor, decompressor = zstandard.ZstdCompressor(**options), zstandard.ZstdDecompressor()
-    whole = np.concatenate(values)
+    whole = flat(values)
 
     def compress() -> list[bytes]:
         parts = split(whole, False) if planes else [whole.view(np.uint8)]
@@ -100,21 +105,45 @@ def zipnn(values: Bits, pool: ThreadPoolExecutor) -> tuple[Callable, Callable]:
     """ZipNN on one thread, told that it is bf16; it works on its input, which is therefore given as a copy."""
     from zipnn import ZipNN
 
-    coder, whole = ZipNN(bytearray_dtype="bfloat16", threads=1), np.concatenate(values)
+    coder, whole = ZipNN(bytearray_dtype="bfloat16", threads=1), flat(values)
     return (lambda: [coder.compress(bytearray(whole.tobytes()))]), (lambda coded: [np.frombuffer(coder.decompress(bytearray(coded[0])), whole.dtype)])
+
+
+def openzl(values: Bits, pool: ThreadPoolExecutor) -> tuple[Callable, Callable]:
+    """OpenZL's entropy graph on the planes that floats are split into (compiled here), a mebibyte at a time."""
+    import openzl.ext as zl
+
+    compressor, packer, unpacker, whole = zl.Compressor(), zl.CCtx(), zl.DCtx(), flat(values)
+    compressor.set_parameter(zl.CParam.FormatVersion, zl.MAX_FORMAT_VERSION)
+    compressor.select_starting_graph(zl.graphs.Entropy()(compressor))
+
+    def coded_plane(plane: np.ndarray) -> bytes:
+        packer.ref_compressor(compressor)
+        return packer.compress([zl.Input(zl.Type.Serial, plane)])
+
+    def compress() -> list[bytes]:
+        return [coded_plane(plane) for i in range(0, len(whole), _BLOCK) for plane in split(whole[i : i + _BLOCK], True)]
+
+    def decompress(coded: list[bytes]) -> Bits:
+        planes = [unpacker.decompress(c)[0].content.as_nparray() for c in coded]
+        return [merge(planes[i : i + whole.itemsize], True) for i in range(0, len(planes), whole.itemsize)]
+
+    return compress, decompress
 
 
 def pcodec(values: Bits, pool: ThreadPoolExecutor) -> tuple[Callable, Callable]:
     """pcodec at its own level 8, of the bits as integers."""
     from pcodec import ChunkConfig, standalone
 
-    whole, config = np.concatenate(values), ChunkConfig()
+    whole, config = flat(values), ChunkConfig()
     return (lambda: [standalone.simple_compress(whole, config)]), (lambda coded: [standalone.simple_decompress(coded[0])])
 
 
 CODECS = {
     "packed": packed,
+    "packed, max": lambda v, pool: packed(v, pool, "max"),
     "zipnn": zipnn,
+    "openzl": openzl,
     "pcodec": pcodec,
     "huffman": lambda v, pool: zstd(v, pool, compression_params=_HUFFMAN),
     "zstd-1": lambda v, pool: zstd(v, pool, level=1),
@@ -124,7 +153,7 @@ CODECS = {
 }
 
 
-PEERS = ("zipnn", "pcodec")
+PEERS = ("zipnn", "openzl", "pcodec")
 """Rows that are told where they are installed (`pip install -e .[bench]`)."""
 
 
@@ -151,7 +180,7 @@ def main() -> None:
                     continue
                 compress, decompress = codec(values, pool)
                 coded = compress()
-                assert np.array_equal(np.concatenate(decompress(coded)), np.concatenate(values))
+                assert np.array_equal(flat(decompress(coded)), flat(values))
                 ratio = size / sum(memoryview(c).nbytes for c in coded)
                 speeds = (size / 1e6 / median(work, args.runs) for work in (compress, lambda: decompress(coded)))
                 print(f"{case:20}{name:18}{ratio:8.3f}{next(speeds):10.0f}{next(speeds):12.0f}", flush=True)

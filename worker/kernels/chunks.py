@@ -104,8 +104,7 @@ def _forms(values: np.ndarray, layout: Layout, columns: int, place: scaled.Place
         if layout.width > 1:
             yield ZSTD, 1, 0, table([squeeze(values.view(np.uint8), "level")])
     else:
-        form = scaled.encode(values, place) if place and layout.width in (2, 4) else None
-        if form:
+        if place and layout.width in (2, 4) and (form := scaled.encode(values, place)):
             yield SCALED, 0, form[1], form[0]
         planes = split(values, True)
         zeros = len(values) - np.count_nonzero(planes[0])  # the cheap look first: of floats of more than a byte there are no more
@@ -122,7 +121,7 @@ def _forms(values: np.ndarray, layout: Layout, columns: int, place: scaled.Place
                 mask = min(mask, (CONTEXTS, contexts.encode(keep.view(np.uint8), columns)), key=lambda form: len(form[1]))
             signs = squeeze(to_mask(negative), "huffman")
             yield MASK, 2 + layout.width, escapes, _CRC.pack(len(values) - zeros) + table([mask, signs, *parts])
-        if not form and zeros < _SPARSE * len(values) or layout.width == 1:  # a zero byte has no sign to save, so its mask may lose
+        if zeros < _SPARSE * len(values) or layout.width == 1:  # a zero byte has no sign to save, so its mask may lose
             parts, escapes = _float_parts(planes)
             yield ZSTD, layout.width, escapes, table(parts)
 

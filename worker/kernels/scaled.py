@@ -18,7 +18,8 @@ t is the top 16 bits of a value, e = (t & 0x7fff) >> low its exponent. It become
     ..       a zstd frame of u16 frequency[16][16] of ranks in each context, u16 frequency[16][16] of leads in each rank, low bytes first, then high ones
     ..       ranks, then leads: streams of turns.py
     ..  u8   escapes     as many as the chunk's head says
-    ..       rests: n codes of 1 + low - depth bits, dense (bits.py); then w - 2 planes of the bytes below, the most significant first
+    ..       rests: n codes of 1 + low - depth bits, dense (bits.py)
+    ..       a plane table and the planes (codings.py) of the bytes below, the most significant first: w - 2
 
 A rank's context is min(15, max(0, 8 + row + column)), 0 where there are no scales; a lead's is the rank. Scales are in quarters of a factor of 2: with s the exponents' distance from
 `top`, no more than 11, a row's is how far the mean of its s lies from that of all, rounded, and so is a column's. Integers only, so that every machine finds the same.
@@ -33,7 +34,7 @@ import numpy as np
 
 from worker.kernels import native, native_scaled, turns
 from worker.kernels.bits import pack_bits, packed_bytes, unpack_bits
-from worker.kernels.codings import CorruptPayload, compress, frame_content
+from worker.kernels.codings import CorruptPayload, compress, expand, frame_content, read_table, squeeze, table
 
 FROM = 1 << 12
 """Values that pay for the tables."""
@@ -77,10 +78,10 @@ def encode(values: np.ndarray, place: Place) -> tuple[bytes, int] | None:
     contexts, place, frame = _contexts(parts.ranks, place)
     ranks, leads = (turns.frequencies(turns.counted(*pair)) for pair in ((parts.ranks, contexts), (parts.leads, parts.ranks)))
     both = np.concatenate([ranks.reshape(-1), leads.reshape(-1)]).astype(np.uint16)
-    tables = compress("level", np.concatenate([both & 0xFF, both >> 8]).astype(np.uint8))
+    frequency = compress("level", np.concatenate([both & 0xFF, both >> 8]).astype(np.uint8))
     coded = turns.encode(parts.ranks, contexts, ranks), turns.encode(parts.leads, parts.ranks, leads)
     head = _HEAD.pack(low, top, _DEPTH, 0, *place, len(frame))
-    return b"".join([head, frame, _SIZE.pack(len(tables)), tables, *coded, parts.escapes, pack_bits(parts.rests, 1 + low - _DEPTH), parts.below]), len(parts.escapes)
+    return b"".join([head, frame, _SIZE.pack(len(frequency)), frequency, *coded, parts.escapes, pack_bits(parts.rests, 1 + low - _DEPTH), table([squeeze(p, "huffman") for p in parts.below])]), len(parts.escapes)
 
 
 def decode(body: memoryview, width: int, count: int, escapes: int) -> np.ndarray:
@@ -111,10 +112,11 @@ def decode(body: memoryview, width: int, count: int, escapes: int) -> np.ndarray
     except ValueError as e:
         raise CorruptPayload(str(e)) from None
     bits = 1 + low - depth
-    if len(rest) != escapes + packed_bytes(count, bits) + (width - 2) * count:
+    end = escapes + packed_bytes(count, bits)
+    if len(rest) < end:
         raise CorruptPayload(f"{len(rest)} bytes of escapes and rests for {count} values")
-    rests, below = rest[escapes:][: packed_bytes(count, bits)], np.frombuffer(rest[escapes + packed_bytes(count, bits) :], np.uint8).reshape(width - 2, count)
-    parts = Fields(ranks, leads, unpack_bits(np.frombuffer(rests, np.uint8), bits, count), below, np.frombuffer(rest[:escapes], np.uint8))
+    below = [expand(coding, data, count) for coding, data in read_table(rest[end:], width - 2)]
+    parts = Fields(ranks, leads, unpack_bits(np.frombuffer(rest[escapes:end], np.uint8), bits, count), np.array(below, np.uint8).reshape(width - 2, count), np.frombuffer(rest[:escapes], np.uint8))
     try:
         return merge(parts, low, top, depth)
     except ValueError as e:

@@ -189,8 +189,7 @@ def scaled(body: bytes, w: int, n: int, escapes: int) -> bytes:
     ranks, rest = turns(body[20 + a + b :], contexts, frequency[0])
     leads, rest = turns(rest, ranks, frequency[1])
     escaped, size = iter(rest[:escapes]), -(-n * (1 + low - depth) // 8)
-    rests, planes = dense(rest[escapes : escapes + size], 1 + low - depth, n), rest[escapes + size :]
-    assert len(planes) == (w - 2) * n
+    rests, planes = dense(rest[escapes : escapes + size], 1 + low - depth, n), b"".join(plane(part, n, 0) for part in table(rest[escapes + size :], w - 2))
     USED["escapes"] += escapes
     out = []
     for i in range(n):

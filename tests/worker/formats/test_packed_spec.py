@@ -620,7 +620,7 @@ def test_scaled_floats_are_decoded_by_the_page_alone(dtype, phase):
     from worker.kernels.scaled import Place
 
     r = np.random.default_rng(3)
-    w = (r.standard_normal((60, 100)) * np.exp(r.standard_normal(100)) * np.exp(r.standard_normal((60, 1)))).reshape(-1)[phase:].astype(np.float32)
+    w = (r.standard_normal((160, 100)) * np.exp(r.standard_normal(100)) * np.exp(r.standard_normal((160, 1)))).reshape(-1)[phase:].astype(np.float32)
     w[::700] *= 1e-7
     values = w.astype(np.float16).view(np.uint16) if dtype == "float16" else w.view(np.uint32)
     values = (values >> 16).astype(np.uint16) if dtype == "bfloat16" else values

@@ -11,10 +11,12 @@ worker nor its zygote ever does.
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 log = logging.getLogger(__name__)
@@ -42,11 +44,15 @@ def environment() -> dict[str, str]:
     return {"CUDA_CACHE_DISABLE": "1"} | {name: os.environ[name] for name in ("CUDA_VISIBLE_DEVICES", KERNELS) if name in os.environ}
 
 
-def compile_kernels(folder: Path) -> None:
-    """Have another process compile Triton's kernels for this worker's GPU into `folder`, and tell it to all zygotes that come. Without them torch does the same, more slowly."""
-    folder.mkdir(parents=True, exist_ok=True)
-    done = subprocess.run([sys.executable, "-m", "worker.kernels.triton_compiling", folder], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_SECONDS)
-    if done.returncode:
-        log.warning("Triton's kernels could not be compiled, so torch works in their place: %s", done.stderr.strip().splitlines()[-1:] or done.returncode)
+def compile_kernels() -> None:
+    """Have another process compile Triton's kernels for this worker's GPU, and tell all zygotes that come where they are, until this process ends. Without them torch does
+    the same, more slowly."""
+    folder = tempfile.TemporaryDirectory(prefix="modelpress-gpu-")
+    try:
+        subprocess.run([sys.executable, "-m", "worker.kernels.triton_compiling", folder.name], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_SECONDS, check=True)
+    except subprocess.SubprocessError as e:
+        log.warning("Triton's kernels could not be compiled, so torch works in their place: %s", (getattr(e, "stderr", None) or str(e)).strip()[-500:])
+        folder.cleanup()
     else:
-        os.environ[KERNELS] = str(folder)
+        os.environ[KERNELS] = folder.name
+        atexit.register(folder.cleanup)

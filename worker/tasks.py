@@ -56,7 +56,7 @@ def prepare(**_) -> None:
         report |= {"gpu": why or device, "holds": report["holds"] and not why}
         works = works and not why
         if not why:
-            gpu.compile_kernels(settings().home / "gpu-kernels")
+            gpu.compile_kernels()
     _presence[:] = [Presence(taken if works else (), device, report)]
     _presence[0].start()
     if not works:

@@ -77,6 +77,16 @@ def test_a_zygote_is_told_which_gpu_its_worker_has(monkeypatch, chosen):
     assert told.pop("CUDA_VISIBLE_DEVICES", None) == chosen and told == {"CUDA_CACHE_DISABLE": "1"}
 
 
+def test_a_worker_whose_kernels_cannot_be_compiled_goes_on_without_them(monkeypatch, caplog):
+    """There is no GPU, or no Triton: the log says why, and no zygote is told of a folder."""
+    monkeypatch.delenv(gpu.KERNELS, raising=False)
+    gpu.compile_kernels()
+    if len(DEVICES) > 1:
+        assert Path(gpu.readable()[-1], "kernels.json").exists()
+    else:
+        assert gpu.KERNELS not in gpu.environment() and "torch works in their place" in caplog.text
+
+
 def test_the_probe_computes_in_the_jail_or_says_why_not():
     device, why = gpu_probe.probe()
     if len(DEVICES) > 1:

@@ -17,9 +17,10 @@ from collections.abc import Iterator
 import torch
 import torch.nn.functional as F
 
+from worker.kernels.windows import means
+
 EXPONENTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 WINDOW, SIGMA = 11, 1.5
-_BLOCK = 54
 _KEPT = 1 << 24  # values of a reference whose moments are kept
 
 
@@ -96,42 +97,12 @@ def filtered(x: torch.Tensor) -> torch.Tensor:
     Args:
         x: [..., H, W] -> [..., H - 10, W - 10], or less off where a side is below 11.
     """
-    *outer, height, width = x.shape
-    flat = x.reshape(-1, height, width)
-    return torch.stack([_across(_down(one)) for one in flat]).reshape(*outer, *_fit(height, width))
+    down, across = (_gaussian(min(WINDOW, side)) for side in x.shape[-2:])
+    return means(x, down, across)
 
 
-def _fit(*sides: int) -> list[int]:
-    return [n - min(WINDOW, n) + 1 for n in sides]
-
-
-def _down(x: torch.Tensor) -> torch.Tensor:
-    """[H, W] -> [H - 10, W]: `_BLOCK` rows of means at a time are one product with a band matrix, which is several times as fast as a convolution of so few weights."""
-    out = torch.empty(_fit(len(x))[0], x.shape[1])
-    for at in range(0, len(out), _BLOCK):
-        rows = out[at : at + _BLOCK]
-        band = _band(min(WINDOW, len(x)), len(rows))
-        torch.matmul(band.T, x[at : at + len(band)], out=rows)
-    return out
-
-
-def _across(x: torch.Tensor) -> torch.Tensor:
-    """[H, W] -> [H, W - 10], by columns."""
-    out = torch.empty(len(x), _fit(x.shape[1])[0])
-    for at in range(0, out.shape[1], _BLOCK):
-        columns = out[:, at : at + _BLOCK]
-        band = _band(min(WINDOW, x.shape[1]), columns.shape[1])
-        torch.matmul(x[:, at : at + len(band)], band, out=columns)
-    return out
-
-
-@functools.lru_cache(256)
-def _band(size: int, count: int) -> torch.Tensor:
-    """[count + size - 1, count]: the window's weights at each of `count` places."""
+@functools.cache
+def _gaussian(size: int) -> tuple[float, ...]:
     at = torch.arange(size, dtype=torch.float32) - (size - 1) / 2
     weights = torch.exp(-at * at / (2 * SIGMA**2))
-    weights /= weights.sum()
-    band = torch.zeros(count + size - 1, count)
-    for i, w in enumerate(weights):
-        band.diagonal(-i).fill_(w)
-    return band
+    return tuple((weights / weights.sum()).tolist())

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tiny_models
+from PIL import Image
 from homes import own_home
 from stored import artifact
 
@@ -38,6 +41,40 @@ def storage(tmp_path, monkeypatch):
 def claimed() -> Job:
     with session() as s, s.begin():
         return jobs.claim(s, "compress.cpu")
+
+
+@pytest.mark.parametrize("architecture", ["transform", "hyperprior"])
+def test_a_codec_is_trained_on_from_where_the_last_worker_was(storage, zygotes, architecture):
+    y, x = np.mgrid[:48, :56]
+    images = {f"{i}.png": png(np.stack([np.sin(x / (3.0 + i)), np.cos(y / 5.0), np.sign(np.sin((x + y) / 4.0))], -1)) for i in range(3)}
+    source = artifact(storage, "images", images, "photos")
+    spec = {"kind": "images", "recipe": {"steps": [{"method": "train_codec", "minutes": 0.1, "lambda": 0.02, "architecture": architecture}]}, "output": {"format": "codec"}, "gates": {}, "sanitize": "strip", "seed": 0}
+    with session() as s, s.begin():
+        jobs.submit(s, owner="o", input_id=source.id, spec=spec, queue="compress.cpu", cache_key="k")
+    job = claimed()
+    key = f"tmp/{job.id}/recovery/codec.safetensors"
+    Attempt(job, storage, zygotes, lambda: storage.exists(key)).run()
+    with session() as s:
+        assert s.get_one(Job, job.id).state == QUEUED and storage.exists(key)
+    left = metadata(storage.read(key))
+    Attempt(claimed(), storage, zygotes, lambda: False).run()
+    with session() as s:
+        row = s.get_one(Job, job.id)
+    assert row.state == SIGNING and not storage.exists(key)
+    told = json.loads(storage.read(f"{row.handoff['prefix']}/report.json"))["training"]
+    assert told["architecture"] == architecture and told["curve"][: len(left["curve"])] == left["curve"] and told["steps"] > left["steps"] > 0
+
+
+def png(values: np.ndarray) -> bytes:
+    out = io.BytesIO()
+    Image.fromarray((128 + 100 * values).astype(np.uint8)).save(out, "PNG")
+    return out.getvalue()
+
+
+def metadata(data: bytes) -> dict:
+    """What a state tells of a training."""
+    size = int.from_bytes(data[:8], "little")
+    return json.loads(json.loads(data[8 : 8 + size])["__metadata__"]["training"])
 
 
 GPTQ = {"method": "quantize", "algorithm": "gptq", "num_bits": 3}

@@ -13,9 +13,8 @@ import numpy as np
 from PIL import Image
 
 from app.limits import Limits
-from worker.images.learned.codec import LearnedCodec, learned_codec
-from worker.images.learned.model import MAGIC, Model
-from worker.images.learned.model import loaded as loaded_codec
+from worker.images.learned import kinds
+from worker.images.learned.codec import LearnedCodec
 from worker.images.jxl_header import jxl_header
 from worker.images.picture import Picture
 from worker.images.transform.basis import Basis
@@ -168,9 +167,9 @@ def with_learned(basis: Basis | None) -> dict:
     return CODECS | {"transform": TransformCodec(variants, basis, dumped(basis))}
 
 
-def with_codec(model: Model) -> dict:
+def with_codec(trained: kinds.Trained) -> dict:
     """CODECS with a codec that was trained."""
-    return CODECS | {"learned": learned_codec(model, dict.fromkeys(EFFORTS, _ONE))}
+    return CODECS | {"learned": kinds.codec_of(trained, dict.fromkeys(EFFORTS, _ONE))}
 
 
 def with_model(data: bytes) -> dict:
@@ -181,4 +180,4 @@ def with_model(data: bytes) -> dict:
     """
     if not data:
         return CODECS
-    return with_codec(loaded_codec(data)) if data.startswith(MAGIC) else with_learned(loaded(data))
+    return with_codec(kinds.Trained(kinds.loaded(data), data)) if data.startswith(kinds.MAGICS) else with_learned(loaded(data))

@@ -28,7 +28,7 @@ from worker.formats.member_names import check_names
 
 ORIGINAL = "original"
 MODEL = "modelpress.codec"
-_MODEL_BYTES = 1 << 20
+MODEL_BYTES = 8 << 20
 _MODES = ("L", "RGB", "RGBA")
 
 
@@ -99,6 +99,6 @@ def read_model(folder: Path) -> bytes:
     named = read_index(folder / INDEX, "images").get("model")
     if named is None:
         return b""
-    if named != MODEL or not (folder / MODEL).is_file() or (folder / MODEL).stat().st_size > _MODEL_BYTES:
+    if named != MODEL or not (folder / MODEL).is_file() or (folder / MODEL).stat().st_size > MODEL_BYTES:
         raise InputRefused("unsupported-format", f"{INDEX} names a transform, and there is no usable {MODEL}")
     return (folder / MODEL).read_bytes()

@@ -17,13 +17,13 @@ def bound(weight: np.ndarray, bias: np.ndarray, most: int) -> int:
     return int(np.abs(weight.astype(np.int64)).sum((1, 2, 3)).max(initial=0)) * most + int(np.abs(bias.astype(np.int64)).max(initial=0))
 
 
-def convolved(x: np.ndarray, weight: np.ndarray, bias: np.ndarray, shift: int) -> np.ndarray:
+def convolved(x: np.ndarray, weight: np.ndarray, bias: np.ndarray, shift: int | np.ndarray) -> np.ndarray:
     """round((weight * x + bias) / 2^shift), zeros around.
 
     Args:
         x: [I, H, W] float64, integers.
         weight: [O, I, 3, 3] int8. bias: [O] int32.
-        shift: 0 to 30.
+        shift: 0 to 30; one for all, or [O].
 
     Returns:
         [O, H, W] float64, integers.
@@ -32,8 +32,9 @@ def convolved(x: np.ndarray, weight: np.ndarray, bias: np.ndarray, shift: int) -
         ValueError: sums might not be exact.
     """
     inputs, height, width = x.shape
-    half = (1 << shift) >> 1
-    if bound(weight, bias, int(np.abs(x).max(initial=0))) + half >= EXACT:
+    divisor = np.left_shift(1, np.asarray(shift, np.int64).reshape(-1, 1))
+    half = divisor >> 1
+    if bound(weight, bias, int(np.abs(x).max(initial=0))) + int(half.max()) >= EXACT:
         raise ValueError("sums of so large numbers are not exact")
     flat, added = weight.reshape(len(weight), -1).astype(np.float64), bias.astype(np.float64)[:, None] + half
     padded, out = np.pad(x, ((0, 0), (1, 1), (1, 1))), np.empty((len(weight), height, width))
@@ -41,5 +42,5 @@ def convolved(x: np.ndarray, weight: np.ndarray, bias: np.ndarray, shift: int) -
     for r in range(0, height, rows):
         n = min(rows, height - r)
         laid = np.stack([padded[:, r + dy : r + dy + n, dx : dx + width] for dy in range(3) for dx in range(3)], 1)
-        out[:, r : r + n] = np.floor((flat @ laid.reshape(9 * inputs, -1) + added) / (1 << shift)).reshape(-1, n, width)
+        out[:, r : r + n] = np.floor((flat @ laid.reshape(9 * inputs, -1) + added) / divisor).reshape(-1, n, width)
     return out

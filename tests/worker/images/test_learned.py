@@ -147,7 +147,7 @@ def test_a_training_goes_on_where_another_was(tmp_path, monkeypatch):
     monkeypatch.setattr(fitting, "KEEP", 0.0)
     pairs = [(scene(0), scene(1), 40)]
     more = {"width": 4, "depth": 2, "seed": 1, "device": torch.device("cpu"), "state": tmp_path / "s.safetensors"}
-    _, first = fitting.train(Model(dct(3), False, 40), pairs, pairs, 0.5, **more)
+    _, first = fitting.train(Model(dct(3), False, 40), pairs, pairs, 1.0, **more)
     (tmp_path / "s.safetensors").rename(tmp_path / "old.safetensors")
     _, second = fitting.train(Model(dct(3), False, 40), pairs, pairs, first.seconds + 0.3, **more, resume=tmp_path / "old.safetensors")
     assert second.steps > first.steps > 2 and second.curve[0] == first.curve[0] and second.seconds < first.seconds + 2

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from worker.images.learned.model import Model, dumped
+from worker.images.learned.model import Model
 from worker.images.learned.network import improved
 from worker.images.picture import Picture
 from worker.images.transform import codec as transform
@@ -51,10 +51,6 @@ class LearnedCodec(TransformCodec):
     def look(self, data: bytes) -> tuple[tuple[int, int], dict]:
         _quality(data)
         return transform.header(data[_HEAD.size :])[:2], {}
-
-
-def learned_codec(model: Model, variants: dict[str, tuple]) -> LearnedCodec:
-    return LearnedCodec(variants, model.basis, dumped(model), first=model.quality, fitted=model)
 
 
 def encode(pixels: np.ndarray, quality: int, model: Model) -> bytes:

@@ -6,20 +6,18 @@ along a cosine of the time that is used. A state is written every now and then, 
 
 from __future__ import annotations
 
-import json
 import math
-import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
+from worker.images.learned import state as states
+from worker.images.learned.descent import Descent
 from worker.images.learned.model import MOST_SHIFT, Model
 from worker.images.learned.network import FRACTION, MIDDLE, MOST, Layer, inputs_of
 
@@ -100,31 +98,28 @@ def train(
     """
     torch.manual_seed(seed)
     network, course = Network(model.channels, width, depth).to(device), Course()
-    adam = torch.optim.Adam(network.parameters(), RATE)
-    if resume is not None:
-        course = _restore(resume, network, adam)
+    descent = Descent(network)
+    if resume is not None and (told := states.restore(resume, network, descent)):
+        course = Course(**told)
     start, draw = time.monotonic() - course.seconds, np.random.default_rng([seed, course.steps])
     kept, losses = course.seconds, []
     areas = np.array([o.shape[0] * o.shape[1] for _, o, _ in fitting], float)
     size = min(PATCH, *(2 * -(-side // 2) for _, o, _ in fitting for side in o.shape[:2]))
     while (used := time.monotonic() - start) < seconds:
-        for group in adam.param_groups:
-            group["lr"] = RATE * (0.01 + 0.495 * (1 + math.cos(math.pi * used / seconds)))
         decoded, original, quality = _batch(fitting, areas / areas.sum(), size, draw, device)
         added = network(decoded, quality)
         loss = (decoded + added - original).square().mean()
-        adam.zero_grad()
         loss.backward()
-        adam.step()
+        descent.step(RATE * (0.01 + 0.495 * (1 + math.cos(math.pi * used / seconds))))
         course.steps += 1
         losses.append(loss.detach())
         tick(used)
         if used >= len(course.curve) * seconds / TELL:
             course.curve.append({"seconds": round(used, 1), "step": course.steps, "loss": round(float(torch.stack(losses).mean()), 5), "held_out": _error(network, held_out, device)})
             losses = []
-        if state is not None and used - kept >= KEEP:
+        if state is not None and used - kept >= min(KEEP, seconds / 20):
             kept = course.seconds = used
-            _save(state, network, adam, course, beside or {})
+            states.save(state, network, descent, asdict(course), beside or {})
     course.seconds = time.monotonic() - start
     return replace(model, layers=network.integers()), course
 
@@ -156,32 +151,3 @@ def _error(network: Network, pairs: Pairs, device: torch.device) -> float | None
         total += float((x + network(x, torch.tensor([float(quality)], device=device)) - y).square().sum())
         count += y.numel()
     return round(total / count, 5) if count else None
-
-
-def _save(path: Path, network: Network, adam: torch.optim.Adam, course: Course, beside: dict[str, torch.Tensor]) -> None:
-    tensors = {f"network/{k}": v for k, v in network.state_dict().items()} | beside
-    for i, own in adam.state_dict()["state"].items():
-        tensors |= {f"adam/{i}/{k}": v for k, v in own.items()}
-    told = {"seconds": course.seconds, "steps": course.steps, "curve": course.curve}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}")
-    save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, part, {"training": json.dumps(told)})
-    os.replace(part, path)
-
-
-def _restore(path: Path, network: Network, adam: torch.optim.Adam) -> Course:
-    """What `_save` has written; a beginning where that is not whole."""
-    try:
-        with safe_open(path, "pt") as file:
-            told = json.loads(file.metadata()["training"])
-            tensors = {k: file.get_tensor(k) for k in file.keys()}
-        network.load_state_dict({k.removeprefix("network/"): v for k, v in tensors.items() if k.startswith("network/")})
-        state: dict[int, dict] = {}
-        for key, value in tensors.items():
-            if key.startswith("adam/"):
-                _, i, name = key.split("/")
-                state.setdefault(int(i), {})[name] = value
-        adam.load_state_dict(adam.state_dict() | {"state": state})
-        return Course(told["seconds"], told["steps"], told["curve"])
-    except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError, OSError):
-        return Course()

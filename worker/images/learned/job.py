@@ -24,9 +24,9 @@ def run(inputs: dict[str, Path], files: Path, step, spec: dict, out: Path, emit:
     if step.method == "train_codec":
         result = training.run(pictures, files, step, spec, out, emit)
     else:
-        model, _, learned = index.read(Path(spec["beside"]["codec"]))
+        trained = index.read(Path(spec["beside"]["codec"]))
         progress = Progress(emit, "compress", 1)
-        result = testing.run(pictures, files, model, learned, lambda: progress.add(0))
+        result = testing.run(pictures, files, trained, lambda: progress.add(0))
     named = {r["name"] for r in result["rows"]}
     others = [p for p in inputs if p not in named and suffix(p) not in IMAGES]
     result["rows"] += [{"name": p, "action": "passed over", "reason": "it is no image", "bytes_before": inputs[p].stat().st_size, "bytes_after": 0} for p in others]

@@ -13,13 +13,14 @@ from pathlib import Path
 from app.errors import InputRefused
 from app.made import INDEX, VERSION
 from app.steps.image import LOSSY, Target
-from worker.images.codecs import CODECS, EFFORTS, Variant
-from worker.images.learned.codec import learned_codec
+from worker.images.codecs import EFFORTS, Variant
+from worker.images.gallery import Gallery
 from worker.images.learned.held_out import unseen
-from worker.images.learned.model import Model, dumped
+from worker.images.learned.kinds import Trained, codec_of
 from worker.images.learned.training import alike
 from worker.images.picture import Picture
 from worker.images.search import Search
+from worker.images.tries import Tries
 
 AROUND = (-12, 0, 12)
 """About the quality that the codec was fitted at."""
@@ -28,7 +29,7 @@ OTHERS = (*LOSSY, "transform")
 FILE = "figures.json"
 
 
-def run(pictures: list[Picture], files: Path, model: Model, learned: dict[str, int], tick=lambda: None) -> dict:
+def run(pictures: list[Picture], files: Path, trained: Trained, tick=lambda: None) -> dict:
     """Returns:
         `rows`, `test`, `load_proof`, `notes`.
 
@@ -36,7 +37,7 @@ def run(pictures: list[Picture], files: Path, model: Model, learned: dict[str, i
         InputRefused: nothing is left that it has not learned from.
     """
     usable, passed = alike(pictures)
-    parts, total, kept = unseen([p for p in usable if p.pixels.shape[2] == model.channels], learned), 0, []
+    parts, total, kept = unseen([p for p in usable if p.pixels.shape[2] == trained.model.channels], trained.learned), 0, []
     for part in parts:
         if not kept or total + part.pixels.shape[0] * part.pixels.shape[1] <= MOST_PIXELS:
             kept.append(part)
@@ -44,7 +45,7 @@ def run(pictures: list[Picture], files: Path, model: Model, learned: dict[str, i
     if not kept:
         raise InputRefused("invalid-image", "the codec has learned from each of these images that it could take; test it on others", pointer="/input")
     held_out = [Picture(p.path, b"", "PNG", p.pixels.shape[1], p.pixels.shape[0], p.pixels) for p in kept]
-    test = measured(held_out, model, tick)
+    test = measured(held_out, trained, tick)
     (files / FILE).write_text(json.dumps(test, indent=1, allow_nan=False))
     (files / INDEX).write_text(json.dumps({"format": "figures", "version": VERSION}))
     names = {p.path: p.columns for p in kept}
@@ -52,24 +53,27 @@ def run(pictures: list[Picture], files: Path, model: Model, learned: dict[str, i
     return {"rows": rows, "test": test, "load_proof": {"reader": "modelpress", "images": len(kept)}, "notes": [test["verdict"], *_notes(len(parts) - len(kept))]}
 
 
-def measured(pictures: list[Picture], model: Model, tick=lambda: None) -> dict:
+def measured(pictures: list[Picture], trained: Trained, tick=lambda: None) -> dict:
     """Points of the codec's rate-distortion curve, and what others need for the same mean MS-SSIM and the same mean PSNR."""
-    own = learned_codec(model, dict.fromkeys(EFFORTS, (Variant("", {}),)))
-    bare = learned_codec(replace(model, layers=()), own.variants)
-    pixels, nbytes = sum(p.width * p.height for p in pictures), len(dumped(model))
+    codecs = {"own": codec_of(trained, dict.fromkeys(EFFORTS, (Variant("", {}),)))}
+    if getattr(trained.model, "layers", ()):
+        codecs["without_network"] = codec_of(replace(trained, model=replace(trained.model, layers=())), codecs["own"].variants)
+    gallery, nbytes = Gallery.of(pictures, Target(psnr=1.0)), len(trained.data)
+    pixels = gallery.pixels
     points = []
-    for quality in sorted({min(100, max(1, model.quality + q)) for q in AROUND}):
-        found = {name: Search(pictures, Target(psnr=1.0), "fast", tick=tick, codecs={"learned": c})._try(c, c.variants["fast"][0], quality, None) for name, c in (("learned", own), ("bare", bare))}
-        one = found["learned"]
+    for quality in sorted({min(100, max(1, trained.model.quality + q)) for q in AROUND}):
+        found = {name: Tries(gallery, Target(psnr=1.0), tick=tick).make(c, c.variants["fast"][0], quality, None) for name, c in codecs.items()}
+        one = found["own"]
         coded = one.bytes - nbytes
-        point = {"quality": quality, "bytes": coded, "bpp": round(8 * coded / pixels, 4), "ms_ssim": round(one.figures.ms_ssim, 6), "psnr": round(one.figures.psnr, 3)}
-        point["without_network"] = {"ms_ssim": round(found["bare"].figures.ms_ssim, 6), "psnr": round(found["bare"].figures.psnr, 3)}
+        point = {"quality": quality, "bytes": coded, "bpp": round(8 * coded / pixels, 4)}
+        point |= {name: {"ms_ssim": round(f.figures.ms_ssim, 6), "psnr": round(f.figures.psnr, 3)} for name, f in found.items()}
+        point |= point.pop("own")
         for measure in ("ms_ssim", "psnr"):
             value = getattr(one.figures, measure)
             if not 0 < value < (1 if measure == "ms_ssim" else 100):
                 continue
             target = Target(**{measure: value})
-            best = {name: Search(pictures, target, "fast", tick=tick).run([name]) for name in OTHERS}
+            best = {name: Search(gallery, target, "fast", tick=tick).run([name]) for name in OTHERS}
             point[f"at_equal_{measure}"] = {name: b.bytes if b else None for name, b in best.items()}
         points.append(point)
     test = {"images": len(pictures), "pixels": pixels, "model_bytes": nbytes, "points": points}

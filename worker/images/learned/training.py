@@ -1,7 +1,7 @@
 """A job that trains a codec on images.
 
     inp/             one image, a folder of them, or one archive
-    out/files/       modelpress.codec and its index
+    out/files/       modelpress.codec, an autoencoder's modelpress.encoder, and their index
     out/report.json  the curve of the loss, what was tried, and which images were learned from
     out/resume/codec.safetensors   a state, every now and then; spec["beside"]["resume"] has that of an earlier attempt
 """
@@ -12,25 +12,25 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 
 from app.errors import InputRefused
 from app.steps.image import TrainCodec
-from worker.images.learned import closed_form, fitting, index
-from worker.images.learned.codec import decode, encode
+from worker.images.hyperprior import fit as hyperprior_fit
+from worker.images.learned import index, transform_fit
+from worker.images.learned.fits import Lesson
 from worker.images.learned.held_out import Part, split
-from worker.images.learned.model import Model, dumped, loaded
+from worker.images.learned.kinds import dumped
 from worker.images.picture import Picture
-from worker.images.transform.coding import Damaged
 from worker.progress import Emit, Progress
 
 STATE = "codec.safetensors"
-MOST_PIXELS = 1 << 23
+FITS = {"transform": transform_fit.fit, "hyperprior": hyperprior_fit.fit}
+"""By architecture."""
+BY_DEVICE = {"cpu": "transform", "cuda": "hyperprior"}
+"""The architecture that `auto` is."""
+MOST_PIXELS = {"transform": 1 << 23, "hyperprior": 1 << 26}
 """That training looks at; of more, the images that come first in the order of their digests."""
-SIZES = {"cpu": (16, 4), "cuda": (64, 6)}
-"""Width and depth of the network."""
 
 
 def run(pictures: list[Picture], files: Path, step: TrainCodec, spec: dict, out: Path, emit: Emit) -> dict:
@@ -42,10 +42,11 @@ def run(pictures: list[Picture], files: Path, step: TrainCodec, spec: dict, out:
     Raises:
         InputRefused: there is nothing to learn from.
     """
+    device = "cuda" if spec.get("device") == "cuda" and torch.cuda.is_available() else "cpu"
+    architecture = BY_DEVICE[device] if step.architecture == "auto" else step.architecture
     usable, passed = alike(pictures)
     learned, held_out = split(usable, spec["seed"])
-    learned, over = _bounded(learned)
-    device = torch.device("cuda" if spec.get("device") == "cuda" and torch.cuda.is_available() else "cpu")
+    learned, over = _bounded(learned, MOST_PIXELS[architecture])
     progress, told = Progress(emit, "train", max(1, int(60_000 * step.minutes))), 0
 
     def tick(used: float) -> None:
@@ -54,32 +55,17 @@ def run(pictures: list[Picture], files: Path, step: TrainCodec, spec: dict, out:
         told = max(told, int(1000 * used))
 
     resume = Path(spec["beside"]["resume"]) / STATE if "resume" in (spec.get("beside") or {}) else None
-    model, tried = _resumed(resume)
-    if model is None:
-        resume = None
-        model, tried = closed_form.fitted([p.pixels for p in learned], step.worth, lambda: tick(0))
-    pairs = _pairs(learned, model)
-    width, depth = SIZES[device.type]
-    beside = {"model": torch.frombuffer(bytearray(dumped(model)), dtype=torch.uint8)}
-    trained, course = fitting.train(
-        model, pairs, _pairs(held_out[:8], model, (0,)), 60 * step.minutes, width, depth, spec["seed"], device, state=out / "resume" / STATE, beside=beside, resume=resume, tick=tick,
-    )  # fmt: skip
-    before, after = (closed_form.cost([p.pixels for p in learned], m, m.quality, step.worth)[0] for m in (model, trained))
-    chosen = trained if after < before else model
-    data = dumped(chosen)
-    index.write(files, data, learned)
-    proof = _read_back(files, data)
+    fit = FITS[architecture](Lesson(step, learned, held_out, spec["seed"], device, out / "resume" / STATE, resume, tick))
+    index.write(files, fit.data, learned, fit.encoder)
+    proof = _read_back(files, fit.data)
     rows = [_row(p, "held out", "drawn by the seed") for p in held_out if all(p.path != x.path for x in learned)]
     rows += [_row(p, "learned", "all of it" if p.columns == _width(usable, p) else f"its first {p.columns} columns were learned from, the others are held out") for p in learned]
-    rows += [_row(p, "passed over", f"not looked at: {MOST_PIXELS} pixels are enough") for p in over]
+    rows += [_row(p, "passed over", f"not looked at: {MOST_PIXELS[architecture]} pixels are enough") for p in over]
     done = {r["name"] for r in rows}
     rows += [{"name": p.path, "action": "passed over", "reason": passed.get(p.path, "equal to another image"), "bytes_before": len(p.data), "bytes_after": 0} for p in pictures if p.path not in done]
-    training = {
-        "lambda": step.worth, "minutes": step.minutes, "seconds": round(course.seconds, 1), "steps": course.steps, "device": device.type, "width": width, "depth": depth,
-        "transform": "klt" if chosen.own else "dct", "quality": chosen.quality, "tried": tried, "curve": course.curve, "cost_without_network": round(before, 5), "cost_with_network": round(after, 5),
-        "network_kept": bool(chosen.layers), "model_bytes": len(data), "learned_from": len(learned), "held_out": len(held_out),
-    }  # fmt: skip
-    return {"rows": rows, "training": training, "load_proof": proof, "notes": _notes(training)}
+    counts = {"model_bytes": len(fit.data), "learned_from": len(learned), "held_out": len(held_out)}
+    training = {"architecture": architecture, "lambda": step.worth, "minutes": step.minutes, "device": device} | fit.told | counts
+    return {"rows": rows, "training": training, "load_proof": proof, "notes": fit.notes}
 
 
 def alike(pictures: list[Picture]) -> tuple[list[Picture], dict[str, str]]:
@@ -99,44 +85,25 @@ def alike(pictures: list[Picture]) -> tuple[list[Picture], dict[str, str]]:
     return [p for p in usable if p.mode == mode], reasons | {p.path: f"a codec is for images of one mode, and this one is {p.mode}" for p in usable if p.mode != mode}
 
 
-def _bounded(parts: list[Part]) -> tuple[list[Part], list[Part]]:
+def _bounded(parts: list[Part], most: int) -> tuple[list[Part], list[Part]]:
     kept, over, total = [], [], 0
     for part in parts:
         size = part.pixels.shape[0] * part.pixels.shape[1]
-        if total + size <= MOST_PIXELS:
+        if total + size <= most:
             kept.append(part)
             total += size
         elif not kept:
-            side = int(MOST_PIXELS**0.5) // 8 * 8
+            side = int(most**0.5) // 8 * 8
             kept.append(replace(part, pixels=part.pixels[:side, :side]))
-            total = MOST_PIXELS
+            total = most
         else:
             over.append(part)
     return kept, over
 
 
-def _pairs(parts: list[Part], model: Model, around: tuple[int, ...] = fitting.QUALITIES) -> fitting.Pairs:
-    out = []
-    for part in parts:
-        for quality in sorted({min(100, max(1, model.quality + q)) for q in around}):
-            out.append((decode(encode(part.pixels, quality, model), model), part.pixels, quality))
-    return out
-
-
-def _resumed(path: Path | None) -> tuple[Model | None, list[dict]]:
-    """The transform of an earlier attempt."""
-    if path is None or not path.is_file():
-        return None, []
-    try:
-        with safe_open(path, "np") as file:
-            return loaded(np.asarray(file.get_tensor("model"), np.uint8).tobytes()), []
-    except (Damaged, SafetensorError, ValueError, KeyError, OSError):
-        return None, []
-
-
 def _read_back(files: Path, data: bytes) -> dict:
-    model, again, _ = index.read(files)
-    assert again == data and dumped(model) == data
+    again = index.read(files)
+    assert again.data == data and dumped(again.model) == data
     return {"reader": "modelpress", "codec": len(data)}
 
 
@@ -146,10 +113,3 @@ def _width(usable: list[Picture], part: Part) -> int:
 
 def _row(part: Part, action: str, reason: str) -> dict:
     return {"name": part.path, "action": action, "reason": reason, "bytes_before": part.pixels.size, "bytes_after": 0, "width": part.pixels.shape[1], "height": part.pixels.shape[0]}
-
-
-def _notes(training: dict) -> list[str]:
-    notes = ["loss and held_out of the curve: mean squared error of decoded pixels, in levels of 255; cost: bits a pixel + lambda * that, of the images learned from"]
-    if not training["network_kept"]:
-        notes.append("the network made nothing better at its codec's own quality, and is left out: the codec is its transform alone")
-    return notes

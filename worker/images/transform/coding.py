@@ -14,6 +14,7 @@ from __future__ import annotations
 import constriction
 import numpy as np
 
+from worker.images import golomb
 from worker.images.transform.basis import Basis
 from worker.kernels.integer_tables import ESCAPE, SYMBOLS, TABLES, TOTAL, cheapest, tables
 
@@ -130,7 +131,7 @@ def encode(quantized: np.ndarray, basis: Basis) -> bytes:
         if chosen[which] >= 0:
             coder.encode(symbols.astype(np.int32), models[chosen[which]])
             for value in values[np.abs(values) >= ESCAPE]:
-                _golomb_out(coder, int(abs(value)) - ESCAPE)
+                golomb.write(coder, int(abs(value)) - ESCAPE)
     head = np.packbits(used).tobytes() + bytes(int(c) for c in chosen[used])
     return head + coder.get_compressed().astype("<u4").tobytes()
 
@@ -158,7 +159,7 @@ def decode(data: bytes, basis: Basis, rows: int, columns: int) -> np.ndarray:
             return np.zeros(count, np.int64)
         found = np.asarray(coder.decode(models[chosen[which]], count), np.int64) - ESCAPE
         for i in np.flatnonzero(np.abs(found) == ESCAPE):
-            found[i] = np.sign(found[i]) * (ESCAPE + _golomb_in(coder))
+            found[i] = np.sign(found[i]) * (ESCAPE + golomb.read(coder, MOST.bit_length()))
         return found
 
     try:
@@ -181,24 +182,3 @@ def decode(data: bytes, basis: Basis, rows: int, columns: int) -> np.ndarray:
     except (AssertionError, ValueError) as e:
         raise Damaged(str(e)) from None
     return planes.transpose(1, 2, 0).astype(np.int64)
-
-
-_BIT = constriction.stream.model.Uniform(2)
-
-
-def _golomb_out(coder, value: int) -> None:
-    """Exp-Golomb: as many zeros as the number, plus one, has bits after its first, then these bits."""
-    bits = bin(value + 1)[2:]
-    coder.encode(np.array([0] * (len(bits) - 1) + [int(b) for b in bits], np.int32), _BIT)
-
-
-def _golomb_in(coder) -> int:
-    zeros = 0
-    while not int(coder.decode(_BIT)):
-        zeros += 1
-        if zeros > MOST.bit_length():
-            raise Damaged("a coefficient is too large")
-    value = 1
-    for _ in range(zeros):
-        value = 2 * value + int(coder.decode(_BIT))
-    return value - 1

@@ -9,15 +9,15 @@ Every try is a whole file that was decoded again, so any that meets the target m
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 
 from app.steps.image import Target
 from worker.images.codecs import CODECS, Codec, Variant
 from worker.images.curve import NO_SHIFT, Point, between, expected
-from worker.images.judging import Figures, Judge, aim, meets, score
-from worker.images.picture import Picture
+from worker.images.gallery import Gallery
+from worker.images.judging import aim, score
+from worker.images.tries import Tries, Try
 
 TRIALS = 9
 ORDER = ("avif", "webp", "jxl", "jpeg", "transform", "learned")
@@ -31,57 +31,38 @@ SISTERS = 0.04, 0.12
 _STEP = 16
 
 
-@dataclass(frozen=True)
-class Try:
-    """One setting, what it gave, and how long encoding took. `data`: the files, one for each image."""
-
-    codec: str
-    variant: str
-    quality: int
-    effort: str | None
-    bytes: int
-    figures: Figures
-    seconds: float
-    good: bool
-    data: tuple[bytes, ...]
-
-    def told(self) -> dict:
-        out = {k: v for k, v in asdict(self).items() if k not in ("figures", "data", "good", "effort")}
-        return out | {"ms_ssim": self.figures.ms_ssim, "psnr": round(min(self.figures.psnr, 999.0), 3), "final": self.effort is not None, "meets": self.good}
-
-
 class Search:
-    """The images that are to have one codec and one setting: usually one image.
+    """For the images of a gallery, usually one.
 
     Args:
         beside: whether files carry EXIF and XMP.
         codecs: by name; others than the standard ones where there is a learned transform.
-        tick: called after every try; raises to end the search.
+        tick: called after every file; raises to end the search.
+        folder: where the files of large tries lie.
     """
 
-    def __init__(self, pictures: list[Picture], target: Target, effort: str, beside: bool = False, tick: Callable[[], None] = lambda: None, codecs: dict = CODECS):
-        self.codecs = codecs
-        self.pictures, self.target, self.effort, self.beside, self.tick = pictures, target, effort, beside, tick
-        self.judges = [Judge(p) for p in pictures]
-        self.pixels = sum(p.width * p.height for p in pictures)
+    def __init__(self, gallery: Gallery, target: Target, effort: str, beside: bool = False, tick: Callable[[], None] = lambda: None, codecs: dict = CODECS, folder: Path | None = None):
+        self.gallery, self.target, self.effort, self.codecs = gallery, target, effort, codecs
+        self.pixels = gallery.pixels
         self.aim = aim(target, self.pixels)
-        self.tries: list[Try] = []
+        self.tries = Tries(gallery, target, beside, tick, folder)
         self.skipped: dict[str, str] = {}
-        self.best: Try | None = None
-        self._made: dict[tuple, Try] = {}
-        self._points: dict[tuple[str, str], dict[int, Point]] = {}  # of trials, by codec and variant
         self._shifts: dict[str, Point] = {}  # by codec
+
+    @property
+    def best(self) -> Try | None:
+        return self.tries.best
 
     def run(self, candidates: list[str]) -> Try | None:
         """The best try that meets the target; None where none does."""
-        found = []
+        found, outlines = [], self.gallery.outlines
         for name in sorted(candidates, key=ORDER.index):
             codec = self.codecs[name]
-            if why := next((why for p in self.pictures if (why := codec.refuses(p))), None):
+            if why := next((why for p in outlines if (why := codec.refuses(p))), None):
                 self.skipped[name] = why
                 continue
             first, slope, sizes = codec.first, None, []
-            for variant in codec.variants_for(self.pictures[0], self.effort):
+            for variant in codec.variants_for(outlines[0], self.effort):
                 if (near := self._trials(codec, variant, first, slope, min(sizes, default=None))) is not None:
                     first, slope = near.quality, self._slope(codec, variant)
                     found.append((codec, variant, near))
@@ -98,9 +79,9 @@ class Search:
     def _exact(self, codec: Codec) -> bool:
         """Without loss, which meets every quality, and of drawings and text may be the smallest. False where it is so large that no other codec would be."""
         variant = Variant("lossless", codec.lossless)
-        near = self._try(codec, variant, codec.levels[1], None)
+        near = self.tries.make(codec, variant, codec.levels[1], None)
         if near.good if self.target.of_size else near.bytes < LOSSLESS_GAIN * self.best.bytes if self.best else True:
-            self._try(codec, variant, codec.levels[1], self.effort)
+            self.tries.make(codec, variant, codec.levels[1], self.effort)
         return self.target.of_size or near.bytes < FAR * self.best.bytes
 
     def _rank(self, one: tuple[Codec, Variant, Try]) -> float:
@@ -110,14 +91,14 @@ class Search:
 
     def _expected(self, codec: Codec, variant: Variant, near: Try) -> tuple[int, Point]:
         """The quality at the edge of the target, and what it should give, at the final speed where it is known what that changes."""
-        points = self._points[codec.name, variant.name]
+        points = self.tries.points(codec, variant)
         shift = self._shifts.get(codec.name, NO_SHIFT)
         found = expected(points, range(codec.levels[0], codec.levels[1] + 1), self.target, self.pixels, shift) if len(points) > 1 else None
         return found or (near.quality, points[near.quality] + shift)
 
     def _slope(self, codec: Codec, variant: Variant) -> float | None:
         """How much the score gains with each quality near the edge."""
-        points = sorted(self._points[codec.name, variant.name].items(), key=lambda p: abs((p[1].size if self.target.of_size else p[1].seen) - self.aim))[:2]
+        points = sorted(self.tries.points(codec, variant).items(), key=lambda p: abs((p[1].size if self.target.of_size else p[1].seen) - self.aim))[:2]
         if len(points) < 2:
             return None
         (a, x), (b, y) = points
@@ -144,7 +125,7 @@ class Search:
         made: dict[int, Try] = {}
         quality = first
         for _ in range(TRIALS):
-            made[quality] = self._try(codec, variant, quality, None)
+            made[quality] = self.tries.make(codec, variant, quality, None)
             if self._score(made[quality]) < self.aim:
                 under = quality
             else:
@@ -153,7 +134,7 @@ class Search:
                 return None
             if over - under <= gap or over == least or under == most:
                 break
-            points = self._points[codec.name, variant.name]
+            points = self.tries.points(codec, variant)
             if sister is not None and not self.target.of_size and under in points and over in points and self._expected(codec, variant, made[over])[1].size > sister + SISTERS[1]:
                 return None
             quality = min(max(self._next(made, under, over, slope), max(under + 1, least)), min(over - 1, most))
@@ -185,8 +166,8 @@ class Search:
     def _finals(self, codec: Codec, variant: Variant, quality: int) -> None:
         """At the final speed: down while the target is met, or up until it is."""
         step = 1 if self.target.of_size else -1
-        done = self._try(codec, variant, quality, self.effort)
-        points = sorted(self._points[codec.name, variant.name].items(), key=lambda p: abs(p[0] - quality))[:2]
+        done = self.tries.make(codec, variant, quality, self.effort)
+        points = sorted(self.tries.points(codec, variant).items(), key=lambda p: abs(p[0] - quality))[:2]
         there = between(*points, quality) if len(points) > 1 else points[0][1]
         self._shifts.setdefault(codec.name, Point.of(self.target, done.figures, done.bytes) - there)
         towards = step if done.good else -step
@@ -194,39 +175,9 @@ class Search:
             at = quality + n * towards
             if not codec.levels[0] <= at <= codec.levels[1]:
                 return
-            done = self._try(codec, variant, at, self.effort)
+            done = self.tries.make(codec, variant, at, self.effort)
             if done.good != (towards == step):
                 return
 
     def _score(self, one: Try) -> float:
         return score(self.target, one.figures, one.bytes)
-
-    def _try(self, codec: Codec, variant: Variant, quality: int, effort: str | None) -> Try:
-        key = (codec.name, variant.name, codec.same(variant, quality), effort)
-        if key in self._made:
-            return self._made[key]
-        data, found, seconds = [], [], 0.0
-        for picture, judge in zip(self.pictures, self.judges, strict=True):
-            start = time.perf_counter()
-            data.append(codec.encode(picture, quality, variant, effort, picture.beside if self.beside else None))
-            seconds += time.perf_counter() - start
-            found.append(judge(codec.decode(data[-1], picture.mode)))
-            self.tick()
-        figures = Figures(sum(f.ms_ssim for f in found) / len(found), sum(min(f.psnr, 100.0) for f in found) / len(found))
-        nbytes = sum(map(len, data)) + codec.overhead(variant)
-        good = meets(self.target, figures, nbytes, self.pixels)
-        made = Try(codec.name, variant.name, quality, effort, nbytes, figures, round(seconds, 3), good, tuple(data))
-        if good and self._better(made):
-            self.best = made
-        self.tries.append(replace(made, data=()))
-        self._made[key] = self.tries[-1]
-        if effort is None:
-            self._points.setdefault(key[:2], {})[quality] = Point.of(self.target, figures, nbytes)
-        return self.tries[-1]
-
-    def _better(self, made: Try) -> bool:
-        if self.best is None:
-            return True
-        if self.target.of_size:
-            return (made.figures.ms_ssim, -made.bytes) > (self.best.figures.ms_ssim, -self.best.bytes)
-        return made.bytes < self.best.bytes

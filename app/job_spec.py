@@ -91,16 +91,16 @@ def companions(spec: dict) -> dict[str, str]:
 
 
 def with_codec(body: Any) -> Any:
-    """A job's body whose first step names a codec, with that in the place of the body's own: what goes in beside the input is told in one way alone."""
+    """A job's body whose last step names a codec, with that in the place of the body's own: what goes in beside the input is told in one way alone."""
     steps = body["recipe"].get("steps") if isinstance(body, dict) and isinstance(body.get("recipe"), dict) else None
-    if not isinstance(steps, list) or not steps or not isinstance(steps[0], dict) or steps[0].get("codec") is None:
+    if not isinstance(steps, list) or not steps or not isinstance(steps[-1], dict) or steps[-1].get("codec") is None:
         return body
-    if body.get("codec") not in (None, steps[0]["codec"]):
-        raise InvalidJobSpec("the job names a codec, and its step another; leave one of them out", pointer="/recipe/steps/0/codec")
-    if body.get("kind", "images") != "images" or steps[0].get("method") not in ("image", "test_codec"):
+    if body.get("codec") not in (None, steps[-1]["codec"]):
+        raise InvalidJobSpec("the job names a codec, and its step another; leave one of them out", pointer=f"/recipe/steps/{len(steps) - 1}/codec")
+    if body.get("kind", "images") != "images" or steps[-1].get("method") not in ("image", "test_codec"):
         return body
-    first = {k: v for k, v in steps[0].items() if k != "codec"}
-    return body | {"codec": steps[0]["codec"], "recipe": body["recipe"] | {"steps": [first, *steps[1:]]}}
+    last = {k: v for k, v in steps[-1].items() if k != "codec"}
+    return body | {"codec": steps[-1]["codec"], "recipe": body["recipe"] | {"steps": [*steps[:-1], last]}}
 
 
 def check_companions(spec: JobSpec) -> None:
@@ -228,9 +228,9 @@ def check_kind(spec: JobSpec) -> None:
         if limit is not None and gate not in OTHER_GATES:
             raise InvalidJobSpec(f"{gate} is a gate of models; of kind {spec.kind} there is {', '.join(OTHER_GATES)}, and bounds of quality stand in the steps", pointer=f"/gates/{gate}")
     output, fitting = spec.output.format, default_output(spec.recipe, False, kind=spec.kind)
-    needed = getattr(spec.recipe.steps[0], "needs_codec", False)
+    needed = getattr(spec.recipe.steps[-1], "needs_codec", False)
     if needed and spec.codec is None:
-        raise InvalidJobSpec("a codec is needed that a job with train_codec has made; give its id", pointer="/recipe/steps/0/codec")
+        raise InvalidJobSpec("a codec is needed that a job with train_codec has made; give its id", pointer=f"/recipe/steps/{len(spec.recipe.steps) - 1}/codec")
     if spec.codec is not None and not needed:
         raise InvalidJobSpec("no step takes a codec: that is for test_codec, and for the candidate learned of image", pointer="/codec")
     if output != fitting:

@@ -120,7 +120,8 @@ def parse_recipe(data: Any, prefix: str = "/recipe", kind: str = "model") -> Rec
     named: dict[tuple, set[str]] = {}
     for i, step in enumerate(recipe.steps):
         pointer = f"{prefix}/steps/{i}"
-        if (isinstance(step, Restore | Auto) or getattr(step, "alone", False)) and len(recipe.steps) > 1:
+        others = [s for s in recipe.steps if s is not step and s.method not in getattr(step, "after", ())]
+        if (isinstance(step, Restore | Auto) or getattr(step, "alone", False)) and others:
             raise ConflictingSteps(f"{step.method} stands alone in a recipe", pointer=pointer)
         if i and order[i] < order[i - 1]:
             raise ConflictingSteps(f"{step.method} comes before {recipe.steps[i - 1].method}: the order is {', '.join(m for m in methods if m not in ('auto', 'restore'))}", pointer=pointer)

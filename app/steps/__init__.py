@@ -1,7 +1,7 @@
 """The steps of a recipe: one params class per method, which selects it (`worker.methods.METHODS` is keyed by those of models).
 
 What a method's name means depends on the kind of the input: `STEPS[kind][method]`. A params class of another kind than `model` may have, as class variables,
-`seconds` (a byte of input on one core; default `speeds.OTHER`), `keeps_values` or a property of that name (whether nothing is lost), `alone` (in its recipe) and `gains_on_gpu`.
+`seconds` (a byte of input on one core; default `speeds.OTHER`), `keeps_values` or a property of that name (whether nothing is lost), `alone` (in its recipe, but for the methods of `after`) and `gains_on_gpu`.
 """
 
 from __future__ import annotations

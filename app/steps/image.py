@@ -19,6 +19,7 @@ class Target(Strict):
 
     ms_ssim: Annotated[float, Field(gt=0, lt=1)] | None = None
     psnr: Annotated[float, Field(gt=0, le=100)] | None = None
+    ssimulacra2: Annotated[float, Field(gt=0, lt=100)] | None = None
     bpp: Annotated[float, Field(gt=0, le=64)] | None = None
     max_bytes: Annotated[int, Field(ge=1)] | None = None
 
@@ -26,7 +27,7 @@ class Target(Strict):
     def _one(self):
         given = [name for name, value in self if value is not None]
         if len(given) != 1:
-            refuse(given[1] if given else "ms_ssim", "give one of ms_ssim, psnr (dB), bpp (bits a pixel), max_bytes")
+            refuse(given[1] if given else "ms_ssim", "give one of ms_ssim, psnr (dB), ssimulacra2, bpp (bits a pixel), max_bytes")
         return self
 
     @property
@@ -41,6 +42,18 @@ class Target(Strict):
     def of_size(self) -> bool:
         """Whether it bounds bytes, not quality."""
         return self.name in ("bpp", "max_bytes")
+
+
+class DedupImages(Strict):
+    """Keep the first of images whose pixels are equal or, with `near`, whose perceptual hashes differ in at most so many of 64 bits; others are dropped, with the list.
+
+    Alone in a recipe it keeps the images' own files; before `image`, what is left is coded.
+    """
+
+    method: Literal["dedup"]
+    near: Annotated[int, Field(ge=0, le=16)] | None = None
+
+    seconds: ClassVar[float] = 1e-7
 
 
 class Image(Strict):
@@ -61,6 +74,7 @@ class Image(Strict):
 
     seconds: ClassVar[float] = 3e-5
     alone: ClassVar[bool] = True
+    after: ClassVar[tuple[str, ...]] = ("dedup",)
 
     @property
     def keeps_values(self) -> bool:
@@ -78,7 +92,7 @@ class Image(Strict):
     @model_validator(mode="after")
     def _combination(self):
         if self.lossless == (self.target is not None):
-            refuse("target", "lossless has no target: every pixel is kept" if self.lossless else "what the images must reach is needed: one of ms_ssim, psnr, bpp, max_bytes; or lossless")
+            refuse("target", "lossless has no target: every pixel is kept" if self.lossless else "what the images must reach is needed: one of ms_ssim, psnr, ssimulacra2, bpp, max_bytes; or lossless")
         if len(set(self.candidates)) < len(self.candidates):
             refuse("candidates", "a candidate is named twice")
         if self.lossless and (odd := [c for c in self.candidates if c not in EXACT]):
@@ -98,14 +112,22 @@ class Image(Strict):
         return "learned" in self.candidates
 
 
-class _TrainCodec(Strict):
-    """Train a codec on a part of the images: a transform in closed form, then, for `minutes`, a network that undoes what coding does.
+_WORTH = {"mse": 0.013, "ms_ssim": 16.0}
+"""What lambda is where none is given, by distortion."""
 
-    `lambda`: what an error is worth: bits a pixel + lambda * mean squared error, in levels of 255, is made small. The result is a `codec`.
+
+class _TrainCodec(Strict):
+    """Train a codec on a part of the images, for `minutes`. The result is a `codec`.
+
+    `architecture`: `transform` is a block transform in closed form and a network that undoes what coding does; `hyperprior` is an autoencoder whose entropy model is told by side
+    information; `auto` is the first on a CPU, and the second on a GPU. `lambda`: what an error is worth: bits a pixel + lambda * distortion is made small; distortion is the mean squared
+    error in levels of 255 (`mse`), or, of a hyperprior, 1 - MS-SSIM (`ms_ssim`).
     """
 
     method: Literal["train_codec"]
     minutes: Annotated[float, Field(gt=0, le=1440)] = 5.0
+    architecture: Literal["auto", "transform", "hyperprior"] = "auto"
+    distortion: Literal["mse", "ms_ssim"] = "mse"
 
     seconds: ClassVar[float] = 3e-5
     alone: ClassVar[bool] = True
@@ -113,13 +135,26 @@ class _TrainCodec(Strict):
     gains_on_gpu: ClassVar[bool] = True
     makes: ClassVar[str] = "codec"
 
+    @model_validator(mode="before")
+    @classmethod
+    def _resolved(cls, data: Any):
+        if isinstance(data, dict) and "lambda" not in data:
+            data = data | {"lambda": _WORTH.get(str(data.get("distortion", "mse")), 0.013)}
+        return data
+
+    @model_validator(mode="after")
+    def _combination(self):
+        if self.distortion == "ms_ssim" and self.architecture != "hyperprior":
+            refuse("distortion", "ms_ssim is what a hyperprior can be trained by; a transform is fitted by mse")
+        return self
+
     @property
     def worth(self) -> float:
         """Its lambda, which is no name in Python."""
         return getattr(self, "lambda")
 
 
-TrainCodec = create_model("TrainCodec", __base__=_TrainCodec, __doc__=_TrainCodec.__doc__, **{"lambda": (Annotated[float, Field(gt=0, le=10)], 0.013)})
+TrainCodec = create_model("TrainCodec", __base__=_TrainCodec, __doc__=_TrainCodec.__doc__, **{"lambda": (Annotated[float, Field(gt=0, le=1000)], _WORTH["mse"])})
 
 
 class TestCodec(Strict):
@@ -135,5 +170,5 @@ class TestCodec(Strict):
     makes: ClassVar[str] = "figures"
 
 
-IMAGES: dict[str, type] = {"image": Image, "train_codec": TrainCodec, "test_codec": TestCodec}
+IMAGES: dict[str, type] = {"dedup": DedupImages, "image": Image, "train_codec": TrainCodec, "test_codec": TestCodec}
 """Params class by method."""

@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import pillow_jxl  # noqa: F401  registers JPEG XL
-from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from app.errors import InputRefused
 from app.formats import IMAGES, suffix
 from app.limits import Limits, shown
-from worker.images import png_walk, private
+from worker.images import avif_walk, colours, png_walk, private
 from worker.images.jxl_header import jxl_header
 from worker.images.png_walk import invalid
 
@@ -27,7 +27,6 @@ Image.MAX_IMAGE_PIXELS = Limits().image_pixels
 _MODES = {"1": "L", "L": "L", "RGB": "RGB", "LA": "RGBA", "RGBA": "RGBA"}
 _CHANNELS = {"L": 1, "RGB": 3, "RGBA": 4}
 _ORIENTATION = 0x0112
-_GAMMA, _PLACES = 0.45455, (0.3127, 0.329, 0.64, 0.33, 0.3, 0.6, 0.15, 0.06)  # of sRGB, as PNG tells them
 
 
 @dataclass
@@ -83,6 +82,8 @@ def open_picture(path: str, data: bytes, limits: Limits = Limits()) -> Picture:
         _bound(path, found.width, found.height, limits)
         if found.animated or found.bits != 8:
             return Picture(path, data, form, found.width, found.height, reason="it is animated" if found.animated else _deep(found.bits))
+    if form == "AVIF":
+        _check_stream(path, data, limits)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -111,6 +112,15 @@ def _bound(path: str, width: int, height: int, limits: Limits) -> None:
         raise InputRefused("limit-pixels", f"{shown(path)} has {width} x {height} pixels; at most {limits.image_pixels} are taken, and one at least")
 
 
+def _check_stream(path: str, data: bytes, limits: Limits) -> None:
+    """Of an AVIF, whose decoder makes as many pixels as the stream says, whatever its boxes tell."""
+    for item in avif_walk.items(data):
+        if item.stream:
+            _bound(path, *item.stream, limits)
+        if item.told and item.stream and item.told != item.stream:
+            raise invalid(path, "its boxes say {} x {} pixels, and its stream {} x {}".format(*item.told, *item.stream))
+
+
 def _deep(bits: int) -> str:
     return f"its samples have {bits} bits, and the codecs here take 8"
 
@@ -120,11 +130,11 @@ def _read(path: str, data: bytes, form: str, image: Image.Image) -> Picture:
     made.findings = private.findings(image, data)
     if getattr(image, "is_animated", False):
         made.reason = "it has more than one page" if form == "TIFF" else "it is animated: more than one frame"
-    elif form == "PNG" and (bits := png_walk.header(path, data)[2]) == 16 or form == "AVIF" and (bits := _avif_bits(data)) != 8:
+    elif form == "PNG" and (bits := png_walk.header(path, data)[2]) == 16 or form == "AVIF" and (bits := avif_walk.bits(data)) != 8:
         made.reason = _deep(bits)
     elif form == "TIFF" and any(b != 8 and b != 1 for b in _tiff_bits(image)):
         made.reason = _deep(max(_tiff_bits(image)))
-    elif why := _colours(form, data, image):
+    elif why := colours.other_than_srgb(form, data, image):
         made.reason = why
     elif image.mode not in (*_MODES, "P"):
         made.reason = f"its colours are {image.mode}, which the codecs here would have to convert"
@@ -140,7 +150,7 @@ def _read(path: str, data: bytes, form: str, image: Image.Image) -> Picture:
     elif image.mode in ("1", "LA"):
         made.notes.append({"1": "its bits are coded as grey", "LA": "grey with alpha is coded as colours with alpha"}[image.mode])
     made.icc = image.info.get("icc_profile") or None
-    if made.icc and is_srgb(made.icc):
+    if made.icc and colours.is_srgb(made.icc):
         made.icc = None
         made.notes.append("its colour profile is sRGB, which is what a file without one means")
     upright, exif = _upright(image, made.notes)
@@ -151,24 +161,6 @@ def _read(path: str, data: bytes, form: str, image: Image.Image) -> Picture:
     made.pixels = pixels.reshape(*pixels.shape[:2], -1)
     made.height, made.width = made.pixels.shape[:2]
     return made
-
-
-def _colours(form: str, data: bytes, image: Image.Image) -> str:
-    """Why its colours would look otherwise without what tells of them (PNG's gAMA, cHRM and cICP; AVIF's colr of type nclx), which nothing here carries; empty where they are those of sRGB."""
-    if form == "AVIF":
-        at = data.find(b"colrnclx", 0, 1 << 20)
-        primaries, transfer = struct.unpack_from(">HH", data, at + 8) if 0 <= at <= len(data) - 12 else (1, 13)
-        return "" if primaries in (1, 2) and transfer in (1, 2, 6, 13) else f"its colours are of primaries {primaries} and transfer {transfer} (CICP), not sRGB"
-    if form != "PNG":
-        return ""
-    if (cicp := next((c for kind, c in png_walk.chunks("", data) if kind == b"cICP"), b"")) and cicp[:2] != b"\1\x0d":
-        return f"its colours are of primaries {cicp[0]} and transfer {cicp[1:2].hex()} (cICP), not sRGB"
-    if cicp or "icc_profile" in image.info or "srgb" in image.info:
-        return ""
-    gamma, places = image.info.get("gamma", _GAMMA), image.info.get("chromaticity", _PLACES)
-    if abs(gamma - _GAMMA) > 0.02 or max(abs(a - b) for a, b in zip(places, _PLACES, strict=True)) > 0.01:
-        return f"its colours (gAMA {gamma:g}, cHRM) are not those of sRGB, and the codecs here would drop what tells so"
-    return ""
 
 
 def _upright(image: Image.Image, notes: list[str]) -> tuple[Image.Image, bytes | None]:
@@ -187,24 +179,6 @@ def _upright(image: Image.Image, notes: list[str]) -> tuple[Image.Image, bytes |
         return image, None
 
 
-def _avif_bits(data: bytes) -> int:
-    """Bits of a sample by the first av1C box (AV1 in ISOBMFF, section 2.3): high_bitdepth, twelve_bit."""
-    at = data.find(b"av1C", 0, 1 << 20)
-    flags = data[at + 6] if 0 <= at < len(data) - 6 else 0
-    return (12 if flags & 0x20 else 10) if flags & 0x40 else 8
-
-
 def _tiff_bits(image: Image.Image) -> tuple[int, ...]:
     bits = image.tag_v2.get(258, (1,))
     return bits if isinstance(bits, tuple) else (bits,)
-
-
-def is_srgb(icc: bytes) -> bool:
-    """Whether a profile maps a grid of colours to where sRGB has them, to a level of 255."""
-    grid = Image.fromarray(np.stack(np.meshgrid(*[np.linspace(0, 255, 6).astype(np.uint8)] * 3), -1).reshape(6, 36, 3))
-    try:
-        given = ImageCms.ImageCmsProfile(io.BytesIO(icc))
-        mapped = ImageCms.profileToProfile(grid, given, ImageCms.createProfile("sRGB"), outputMode="RGB")
-    except Exception:  # grey profiles, and what is none
-        return False
-    return int(np.abs(np.asarray(mapped).astype(int) - np.asarray(grid)).max()) <= 1

@@ -11,11 +11,10 @@ from collections.abc import Iterator
 
 from PIL import ExifTags, Image
 
-from worker.images import png_walk
+from worker.images import endings, png_walk
 
 _KEPT_MARKERS = (0xE0, 0xE2, 0xEE)  # JFIF, ICC profile, Adobe's colour transform
-_NO_LENGTH = (0x01, *range(0xD0, 0xD9))
-_SOI, _EOI, _SOS, _COM = 0xD8, 0xD9, 0xDA, 0xFE
+_COM = 0xFE
 _TELLING = ("comment", "Software", "Author", "Artist", "Copyright", "Description", "xmp", "XML:com.adobe.xmp", "photoshop")
 _LONGEST = 80
 _PICTURE_TAGS = (
@@ -26,7 +25,7 @@ _PICTURE_TAGS = (
 
 
 def findings(image: Image.Image, data: bytes) -> list[dict]:
-    """`{what, bytes, detail}` of each thing that is told beside the pixels. The values themselves are not repeated: a report may be public.
+    """`{where, what, bytes, detail?}` of each thing that is told beside the pixels: its place in the file, and its kind. The values themselves are not repeated: a report may be public.
 
     Args:
         image: opened, not necessarily decoded.
@@ -34,72 +33,26 @@ def findings(image: Image.Image, data: bytes) -> list[dict]:
     """
     found: list[dict] = []
 
-    def add(what: str, nbytes: int, detail: str = "") -> None:
-        found.append({"what": what, "bytes": nbytes} | ({"detail": detail[:_LONGEST]} if detail else {}))
+    def add(where: str, what: str, nbytes: int, detail: str = "") -> None:
+        found.append({"where": where, "what": what, "bytes": nbytes} | ({"detail": detail[:_LONGEST]} if detail else {}))
 
     if image.format == "TIFF":
         for tag in (t for t in image.tag_v2 if t not in _PICTURE_TAGS):
-            add("GPS position" if tag == ExifTags.Base.GPSInfo else f"tag {tag}", 0, ExifTags.TAGS.get(tag, ""))
+            add(f"tag {tag}", "GPS position" if tag == ExifTags.Base.GPSInfo else "metadata", 0, ExifTags.TAGS.get(tag, ""))
     if raw := image.info.get("exif"):
         tags, gps, thumbnail = _exif(image)
-        add("EXIF", len(raw), f"{tags} tags")
+        add("EXIF", "metadata", len(raw), f"{tags} tags")
         if gps:
-            add("GPS position", 0, "in EXIF")
+            add("EXIF", "GPS position", 0)
         if thumbnail:
-            add("thumbnail", thumbnail, "in EXIF")
+            add("EXIF", "thumbnail", thumbnail)
     for key, value in image.info.items():
         text = value if isinstance(value, (bytes, str)) else ""
         if key in _TELLING or (image.format == "PNG" and key in getattr(image, "text", {})):
-            add("XMP" if "xmp" in key.lower() else f"text {ascii(key)[1:-1]}", len(text))
-    if image.format == "JPEG" and (rest := _after_jpeg(data)):
-        add("bytes after the end", rest)
-    if (rest := len(data) - _end(image.format, data)) > 0:
-        add("bytes after the end", rest)
+            add("XMP" if "xmp" in key.lower() else f"text {ascii(key)[1:-1][:_LONGEST]}", "metadata" if "xmp" in key.lower() else "text", len(text))
+    if (rest := len(data) - endings.end(image.format, data)) > 0:
+        add("after the end", "hidden bytes", rest)
     return found
-
-
-def _end(form: str, data: bytes) -> int:
-    """Where the last part that belongs to the picture ends, of formats that say so; else the length of the file."""
-    if form == "WEBP":
-        return 8 + struct.unpack_from("<I", data, 4)[0]
-    if form == "BMP":
-        return max(struct.unpack_from("<I", data, 2)[0], 54) if len(data) >= 6 else len(data)
-    if form == "GIF":
-        return _gif_end(data)
-    if form == "AVIF" or form == "JXL" and data.startswith(b"\0\0\0\x0cJXL "):
-        return _boxes_end(data)
-    return len(data)
-
-
-def _boxes_end(data: bytes) -> int:
-    """ISO base media boxes: size u32be (1: u64be after the type; 0: to the end), type of four printable characters."""
-    at = 0
-    while at + 8 <= len(data):
-        size, kind = struct.unpack_from(">I4s", data, at)
-        if size == 1 and at + 16 <= len(data):
-            (size,) = struct.unpack_from(">Q", data, at + 8)
-        size = size or len(data) - at
-        if kind in (b"free", b"skip", b"uuid") or size < 8 or at + size > len(data):
-            break  # what follows is no part of the picture
-        at += size
-    return at
-
-
-def _gif_end(data: bytes) -> int:
-    """GIF89a: a header, a table of colours, then blocks to 3B: 21 label, or 2C place, a table, the width of codes; each with sub-blocks (length u8, data) to one of length 0."""
-    def table(flags: int) -> int:
-        return 3 << (flags & 7) + 1 if flags & 0x80 else 0
-
-    try:
-        at = 13 + table(data[10])
-        while data[at] != 0x3B:
-            at += 2 if data[at] == 0x21 else 11 + table(data[at + 9])
-            while data[at]:
-                at += 1 + data[at]
-            at += 1
-        return at + 1
-    except IndexError:
-        return len(data)
 
 
 def turned_by(jpeg: bytes, orientation: int) -> bytes:
@@ -131,7 +84,7 @@ def stripped(form: str, data: bytes) -> bytes | None:
         return b"".join(_jpeg_parts(data))
     if form == "WEBP":
         return _webp(data)
-    return data[: _end(form, data)] if form == "BMP" else None
+    return data[: endings.end(form, data)] if form == "BMP" else None
 
 
 def _jpeg_parts(data: bytes) -> Iterator[bytes]:
@@ -143,16 +96,16 @@ def _jpeg_parts(data: bytes) -> Iterator[bytes]:
         if marker == 0xFF:
             at += 1
             continue
-        if marker == _EOI:
+        if marker == endings.EOI:
             yield data[at : at + 2]
             return
-        if marker in _NO_LENGTH:
+        if marker in endings.NO_LENGTH:
             yield data[at : at + 2]
             at += 2
             continue
         end = at + 2 + struct.unpack_from(">H", data, at + 2)[0]
-        if marker == _SOS:
-            end = _scan_end(data, end)
+        if marker == endings.SOS:
+            end = endings.scan_end(data, end)
         if not (marker == _COM or 0xE0 <= marker <= 0xEF and marker not in _KEPT_MARKERS or _is_preview(marker, data[at + 4 : at + 20])):
             yield data[at:end]
         at = end
@@ -162,31 +115,6 @@ def _jpeg_parts(data: bytes) -> Iterator[bytes]:
 def _is_preview(marker: int, head: bytes) -> bool:
     """JFXX thumbnails, and APP2 that is no ICC profile (MPF: further pictures after the end)."""
     return marker == 0xE0 and head.startswith(b"JFXX") or marker == 0xE2 and not head.startswith(b"ICC_PROFILE\0")
-
-
-def _scan_end(data: bytes, at: int) -> int:
-    while (at := data.find(b"\xff", at)) >= 0 and at + 1 < len(data):
-        if data[at + 1] == 0 or 0xD0 <= data[at + 1] <= 0xD7:
-            at += 2
-        else:
-            return at
-    return len(data)
-
-
-def _after_jpeg(data: bytes) -> int:
-    at = 2
-    while at + 4 <= len(data) and data[at] == 0xFF:
-        marker = data[at + 1]
-        if marker == _EOI:
-            return len(data) - at - 2
-        if marker == 0xFF:
-            at += 1
-        elif marker in _NO_LENGTH:
-            at += 2
-        else:
-            at += 2 + struct.unpack_from(">H", data, at + 2)[0]
-            at = _scan_end(data, at) if marker == _SOS else at
-    return max(0, len(data) - at - 2) if data[at : at + 2] == b"\xff\xd9" else 0
 
 
 def _webp(data: bytes) -> bytes:

@@ -13,7 +13,8 @@ from PIL import Image, ImageCms
 
 from app.errors import InputRefused
 from worker.images.jxl_header import jxl_header
-from worker.images.picture import FORMATS, is_srgb, open_picture
+from worker.images.colours import is_srgb
+from worker.images.picture import FORMATS, open_picture
 from worker.images.private import stripped
 
 CORPUS = Path(__file__).parents[4] / "shared" / "hostile" / "corpus.tar.xz"
@@ -95,8 +96,8 @@ def test_an_image_is_turned_upright_and_what_it_tells_is_listed_and_can_be_strip
         data = file(form, exif=exif.tobytes(), **({"comment": b"by me"} if form == "JPEG" else {"quality": 100} if form == "WEBP" else {})) + (b"tail" if form == "JPEG" else b"")
         picture = open_picture(named(form), data)
         assert picture.turned and picture.pixels.shape == (20, 24, 3) and b"somewhere" in picture.beside["exif"]
-        told = {f["what"] for f in picture.findings}
-        assert {"EXIF", "GPS position"} <= told and (form != "JPEG" or {"text comment", "bytes after the end"} <= told)
+        told = {(f["where"], f["what"]) for f in picture.findings}
+        assert {("EXIF", "metadata"), ("EXIF", "GPS position")} <= told and (form != "JPEG" or {("text comment", "text"), ("after the end", "hidden bytes")} <= told)
         bare = open_picture(named(form), stripped(form, data))
         assert bare.findings == [] and np.array_equal(np.rot90(bare.pixels, -1), picture.pixels)
 

@@ -33,6 +33,7 @@ def compress(
     gradients: Annotated[Path | None, typer.Option(exists=True, dir_okay=False, help="Gradients of the model, a safetensors file.")] = None,
     calibration: Annotated[Path | None, typer.Option(exists=True, dir_okay=False, help="Data to run the model on: .txt, .jsonl, .json, .npz or .npy.")] = None,
     labels: Annotated[Path | None, typer.Option(exists=True, dir_okay=False, help="Labels of that data.")] = None,
+    codec: Annotated[str | None, typer.Option(help="The id of what a job with train_codec has made, for test_codec and the candidate learned.")] = None,
     seed: Annotated[int, typer.Option(help="For methods that draw random numbers.")] = 0,
     budget: Annotated[list[str] | None, typer.Option(help="With --preset auto, what the result must keep to, e.g. ratio=4 or min_cosine=0.98; may be repeated.")] = None,
     gate: Annotated[list[str] | None, typer.Option(help="A bound that the result must keep, e.g. max_relative_error=0.1; may be repeated.")] = None,
@@ -50,7 +51,7 @@ def compress(
     kind = checked_kind(kind) or input_kind(source, parse_json(recipe.read_bytes()) if recipe else None, preset)
     spec: dict[str, Any] = {"preset": preset} if preset else {"recipe": given_recipe(recipe, kind)}
     given = {"output": {"format": format} if format else None, "sanitize": sanitize, "gates": given_gates(gate or []), "budget": budgets.given(budget or []), "seed": seed}
-    given |= {"device": device, "priority": priority, "tags": given_tags(tag or []), "webhook": {"url": webhook} if webhook else None}
+    given |= {"codec": codec, "device": device, "priority": priority, "tags": given_tags(tag or []), "webhook": {"url": webhook} if webhook else None}
     spec |= {k: v for k, v in given.items() if v}
     with Client(url) as client, bars(err) as shown:
         size = size_of(source)

@@ -23,7 +23,7 @@ from typing import Any
 import httpx
 from httpx_sse import connect_sse
 
-from app import encrypting, flows, sending
+from app import customer_keys, encrypting, flows, sending
 from app.config import settings
 from app.errors import ModelpressError, Unavailable, error_of
 from app.flows import CHUNK, Call, Flow, Pause, Progress, Together, silent
@@ -99,11 +99,14 @@ class _Operations:
         return self._run(flows.key_document())
 
 
-def _connection(url: str | None, api_key: str | None) -> dict:
+def _connection(url: str | None, api_key: str | None, customer_key: bytes | None) -> dict:
     url = url or os.environ.get("MODELPRESS_URL") or f"http://{settings().host}:{settings().port}"
     file = settings().home / "api-key"
     api_key = api_key or os.environ.get("MODELPRESS_API_KEY") or (file.read_text().strip() if file.is_file() else "")
-    return {"base_url": url, "headers": {"Authorization": f"Bearer {api_key}"} if api_key else {}, "timeout": httpx.Timeout(120, connect=10), "follow_redirects": True}
+    if customer_key is None and settings().customer_key_file is not None:
+        customer_key = customer_keys.read(settings().customer_key_file)
+    headers = ({"Authorization": f"Bearer {api_key}"} if api_key else {}) | (customer_keys.headers_of(customer_key) if customer_key else {})
+    return {"base_url": url, "headers": headers, "timeout": httpx.Timeout(120, connect=10), "follow_redirects": True}
 
 
 def _raise_for(response: httpx.Response) -> None:
@@ -124,10 +127,14 @@ def _unreachable(client: httpx.Client | httpx.AsyncClient, error: httpx.Transpor
 
 
 class Client(_Operations):
-    """Blocking. Without arguments it talks to `MODELPRESS_URL` with `MODELPRESS_API_KEY`, else to the service of the home folder."""
+    """Blocking. Without arguments it talks to `MODELPRESS_URL` with `MODELPRESS_API_KEY`, else to the service of the home folder.
 
-    def __init__(self, url: str | None = None, api_key: str | None = None):
-        self.http = httpx.Client(**_connection(url, api_key))
+    Args:
+        customer_key: 32 bytes of one's own: what is uploaded and made is stored under them (docs/encryption.md). Default: what MODELPRESS_CUSTOMER_KEY_FILE holds, or none.
+    """
+
+    def __init__(self, url: str | None = None, api_key: str | None = None, customer_key: bytes | None = None):
+        self.http = httpx.Client(**_connection(url, api_key, customer_key))
         self._stopping = Event()
 
     def __enter__(self) -> Client:
@@ -220,8 +227,8 @@ class Client(_Operations):
 class AsyncClient(_Operations):
     """The same, awaited: `job = await client.submit(...)`."""
 
-    def __init__(self, url: str | None = None, api_key: str | None = None):
-        self.http = httpx.AsyncClient(**_connection(url, api_key))
+    def __init__(self, url: str | None = None, api_key: str | None = None, customer_key: bytes | None = None):
+        self.http = httpx.AsyncClient(**_connection(url, api_key, customer_key))
 
     async def __aenter__(self) -> AsyncClient:
         return self

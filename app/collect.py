@@ -20,12 +20,14 @@ from sqlalchemy.orm import Session
 from app.blobs import meet
 from app.config import settings
 from app.db import now, reading, session
-from app.models import SIGNING, ApiKey, Artifact, ArtifactFile, Blob, DamagedCopy, Job, Signature, Statistic
+from app import customer_keys
+from app.models import SIGNING, ApiKey, Artifact, ArtifactFile, Blob, CustomerKeyCheck, DamagedCopy, Job, Signature, Statistic, Upload
 from app.storage import Storage
 
 BATCH = 1000  # rows
 FOLDERS = [f"blobs/{n:02x}" for n in range(256)]
 SEALED = [f"sealed/{n:02x}" for n in range(256)]
+KEYED = [f"keyed/{n:02x}" for n in range(256)]
 _APART = {"synchronize_session": False}
 _REFERRED = or_(*(exists().where(column == Blob.sha256) for column in (ArtifactFile.sha256, Signature.sha256, Job.report_sha256, Statistic.sha256)))
 
@@ -47,14 +49,15 @@ def owners_of(s: Session, sha256: str) -> list[str]:
 
 
 def _pairs(s: Session, low: str, high: str) -> set[tuple[str, str]]:
-    """(owner, SHA-256) of the blobs between the two that an owner has, or that wait to be signed for one."""
+    """(owner, SHA-256) of the blobs between the two that an owner has, or that wait to be signed for one; not of what lies under customers' keys."""
     found: set[tuple[str, str]] = set()
-    for file in (ArtifactFile, Signature):
-        found |= {(o, d) for o, d in s.execute(select(Artifact.owner, file.sha256).join(Artifact, Artifact.id == file.artifact_id).where(file.sha256.between(low, high)).distinct())}
+    for file, *apart in ((ArtifactFile, ArtifactFile.customer_key.is_(None)), (Signature,)):
+        query = select(Artifact.owner, file.sha256).join(Artifact, Artifact.id == file.artifact_id).where(file.sha256.between(low, high), *apart)
+        found |= {(o, d) for o, d in s.execute(query.distinct())}
     for owner, digest in ((Job.owner, Job.report_sha256), (Statistic.owner, Statistic.sha256)):
         found |= {(o, d) for o, d in s.execute(select(owner, digest).where(digest.between(low, high)).distinct())}
-    for owner, handoff in s.execute(select(Job.owner, Job.handoff).where(Job.state == SIGNING)):
-        found |= {(owner, f["sha256"]) for f in [*(handoff or {}).get("files", []), *([handoff["report"]] if handoff and "report" in handoff else [])]}
+    for owner, handoff, keyed in s.execute(select(Job.owner, Job.handoff, Job.customer_key).where(Job.state == SIGNING)):
+        found |= {(owner, f["sha256"]) for f in [*((handoff or {}).get("files", []) if keyed is None else []), *([handoff["report"]] if handoff and "report" in handoff else [])]}
     return found
 
 
@@ -85,6 +88,29 @@ def collect_sealed(storage: Storage, folders: Iterable[str]) -> int:
                     s.execute(delete(DamagedCopy).where(DamagedCopy.owner == pair[0], DamagedCopy.sha256 == pair[1]), execution_options=_APART)
                 storage.delete(found.key)
                 deleted += 1
+    return deleted
+
+
+def collect_keyed(storage: Storage, folders: Iterable[str]) -> int:
+    """Delete what is stored under customers' keys in these of KEYED that no file refers to any more and that was written longer than `orphan_age` ago, and what told such keys
+    from wrong ones. Returns how many objects. A key's id is never given out twice, so nobody can want an object again that nothing refers to."""
+    deleted = 0
+    for folder in folders:
+        first, before = folder.rsplit("/", 1)[1], time.time() - settings().orphan_age
+        old = [found.key for found in storage.list(folder) if found.modified < before]
+        with reading() as s:
+            files = ArtifactFile.customer_key.between(first, first + "g")
+            needed = {(ident, sha256) for ident, sha256 in s.execute(select(ArtifactFile.customer_key, ArtifactFile.sha256).where(files))}
+            signing = select(Job.customer_key, Job.handoff).where(Job.state == SIGNING, Job.customer_key.between(first, first + "g"))
+            needed |= {(ident, f["sha256"]) for ident, handoff in s.execute(signing) for f in handoff["files"]}
+            keys = customer_keys.known(s, {ident for ident, _ in needed})
+        gone = set(old) - {keys[ident].path(sha256) for ident, sha256 in needed}
+        storage.delete(*gone)
+        deleted += len(gone)
+        unused = (~exists().where(column == CustomerKeyCheck.id) for column in (ArtifactFile.customer_key, Upload.customer_key, Job.customer_key))
+        with session() as s, s.begin():
+            mine = (CustomerKeyCheck.id.between(first, first + "g"), CustomerKeyCheck.created_at < now() - settings().orphan_age)
+            s.execute(delete(CustomerKeyCheck).where(*mine, *unused), execution_options=_APART)
     return deleted
 
 

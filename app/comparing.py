@@ -83,7 +83,7 @@ def label(recipe: Any) -> str:
     return ", ".join(words)[:100] or "recipe"
 
 
-def prepared(body: Any, owner: str, storage: Storage) -> list[tuple[str, Submission]]:
+def prepared(body: Any, owner: str, storage: Storage, customer_key: bytes | None = None) -> list[tuple[str, Submission]]:
     """What is to be inserted, by the names of the lines.
 
     Raises:
@@ -92,7 +92,7 @@ def prepared(body: Any, owner: str, storage: Storage) -> list[tuple[str, Submiss
     out = []
     for i, (name, asked) in enumerate(bodies(body)):
         try:
-            out.append((name, prepare(asked, owner, storage)))
+            out.append((name, prepare(asked, owner, storage, customer_key)))
         except ModelpressError as e:
             raise _pointed(e, i, body["recipes"][i]) from None
     return out

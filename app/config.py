@@ -34,6 +34,8 @@ class Settings(BaseSettings):
 
     age_identity_file: Path | None = None  # identities of age, to which clients encrypt uploads; default: `age-identity` in the home folder
 
+    customer_key_file: Path | None = None  # for the client and the command line: a key of one's own, which goes with every request
+
     max_upload_bytes: int = 1 << 40
     max_json_bytes: int = 1 << 20
     upload_idle_timeout: float = 60.0

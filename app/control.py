@@ -15,7 +15,7 @@ import time
 from celery import signals
 from celery.worker import state
 
-from app import collect, retention, scrub, sweep, workers
+from app import collect, recipients, retention, scrub, sweep, workers
 from app.config import settings
 from app.db import session
 from app.idempotency import forget_old
@@ -27,6 +27,7 @@ from app.storage import Storage
 log = logging.getLogger(__name__)
 _last_cleaning = 0.0
 _folders = itertools.cycle(collect.FOLDERS)
+_keyed = itertools.cycle(collect.KEYED)
 _sealed = itertools.cycle(collect.SEALED)
 
 
@@ -39,6 +40,7 @@ def run() -> None:
         sweep.rehome(s)
         sweep.rewake(s)
         workers.forget(s)
+        recipients.forget(s)
     flush_outbox()
     if time.monotonic() - _last_cleaning > settings().cleaning:
         _last_cleaning = time.monotonic()
@@ -49,6 +51,7 @@ def run() -> None:
         retention.expire()
         collect.collect(storage)
         collect.adopt(storage, [next(_folders)])
+        collect.collect_keyed(storage, [next(_keyed)])
         collect.collect_sealed(storage, [folder := next(_sealed)])
         if folder == collect.SEALED[0]:  # a round of hours: all that is stored is listed for it
             collect.collect_keys(storage)

@@ -2,9 +2,9 @@
 
     ModelpressError
     ├── MalformedRequest                 400  the bytes of the request are wrong
-    │   └── MalformedJson, InvalidCursor
+    │   └── MalformedJson, InvalidCursor, InvalidCustomerKey, CustomerKeyRequired, CustomerKeyNotApplicable
     ├── Unauthorized                     401
-    ├── InvalidLink, InsufficientScope   403
+    ├── InvalidLink, InsufficientScope, WrongCustomerKey   403
     ├── NotFound                         404  unknown, or somebody else's
     ├── MethodNotAllowed                 405
     ├── RequestTimeout                   408
@@ -25,7 +25,7 @@
     │   └── InvalidSignature             └── KeyRevoked
     ├── JobFailure                       why a job ended `failed` without a refusal
     │   ├── GateFailed, BudgetNotMet, AccountingMismatch, LoadProofFailed, OutOfMemory, NoSpace, DeadlineExceeded, WorkerCrashed,
-    │   │   Diverged
+    │   │   Diverged, CustomerKeyGone
     ├── Locked                           423
     ├── QuotaExceeded, TooManyRequests   429
     │   └── TooManyJobs
@@ -33,7 +33,7 @@
     ├── PieceMismatch                    460  tus: a part of an upload is not what its checksum says
     ├── StorageDamaged                   500  stored bytes are no longer what they were
     ├── Unavailable                      503  try again later
-    │   └── EncryptionKeyMissing
+    │   └── EncryptionKeyMissing, NobodyForCustomerKey
     └── StorageFull                      507
 """
 
@@ -125,6 +125,18 @@ class InvalidCursor(MalformedRequest):
     type, title = "invalid-cursor", "The cursor is not one of this list"
 
 
+class InvalidCustomerKey(MalformedRequest):
+    type, title = "invalid-customer-key", "The customer's key is not one"
+
+
+class CustomerKeyRequired(MalformedRequest):
+    type, title = "customer-key-required", "It is stored under a key of its uploader's own, which was not sent"
+
+
+class CustomerKeyNotApplicable(MalformedRequest):
+    type, title = "customer-key-not-applicable", "It is not stored under a customer's key"
+
+
 class Unauthorized(ModelpressError):
     status, type, title = 401, "unauthorized", "An API key is needed"
 
@@ -135,6 +147,10 @@ class InvalidLink(ModelpressError):
 
 class InsufficientScope(ModelpressError):
     status, type, title = 403, "insufficient-scope", "The API key may not do this"
+
+
+class WrongCustomerKey(ModelpressError):
+    status, type, title = 403, "wrong-customer-key", "The customer's key is another one"
 
 
 class NotFound(ModelpressError):
@@ -300,6 +316,10 @@ class Diverged(JobFailure):
     status, type, title = 422, "training-diverged", "Training has gone out of bounds"
 
 
+class CustomerKeyGone(JobFailure):
+    status, type, title = 503, "customer-key-gone", "Nobody has the customer's key any more; send the job again"
+
+
 class Locked(ModelpressError):
     status, type, title, retry_after = 423, "locked", "Somebody else is writing to it", 1
 
@@ -338,6 +358,10 @@ class Unavailable(ModelpressError):
 
 class EncryptionKeyMissing(Unavailable):
     type, title = "encryption-key-missing", "The key that the stored bytes are encrypted under is not at hand"
+
+
+class NobodyForCustomerKey(Unavailable):
+    type, title = "nobody-for-customer-key", "No worker is there to take the customer's key, and keys do not wait"
 
 
 class StorageFull(ModelpressError):

@@ -14,6 +14,7 @@ from typing import Any
 from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
+from app import customer_keys
 from app.config import settings
 from app.db import now
 from app.errors import IdempotencyKeyReused, MalformedRequest
@@ -44,11 +45,11 @@ def _young():
     return IdempotencyKey.created_at >= now() - settings().idempotency_age
 
 
-def earlier(s: Session, asked: Request | None) -> Job | None:
+def earlier(s: Session, asked: Request | None, customer_key: bytes | None = None) -> Job | None:
     """The job that the same request has made before.
 
     Raises:
-        IdempotencyKeyReused: another request has used the key.
+        IdempotencyKeyReused: another request has used the key. WrongCustomerKey and its like: that request came with another customer's key.
     """
     if asked is None:
         return None
@@ -56,6 +57,8 @@ def earlier(s: Session, asked: Request | None) -> Job | None:
     found = s.execute(query.where(IdempotencyKey.owner == asked.owner, IdempotencyKey.key == asked.key, _young())).first()
     if found is not None and found[0] != asked.digest:
         raise IdempotencyKeyReused(f"the key {asked.key[:60]!r} was sent with another body; a new request needs a key of its own")
+    if found is not None:
+        customer_keys.held(s, customer_key, found[1].customer_key)
     return found and found[1]
 
 

@@ -12,14 +12,14 @@ from typing import Any, Protocol
 from sqlalchemy import Select, Update, exists, func, or_, select, update
 from sqlalchemy.orm import Session, aliased
 
-from app import audit, events, meters
+from app import audit, events, meters, recipients
 from app.claiming import take
 from app.config import settings
 from app.db import now
 from app.errors import AlreadyFinished, Conflict, ModelpressError, TooManyJobs, WorkerCrashed
 from app.followers import moved
 from app.logs import request_id
-from app.models import CANCELLED, FAILED, QUEUED, RUNNING, SIGNING, SUCCEEDED, TERMINAL, Artifact, ArtifactFile, Companion, Job, Outbox, Signature, new_id
+from app.models import CANCELLED, FAILED, QUEUED, RUNNING, SIGNING, SUCCEEDED, TERMINAL, Artifact, ArtifactFile, Companion, Job, Outbox, Recipient, Signature, new_id
 from app.queues import GPU
 from app.retention import until
 from app.turns import signing_turns, turns
@@ -38,7 +38,7 @@ class Claimant(Protocol):
 
 
 def submit(
-    s: Session, *, owner: str, input_id: str, spec: dict, queue: str, cache_key: str, handoff: dict | None = None, webhook: dict | None = None,
+    s: Session, *, owner: str, input_id: str, spec: dict, queue: str, cache_key: str | None, handoff: dict | None = None, webhook: dict | None = None,
     memory: int = 0, input_bytes: int = 0, ident: str | None = None, companions: Iterable[Companion] = (), comparison_id: str | None = None,
 ) -> Job:  # fmt: skip
     """Insert a job and the wake-up of its queue. With `handoff` (a cache hit) it goes straight to be signed.
@@ -89,7 +89,7 @@ def claim(s: Session, *queues: str, worker: Claimant | None = None) -> Job | Non
         if not _may_run(s, owner):
             continue
         eligible = select(Job.id).where(Job.queue == queue, Job.state == QUEUED, Job.owner == owner)
-        eligible = eligible.where(~_SIBLING_RUNS).order_by(Job.priority, Job.created_at, Job.id)
+        eligible = eligible.where(~_SIBLING_RUNS, recipients.can_open(worker and worker.id)).order_by(Job.priority, Job.created_at, Job.id)
         while True:
             with s.begin_nested() as point:
                 job = _claim(s, eligible, state=RUNNING, attempt=Job.attempt + 1, started_at=now(), **_by(worker, queue))
@@ -130,10 +130,10 @@ def _by(worker: Claimant | None, queue: str) -> dict:
     return {"worker": worker.id, "device": worker.device if queue in GPU else "cpu"} if worker else {}
 
 
-def claim_signing(s: Session) -> Job | None:
-    """The oldest job that nobody is signing of the owner whose turn it is (`app.turns`)."""
+def claim_signing(s: Session, recipient: str | None = None) -> Job | None:
+    """The oldest job that nobody is signing of the owner whose turn it is (`app.turns`). `recipient`: as whom keys can be opened (`app.recipients`)."""
     free = or_(Job.lease_until.is_(None), Job.lease_until < now())
-    eligible = select(Job.id).where(Job.state == SIGNING, free, Job.sign_attempt < settings().max_attempts)
+    eligible = select(Job.id).where(Job.state == SIGNING, free, Job.sign_attempt < settings().max_attempts, recipients.can_open(recipient))
     eligible = eligible.order_by(Job.created_at, Job.id)
     owners = signing_turns(s)
     job = next((job for owner in owners if (job := _claim(s, eligible.where(Job.owner == owner), sign_attempt=Job.sign_attempt + 1))), None)
@@ -154,7 +154,7 @@ def _done(s: Session, statement: Update) -> bool:
 def _move(s: Session, statement: Update, job_id: str, state: str, **values) -> bool:
     """Change the state of the one job that `statement` still finds, and tell the followers. False: it finds none."""
     if state in TERMINAL:
-        values["expires_at"] = until(settings().job_ttl)
+        values |= {"expires_at": until(settings().job_ttl), "sealed_key": None}
     done = _done(s, statement.values(state=state, **values))
     if done:
         moved(s, job_id, state)
@@ -194,10 +194,12 @@ def handed_over(s: Session, job_id: str, prefix: str) -> bool | None:
     return True if job and (job.handoff or {}).get("prefix") == prefix else None
 
 
-def handoff(s: Session, job_id: str, fence: int, document: dict) -> bool:
-    """running -> signing."""
-    done = _move(s, _held(job_id, fence, RUNNING), job_id, SIGNING, handoff=document, figures=document.get("figures"), lease_until=None, sign_attempt=0)
+def handoff(s: Session, job_id: str, fence: int, document: dict, sealed_key: str | None = None, to: list[Recipient] | None = None) -> bool:
+    """running -> signing. `sealed_key`: what the result is stored under, for these sign processes."""
+    values = {"handoff": document, "figures": document.get("figures"), "lease_until": None, "sign_attempt": 0, "sealed_key": sealed_key}
+    done = _move(s, _held(job_id, fence, RUNNING), job_id, SIGNING, **values)
     if done:
+        recipients.address(s, job_id, to or [])
         s.add(Outbox(topic=SIGN_QUEUE))
     return done
 

@@ -8,7 +8,7 @@
       └──┼───────────┘ │   (lease lost, attempt + 1)
          └─> cancelled <┘
 
-Terminal states never change. Every transition is one conditional update in `app.jobs`.
+A job that waits, queued or signing, with a customer's key that nobody can open any more fails, too. Terminal states never change. Every transition is one conditional update in `app.jobs`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from __future__ import annotations
 import uuid
 from typing import Any
 
-from sqlalchemy import DDL, JSON, BigInteger, Boolean, Float, ForeignKey, Index, Integer, LargeBinary, String, event
+from sqlalchemy import DDL, JSON, BigInteger, Boolean, Float, ForeignKey, Index, Integer, LargeBinary, String, Text, event
 from sqlalchemy.orm import Mapped, mapped_column, relationship
 
 from app.db import Base, now
@@ -94,6 +94,16 @@ class DamagedCopy(Base):
     owner: Mapped[str] = mapped_column(String(64), primary_key=True)
 
 
+class CustomerKeyCheck(Base):
+    """What tells an uploader's own key from a wrong one, of one upload or result (`app.storage.customer`). The key itself is never stored."""
+
+    __tablename__ = "customer_key_checks"
+    id: Mapped[str] = mapped_column(String(32), primary_key=True)
+    value: Mapped[str] = mapped_column(String(64))
+    damaged_at: Mapped[float | None] = mapped_column(Float)  # some bytes under it were found to be others
+    created_at: Mapped[float] = mapped_column(Float, default=now())
+
+
 class Artifact(Base):
     __tablename__ = "artifacts"
     id: Mapped[str] = mapped_column(String(36), primary_key=True, default=new_id)
@@ -117,6 +127,7 @@ class ArtifactFile(Base):
     path: Mapped[str] = mapped_column(String(1024), primary_key=True)
     size: Mapped[int] = mapped_column(BigInteger)
     sha256: Mapped[str] = mapped_column(ForeignKey("blobs.sha256"), index=True)
+    customer_key: Mapped[str | None] = mapped_column(String(32), index=True)  # under which the file is stored
 
 
 class Signature(Base):
@@ -166,6 +177,8 @@ class Job(Base):
     started_at: Mapped[float | None] = mapped_column(Float)
     finished_at: Mapped[float | None] = mapped_column(Float)
     expires_at: Mapped[float | None] = mapped_column(Float, index=True)
+    customer_key: Mapped[str | None] = mapped_column(String(32), index=True)  # under which its result is stored
+    sealed_key: Mapped[str | None] = mapped_column(Text)  # the key for whoever works on it next (app.recipients); gone at the end
     __table_args__ = (
         Index("ix_jobs_claim", "queue", "state", "owner", "priority", "created_at", "id"),
         Index("ix_jobs_running", "state", "owner"),
@@ -184,6 +197,24 @@ class Companion(Base):
     role: Mapped[str] = mapped_column(String(16), primary_key=True)
     artifact_id: Mapped[str | None] = mapped_column(ForeignKey("artifacts.id", ondelete="SET NULL"), index=True)  # gone when deleted after the job's end
     digest: Mapped[str] = mapped_column(String(64))  # of the artifact, for the provenance
+
+
+class JobRecipient(Base):
+    """Which running process can open a job's `sealed_key`."""
+
+    __tablename__ = "job_recipients"
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
+    recipient: Mapped[str] = mapped_column(String(100), primary_key=True)
+
+
+class Recipient(Base):
+    """A running process that customers' keys can be sealed to: its age recipient, whose other half is in its memory alone."""
+
+    __tablename__ = "recipients"
+    id: Mapped[str] = mapped_column(String(100), primary_key=True)
+    queues: Mapped[list[str]] = mapped_column(JSON)
+    age: Mapped[str] = mapped_column(String(100))
+    seen_at: Mapped[float] = mapped_column(Float, default=now(), index=True)
 
 
 class Statistic(Base):
@@ -248,6 +279,7 @@ class Upload(Base):
     lease_until: Mapped[float | None] = mapped_column(Float)
     artifact_id: Mapped[str | None] = mapped_column(ForeignKey("artifacts.id", ondelete="SET NULL"))  # once it is complete
     error: Mapped[dict[str, Any] | None] = mapped_column(JSON)  # why it was refused once it was complete
+    customer_key: Mapped[str | None] = mapped_column(String(32), index=True)  # under which its bytes are stored
     created_at: Mapped[float] = mapped_column(Float, default=now())
     expires_at: Mapped[float] = mapped_column(Float, index=True)
 

@@ -19,7 +19,7 @@ from anyio import CapacityLimiter, to_thread
 from sqlalchemy import delete, func, or_, select, true, update
 from sqlalchemy.orm import Session
 
-from app import audit, quotas
+from app import audit, customer_keys, quotas
 from app.age import ENDING
 from app.blobs import hold
 from app.chunks import Chunked
@@ -39,14 +39,14 @@ log = logging.getLogger(__name__)
 
 
 def create(storage: Storage, *, owner: str, name: str, kind: str, length: int, sha256: str | None, metadata: str) -> Upload:
-    """A new upload, without a byte.
+    """A new upload, without a byte; under the uploader's own key, where `storage` is.
 
     Raises:
         Unprocessable: it is encrypted. QuotaExceeded: too many of the owner's are under way. StorageQuotaExceeded.
     """
     if name.endswith(ENDING):
         raise Unprocessable(f"{name}: what is encrypted with age is decrypted while it arrives, and cannot be resumed; send it as the body of POST /v1/artifacts?name={name}")
-    made = Upload(owner=owner, name=name, kind=kind, length=length, sha256=sha256, details={"metadata": metadata})
+    made = Upload(owner=owner, name=name, kind=kind, length=length, sha256=sha256, details={"metadata": metadata}, customer_key=storage.key and storage.key.ident)
     made.expires_at = now() + settings().upload_ttl
     with session() as s, s.begin():
         quotas.alone(s, owner)
@@ -54,7 +54,7 @@ def create(storage: Storage, *, owner: str, name: str, kind: str, length: int, s
         under_way = (Upload.owner == owner, Upload.received < Upload.length, Upload.error.is_(None), Upload.expires_at > now())
         if (count := s.scalar(select(func.count()).where(*under_way))) >= settings().max_open_uploads:
             raise QuotaExceeded(f"{count} uploads of yours are under way, and no more may be; finish or delete one")
-        s.add(made)
+        s.add_all([made, *([customer_keys.row(storage.key)] if storage.key else [])])
         s.flush()
         s.refresh(made, ["expires_at"])
         audit.record(s, "upload.begin", owner, made.id, size=length)
@@ -131,13 +131,13 @@ def write(s: Session, ident: str, fence: int, **values) -> None:
 def forget(storage: Storage, *conditions) -> int:
     """Delete the uploads that meet the conditions, rows first. What became of them stays. Returns how many."""
     with session() as s, s.begin():
-        found = s.execute(delete(Upload).where(*conditions).returning(Upload.id, Upload.owner, Upload.details), execution_options=_APART).all()
-        for ident, owner, _ in found:
+        found = s.execute(delete(Upload).where(*conditions).returning(Upload.id, Upload.owner, Upload.details, Upload.customer_key), execution_options=_APART).all()
+        for ident, owner, *_ in found:
             audit.record(s, "upload.delete", owner, ident)
-    for ident, _, details in found:
+    for ident, _, details, keyed in found:
         if "multipart" in details:
             storage.place.client.abort(whole_key(ident), details["multipart"])
-        staging(storage).drop(ident)
+        staging(storage, keyed is not None).drop(ident)
     return len(found)
 
 

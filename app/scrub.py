@@ -20,7 +20,7 @@ from app.collect import owners_of
 from app.config import settings
 from app.db import now, reading, session
 from app.errors import ModelpressError, WrongBytes
-from app.models import Blob
+from app.models import ArtifactFile, Blob
 from app.quarantine import absolve, condemn
 from app.storage import Storage
 
@@ -61,7 +61,7 @@ def scrub(storage: Storage, sha256: str, size: int, pause: Callable[[float], obj
     except WrongBytes:  # encrypted ones that do not open
         read = -1
     except FileNotFoundError:
-        if not _wanted(sha256):
+        if not _wanted(sha256) or _keyed(sha256):
             return True
         log.error("blob %s is missing from storage", sha256)
         with session() as s, s.begin():
@@ -83,6 +83,13 @@ def _wanted(sha256: str) -> bool:
     """Whether it still has a row that no collection has marked."""
     with session() as s:
         return s.scalar(select(Blob.sha256).where(Blob.sha256 == sha256, Blob.marked_at.is_(None))) is not None
+
+
+def _keyed(sha256: str) -> bool:
+    """Whether all that has it has it under a customer's key, which is needed to read it."""
+    with reading() as s:
+        under = s.scalar(select(ArtifactFile.sha256).where(ArtifactFile.sha256 == sha256, ArtifactFile.customer_key.is_not(None)).limit(1))
+        return under is not None and not owners_of(s, sha256)
 
 
 def keep_scrubbing(stopped: threading.Event) -> None:

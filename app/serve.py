@@ -13,6 +13,7 @@ from urllib.parse import quote
 from fastapi import Request
 from fastapi.responses import Response, StreamingResponse
 
+from app import customer_keys
 from app.config import settings
 from app.errors import RangeNotSatisfiable
 from app.storage import Storage, blob_key
@@ -84,7 +85,7 @@ async def send_blob(request: Request, storage: Storage, sha256: str, size: int, 
     headers = {"Repr-Digest": f"sha-256=:{base64.b64encode(bytes.fromhex(sha256)).decode()}:"}
     if name is not None:
         headers["Content-Disposition"] = disposition(name)
-        if settings().redirect_downloads and request.method == "GET" and not _names(request.headers.get("if-none-match"), f'"{sha256}"'):
+        if settings().redirect_downloads and sha256 not in storage.ring and customer_keys.NAME not in request.headers and request.method == "GET" and not _names(request.headers.get("if-none-match"), f'"{sha256}"'):
             return await _redirect(storage, sha256, size, headers, media_type)
     return await send(request, sha256, size, lambda start, end: verified(storage, sha256, size, start, end), headers, media_type)
 

@@ -10,22 +10,25 @@ The handoff of a cached result has no prefix: its files are blobs, which are has
 from __future__ import annotations
 
 import logging
+import os
+import secrets
+import socket
 import threading
 import time
 from collections.abc import Callable
 from contextlib import contextmanager
 
-from celery.signals import worker_init
+from celery.signals import worker_init, worker_shutdown
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from app import gates, jobs, meters
+from app import customer_keys, gates, jobs, meters, recipients
 from app.blobs import hold, keep, refer
 from app.chunks import Chunked
 from app.config import settings
 from app.db import reading, session
 from app.forecast import Forecast
-from app.errors import GateFailed, ModelpressError, StorageDamaged, StorageFull, Unavailable
+from app.errors import CustomerKeyGone, GateFailed, ModelpressError, StorageDamaged, StorageFull, Unavailable
 from app.logs import about
 from app.models import SIGNING, Artifact, ArtifactFile, Companion, Job, Signature, new_id
 from app.pause import Pause
@@ -43,6 +46,7 @@ from app.storage import Storage
 from app.verify import safe_path
 
 log = logging.getLogger(__name__)
+_identity: list[recipients.Identity] = []  # this process's one, once it has started
 SIGNATURES = ("SHA256SUMS.sig", "model.sig", "provenance.json")  # of the sidecars, those that a key made
 MAX_REPORT = 256 << 20  # bytes of a cached report, which is parsed; 100,000 tensors take some 40 MB
 
@@ -58,7 +62,16 @@ def prepare(**_) -> None:
         log.info("signing with key %s", key_id(current(settings().keys).public_key()))
     except Unavailable as e:
         log.error("nothing can be signed: %s", e)
+    _identity[:] = [recipients.Identity(f"{socket.gethostname()[:60]}-{os.getpid()}-{secrets.token_hex(4)}", (jobs.SIGN_QUEUE,))]
+    _identity[0].keep_told()
     threading.Thread(target=keep_published, args=[settings().keys], name="keys", daemon=True).start()
+
+
+@worker_shutdown.connect
+def leave(**_) -> None:
+    for identity in _identity:
+        with session() as s, s.begin():
+            identity.leave(s)
 
 
 @celery.task(name="sign.wake")
@@ -72,16 +85,16 @@ def wake() -> None:
     publish(settings().keys)  # no signature becomes visible before its key
     storage, pause = Storage(), Pause(stopping)
     while not stopping():
-        job = settled(jobs.claim_signing)  # one whose answer is lost waits for its lease to end, as if this process had died
+        job = settled(lambda s: jobs.claim_signing(s, _identity[0].id if _identity else None))  # one whose answer is lost waits for its lease to end, as if this process had died
         if job is None:
             return
         with about(request=job.request_id, job_id=job.id, attempt=job.sign_attempt):
-            served = sign(job, key, storage)
+            served = sign(job, key, storage, _identity[0] if _identity else None)
         flush_outbox()
         pause.over() if served else pause.wait()
 
 
-def sign(job: Job, key: PrivateKey, storage: Storage) -> bool:
+def sign(job: Job, key: PrivateKey, storage: Storage, identity: recipients.Identity | None = None) -> bool:
     """One claimed job, to its end. What is wrong with the result ends it as failed; anything unforeseen leaves it to its lease and another attempt.
 
     Returns:
@@ -90,13 +103,14 @@ def sign(job: Job, key: PrivateKey, storage: Storage) -> bool:
     report, started, storage = None, time.monotonic(), storage.of(job.owner)
     try:
         with _lease(job) as advance:
+            results = _opened(job, storage, identity)
             files = {f["path"]: f for f in job.handoff["files"]}
             for path, file in files.items():
                 if not safe_path(path):
                     raise StorageDamaged(f"the result has a file {path[:200]!r}, which would leave its folder")
-                _take(storage, job, f"files/{path}", file, advance)
+                _take(results, job, f"files/{path}", file, advance)
             report = _judged(storage, job, advance)
-            _finish(storage, job, key, list(files.values()), report, started)
+            _finish(storage, results, job, key, list(files.values()), report, started)
         if prefix := job.handoff.get("prefix"):
             storage.delete_all(prefix)
         log.info("job %s is signed", job.id)
@@ -113,6 +127,19 @@ def sign(job: Job, key: PrivateKey, storage: Storage) -> bool:
     except Exception:
         log.exception("job %s will be tried again", job.id)
     return True
+
+
+def _opened(job: Job, storage: Storage, identity: recipients.Identity | None) -> Storage:
+    """The store as the result's files lie in it: under the customer's key, where the job came with one.
+
+    Raises:
+        CustomerKeyGone.
+    """
+    if job.customer_key is None:
+        return storage
+    if identity is None:
+        raise CustomerKeyGone(recipients.GONE)
+    return storage.under(customer_keys.CustomerKey.rooted(job.customer_key, identity.open(job)))
 
 
 def _take(storage: Storage, job: Job, name: str, file: dict, advance: Callable[[int], None]) -> None:
@@ -170,7 +197,7 @@ def _judged(storage: Storage, job: Job, advance: Callable[[int], None]) -> dict:
     return report
 
 
-def _finish(storage: Storage, job: Job, key: PrivateKey, files: list[dict], report: dict, started: float) -> None:
+def _finish(storage: Storage, results: Storage, job: Job, key: PrivateKey, files: list[dict], report: dict, started: float) -> None:
     """Sign, and make the artifact visible. `started`: when the signing began, on the monotonic clock."""
     with reading() as s:
         source = s.get_one(Artifact, job.input_id)
@@ -205,11 +232,12 @@ def _finish(storage: Storage, job: Job, key: PrivateKey, files: list[dict], repo
         Signature(file=f["path"], size=f["size"], sha256=f["sha256"], key_id=ident if f["path"] in SIGNATURES else None)
         for f in [*sidecars, report | {"path": "report.json"}]
     ]
-    rows = [ArtifactFile(path=f["path"], size=f["size"], sha256=f["sha256"]) for f in files]
+    rows = [ArtifactFile(path=f["path"], size=f["size"], sha256=f["sha256"], customer_key=job.customer_key) for f in files]
 
     def end(s: Session) -> bool | None:
-        refer(s, storage, {row.sha256: row.size for row in (*rows, *signatures)})
-        absolve(s, storage, *{row.sha256 for row in (*rows, *signatures)})  # each was hashed or written here
+        for place, these in ((results, rows), (storage, signatures)):
+            refer(s, place, {row.sha256: row.size for row in these})
+            absolve(s, place, *{row.sha256 for row in these})  # each was hashed or written here
         if not jobs.finish(s, job, job.fence, artifact, rows, signatures, report["sha256"]):
             return None
         seconds = time.monotonic() - started

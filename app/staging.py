@@ -67,8 +67,9 @@ class Staging(Protocol):
     def drop(self, ident: str) -> None: ...
 
 
-def staging(storage: Storage) -> Staging:
-    return Files(storage) if isinstance(storage.place, Folder) and not storage.vault else Pieces(storage)
+def staging(storage: Storage, keyed: bool = False) -> Staging:
+    """`keyed`: of an upload under a key of its uploader's own, where `storage` does not say so."""
+    return Files(storage) if isinstance(storage.place, Folder) and not (storage.vault or storage.key or keyed) else Pieces(storage)
 
 
 class Files:

@@ -13,10 +13,10 @@ from pathlib import Path
 from sqlalchemy import and_, or_, select, update
 from sqlalchemy.orm import Session
 
-from app import deliveries, jobs, meters, workers
+from app import deliveries, jobs, meters, recipients, workers
 from app.config import settings
 from app.db import now, reading
-from app.errors import WorkerCrashed
+from app.errors import CustomerKeyGone, WorkerCrashed
 from app.models import QUEUED, RUNNING, SIGNING, Job, Outbox, Upload
 from app.queues import CPU, GPU
 from app.resumable import drop_expired
@@ -29,7 +29,7 @@ SIGN_LEFT = "signing was started {n} times and ended each time without a result"
 
 
 def expire(s: Session) -> int:
-    """Jobs whose worker is silent go back to their queue, or fail once their attempts are used up. Returns how many."""
+    """Jobs whose worker is silent go back to their queue, or fail once their attempts are used up; so do those that wait with a key which nobody can open any more. Returns how many."""
     expired = s.execute(select(Job.id, Job.fence, Job.queue).where(Job.state == RUNNING, Job.lease_until < now())).all()
     for job_id, fence, queue in expired:
         if jobs.requeue(s, job_id, fence, why="its worker went silent"):
@@ -38,7 +38,10 @@ def expire(s: Session) -> int:
     for job in spent:
         if jobs.fail(s, job.id, job.fence, WorkerCrashed(SIGN_LEFT.format(n=job.sign_attempt)), SIGNING):
             meters.add(s, "leases_expired", queue=jobs.SIGN_QUEUE)
-    return len(expired) + len(spent)
+    deserted = s.scalars(select(Job).where(Job.state.in_([QUEUED, SIGNING]), recipients.deserted())).all()
+    for job in deserted:
+        jobs.fail(s, job.id, job.fence, CustomerKeyGone(recipients.GONE), job.state)
+    return len(expired) + len(spent) + len(deserted)
 
 
 def rewake(s: Session) -> set[str]:

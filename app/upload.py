@@ -8,7 +8,7 @@ from contextlib import suppress
 from fastapi.concurrency import run_in_threadpool
 from sqlalchemy.orm import Session
 
-from app import audit, quotas
+from app import audit, customer_keys, quotas
 from app.blobs import hold, refer
 from app.chunks import Chunked
 from app.config import settings
@@ -28,6 +28,7 @@ async def receive(
     """Store a file as an artifact of its own.
 
     Args:
+        storage: under the uploader's own key, where there is one.
         name: clean; becomes the file's path.
         length: bytes announced, or None: then the format is judged when all is there.
         limit: bytes taken at most.
@@ -75,13 +76,15 @@ def keep(
     except FileNotFoundError:
         if not storage.exists(sha256):  # else it came as far as this before
             raise
-    file = ArtifactFile(path=artifact.name, size=size, sha256=sha256)
+    file = ArtifactFile(path=artifact.name, size=size, sha256=sha256, customer_key=storage.key and storage.key.ident)
     artifact.id, artifact.files, artifact.signatures, artifact.size = new_id(), [file], [], size
     artifact.digest = artifact_digest([{"path": file.path, "size": size, "sha256": sha256}])
     artifact.expires_at = until(settings().upload_artifact_ttl)
 
     def insert(s: Session) -> Artifact:
         refer(s, storage, {sha256: size})
+        if storage.key:
+            s.merge(customer_keys.row(storage.key))
         absolve(s, storage, sha256)
         s.add(artifact)
         s.flush()

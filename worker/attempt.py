@@ -23,16 +23,17 @@ from pathlib import Path
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from app import jobs, statistics
+from app import customer_keys, jobs, recipients, statistics
 from app.blobs import keep, refer
 from app.config import settings
 from app.db import reading
-from app.errors import DeadlineExceeded, ModelpressError, NoSpace, StorageDamaged, StorageFull, Unavailable, WrongBytes
+from app.errors import CustomerKeyGone, DeadlineExceeded, ModelpressError, NoSpace, StorageDamaged, StorageFull, Unavailable, WrongBytes
 from app.figures import figures
 from app.logs import about
 from app.memory import proof_wanted
 from app.models import QUEUED, RUNNING, Artifact, Companion, Job
 from app.quarantine import condemn
+from app.recipients import Identity
 from app.queue import flush_outbox
 from app.queues import GPU
 from app.recipe import Recipe, recipe_of
@@ -65,10 +66,12 @@ def _work(recipe: Recipe) -> tuple[str, str]:
 
 
 class Attempt:
-    """Args: zygotes: see `worker.zygote.serving`; kept between jobs. draining: whether the worker has been asked to stop."""
+    """Args: zygotes: see `worker.zygote.serving`; kept between jobs. draining: whether the worker has been asked to stop. identity: with which it opens a
+    customer's key that came with the job."""
 
-    def __init__(self, job: Job, storage: Storage, zygotes: dict[tuple[str, ...], Zygote], draining: Callable[[], bool]):
-        self.job, self.storage, self.zygotes, self.draining = job, storage.of(job.owner), zygotes, draining
+    def __init__(self, job: Job, storage: Storage, zygotes: dict[tuple[str, ...], Zygote], draining: Callable[[], bool], identity: Identity | None = None):
+        self.job, self.storage, self.zygotes, self.draining, self.identity = job, storage.of(job.owner), zygotes, draining, identity
+        self.results, self.customer_key = self.storage, None  # both with the customer's key, once it is opened
         self.scratch = settings().scratch / f"{job.id}-{job.fence}"
         self.prefix = f"tmp/{job.id}/{job.fence}"
         self.spec: dict = job.spec  # with the recipe that a search has found
@@ -137,6 +140,8 @@ class Attempt:
         inp, out = self.scratch / "in", self.scratch / "out"
         for folder in (inp, out):
             folder.mkdir(parents=True)
+        if self.job.customer_key is not None:
+            self._open_key()
         source = self._fetch(inp, claim)
         recipe = recipe_of(self.job.spec)
         if (recipe.needs_gradients or (recipe.searches and "calibration" in self.beside)) and "gradients" not in self.beside:
@@ -147,7 +152,7 @@ class Attempt:
                 return self._fail(problem, self._kept_report(self.scratch / "search"))
             recipe = recipe_of(self.spec)
         if recipe.recovers or recipe.reconstructs or recipe.trains:
-            self.snapshots = Snapshots(self.storage, self.job.id, out, source.size)
+            self.snapshots = Snapshots(self.results, self.job.id, out, source.size)
             if found := self.snapshots.fetch(self.scratch / "with" / FOLDER):
                 self.beside[FOLDER] = found
         if problem := self._stage(*_work(recipe), inp, out, claim):
@@ -167,11 +172,24 @@ class Attempt:
                 (added / "report.json").replace(out / "report.json")
         self._hand_over(out / "files", paths, out / "report.json", source, output, claim)
 
+    def _open_key(self) -> None:
+        """Raises:
+        CustomerKeyGone.
+        """
+        if self.identity is None:
+            raise CustomerKeyGone(recipients.GONE)
+        self.customer_key = self.identity.open(self.job)
+        with reading() as s:
+            self.results = self.storage.under(customer_keys.held(s, self.customer_key, self.job.customer_key))
+
     def _calibrate(self, inp: Path, source: Artifact, claim: Claim) -> dict | None:
         """Statistics of the gradients into `beside`: kept ones, or new ones, which then are."""
         found = self.scratch / "calibrated"
         found.mkdir()
         path = found / "statistics.safetensors"
+        if self.customer_key is not None:  # what is found in the data is kept for nobody else, nor under another key
+            self.beside["statistics"] = path
+            return self._stage("calibrate", "worker.calibrating:child", inp, found, claim)
         key = statistics.key(self.job.owner, source.digest, self.digests, self.job.spec["seed"], "cuda" if self.job.queue in GPU else "cpu")
         if not kept_statistics.fetch(self.storage, key, path, self._advance(claim, "fetch", source.size)):
             if problem := self._stage("calibrate", "worker.calibrating:child", inp, found, claim):
@@ -207,6 +225,7 @@ class Attempt:
         if source is None or None in beside.values():
             raise StorageDamaged("the job's input is gone")
         self.stages.input_bytes = source.size
+        storage = self._reading(source, *beside.values())
         advance = self._advance(claim, "fetch", source.size + sum(a.size for a in beside.values()))
         self.beside = {role: self.scratch / "with" / role for role in beside}
         self.digests = {role: artifact.digest for role, artifact in beside.items()}
@@ -215,11 +234,16 @@ class Attempt:
                 path = folder / f.path
                 path.parent.mkdir(parents=True, exist_ok=True)
                 try:
-                    self.storage.get_file(f.sha256, path, advance)
+                    storage.get_file(f.sha256, path, advance)
                 except WrongBytes:
-                    condemn(self.storage, f.sha256, "some of its bytes are others")
+                    condemn(storage, f.sha256, "some of its bytes are others")
                     raise
         return source
+
+    def _reading(self, *artifacts: Artifact) -> Storage:
+        """The store with what opens their files."""
+        with reading() as s:
+            return self.storage.under(ring=customer_keys.ring(s, self.customer_key, [f for a in artifacts for f in a.files]))
 
     def _artifacts(self, s: Session) -> tuple[Artifact | None, dict[str, Artifact | None]]:
         """The input, and what goes with it by role."""
@@ -284,7 +308,7 @@ class Attempt:
         advance = self._advance(claim, "store", sum((files / p).stat().st_size for p in paths))
         rows = []
         for path in paths:
-            size, sha256 = self.storage.put_file(f"{self.prefix}/files/{path}", files / path, advance)
+            size, sha256 = self.results.put_file(f"{self.prefix}/files/{path}", files / path, advance)
             rows.append({"path": path, "size": size, "sha256": sha256})
         size, sha256 = self.storage.put(f"{self.prefix}/report.json", [data], len(data))
         self.stages.leave()
@@ -301,7 +325,11 @@ class Attempt:
         }
 
         def handoff(s: Session) -> bool | None:
-            if not jobs.handoff(s, self.job.id, self.job.fence, document):
+            to = recipients.live(s, jobs.SIGN_QUEUE) if self.results.key else []
+            if self.results.key and not to:
+                raise Unavailable("no sign process runs that could take the customer's key")
+            sealed = recipients.sealed(to, self.job.id, self.results.key.root) if to else None
+            if not jobs.handoff(s, self.job.id, self.job.fence, document, sealed, to):
                 return None
             self.stages.record(s, self.job)
             return True

@@ -10,6 +10,7 @@ import threading
 from importlib.metadata import version
 
 from app import workers
+from app.recipients import Identity
 from app.config import settings
 from app.db import session
 from app.models import Worker
@@ -26,6 +27,7 @@ class Presence:
 
     def __init__(self, queues: tuple[str, ...], device: str, jail: dict):
         self.id, self.queues, self.device, self.jail = f"{socket.gethostname()[:60]}-{os.getpid()}-{secrets.token_hex(4)}", queues, device, jail
+        self.identity = Identity(self.id, self.queues)
         self.ended = threading.Event()
         self.thread = threading.Thread(target=self._keep, name="presence", daemon=True)
 
@@ -39,6 +41,7 @@ class Presence:
             self.thread.join()
         with session() as s, s.begin():
             workers.leave(s, self.id)
+            self.identity.leave(s)
 
     def _row(self) -> Worker:
         threads = settings().threads or os.cpu_count() or 1
@@ -51,6 +54,8 @@ class Presence:
             with session() as s, s.begin():
                 if not workers.seen(s, self.id):
                     workers.register(s, self._row())
+                if self.queues:
+                    self.identity.tell(s)
         except Exception as e:  # whatever the database raises
             log.warning("this worker could not be registered: %s", e)
 

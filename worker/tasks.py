@@ -38,7 +38,7 @@ def wake() -> None:
         job = settled(lambda s: jobs.claim(s, *me.queues, worker=me), lambda s: jobs.claimed(s, me.id), settings().lease)
         if job is None:
             return
-        pause.over() if Attempt(job, storage, _zygotes, stopping).run() else pause.wait()
+        pause.over() if Attempt(job, storage, _zygotes, stopping, me.identity).run() else pause.wait()
 
 
 @signals.worker_init.connect

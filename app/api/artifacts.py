@@ -11,8 +11,9 @@ from fastapi.concurrency import run_in_threadpool
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session, lazyload, selectinload
 
-from app import audit, quotas
+from app import audit, customer_keys, quotas
 from app.age import ENDING, Encrypted
+from app.api.customer_key import CustomerKeySent
 from app.api.paging import Cursor, Limit, page
 from app.api.requests import announce, announced_sha256, clean_name, media_type, read_json
 from app.api.schemas import body_schema
@@ -48,26 +49,27 @@ async def create(
     request: Request,
     response: Response,
     owner: Owner,
+    customer_key: CustomerKeySent,
     name: Annotated[str | None, Query(max_length=4096, description="The file's name. Without it the body is a composition in JSON.")] = None,
     kind: Annotated[str | None, Query(max_length=32, description=f"One of: {', '.join(KINDS)}. Default: images where the name is that of one, else model.")] = None,
 ) -> ArtifactView:
     """Upload a file: its bytes are the body, `Repr-Digest` is checked; X.age is decrypted on its way and becomes X. Or compose a folder of files uploaded before (JSON)."""
     if name is None and media_type(request) == "application/json":
         asked = validate(Composition, await read_json(request))
-        made = await run_in_threadpool(_compose, owner, asked)
+        made = await run_in_threadpool(_compose, owner, asked, customer_key)
     else:
-        made = await _upload(request, owner, name, kind)
+        made = await _upload(request, owner, name, kind, customer_key)
     response.headers["Location"] = f"/v1/artifacts/{made.id}"
     return artifact_view(made)
 
 
-def _compose(owner: str, asked: Composition) -> Artifact:
+def _compose(owner: str, asked: Composition, customer_key: bytes | None) -> Artifact:
     check_paths([p.path for p in asked.files])
     ident = new_id()
-    return settled(lambda s: compose(s, owner, asked, ident), lambda s: s.get(Artifact, ident))
+    return settled(lambda s: compose(s, owner, asked, ident, customer_key), lambda s: s.get(Artifact, ident))
 
 
-async def _upload(request: Request, owner: str, name: str | None, kind: str | None) -> Artifact:
+async def _upload(request: Request, owner: str, name: str | None, kind: str | None, customer_key: bytes | None) -> Artifact:
     if media_type(request).startswith("multipart/"):
         raise UnsupportedMediaType("the file's bytes are the body: curl --data-binary @FILE, not a form")
     if not name:
@@ -80,7 +82,7 @@ async def _upload(request: Request, owner: str, name: str | None, kind: str | No
     length, sha256 = announce(request, limit), announced_sha256(request)
     await run_in_threadpool(_room, owner, length or 0)
     storage, body = storage_of(request), request.stream()
-    keep = partial(receive, storage, owner=owner, name=clean_name(plain), kind=kind, limit=limit)
+    keep = partial(receive, storage.under(customer_keys.new(customer_key)), owner=owner, name=clean_name(plain), kind=kind, limit=limit)
     if plain is name:
         return await keep(body, length=length, sha256=sha256)
     encrypted = Encrypted(body, request.app.state.identities, sha256)

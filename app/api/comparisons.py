@@ -16,6 +16,7 @@ from sqlalchemy.orm import Session
 from app import audit, idempotency, jobs
 from app.api.artifacts import storage_of
 from app.api.comparison_views import Comparisons, ComparisonView, brief, table
+from app.api.customer_key import CustomerKeySent
 from app.api.jobs import RETRY_AFTER, UNSHOWN, IdempotencyKey
 from app.api.paging import Cursor, Limit, page
 from app.api.requests import read_json
@@ -61,12 +62,14 @@ class ComparisonRequest(JobSpec):
 
 
 @router.post("", status_code=202, openapi_extra=body_schema(ComparisonRequest))
-async def submit(request: Request, response: Response, owner: Owner, after: BackgroundTasks, idempotency_key: IdempotencyKey = None) -> ComparisonView:
+async def submit(
+    request: Request, response: Response, owner: Owner, after: BackgroundTasks, customer_key: CustomerKeySent, idempotency_key: IdempotencyKey = None
+) -> ComparisonView:
     """Queue a job for every recipe, all or none. They run one after another, and what calibration finds in the data is found once.
 
     Sent again under the same `Idempotency-Key` it makes no second comparison.
     """
-    view, replayed = await run_in_threadpool(_submit_once, await read_json(request), owner, request, idempotency_key)
+    view, replayed = await run_in_threadpool(_submit_once, await read_json(request), owner, request, idempotency_key, customer_key)
     after.add_task(flush_outbox)
     if replayed:
         response.headers["Idempotency-Replayed"] = "true"
@@ -75,26 +78,26 @@ async def submit(request: Request, response: Response, owner: Owner, after: Back
     return view
 
 
-def _submit_once(body: Any, owner: str, request: Request, key: str | None) -> tuple[ComparisonView, bool]:
+def _submit_once(body: Any, owner: str, request: Request, key: str | None, customer_key: bytes | None) -> tuple[ComparisonView, bool]:
     asked = idempotency.request(owner, key, body)
-    if (view := _earlier(owner, asked)) is not None:
+    if (view := _earlier(owner, asked, customer_key)) is not None:
         return view, True
     try:
-        return _submit(body, owner, request, asked), False
+        return _submit(body, owner, request, asked, customer_key), False
     except IntegrityError:
-        if (view := _earlier(owner, asked)) is not None:  # both came at once, and the other one was first
+        if (view := _earlier(owner, asked, customer_key)) is not None:  # both came at once, and the other one was first
             return view, True
         raise
 
 
-def _earlier(owner: str, asked: idempotency.Request | None) -> ComparisonView | None:
+def _earlier(owner: str, asked: idempotency.Request | None, customer_key: bytes | None) -> ComparisonView | None:
     with reading() as s:
-        job = idempotency.earlier(s, asked)
+        job = idempotency.earlier(s, asked, customer_key)
         return job and _view(s, owned(s, Comparison, job.comparison_id, owner))
 
 
-def _submit(body: Any, owner: str, request: Request, asked: idempotency.Request | None) -> ComparisonView:
-    lines = prepared(body, owner, storage_of(request))
+def _submit(body: Any, owner: str, request: Request, asked: idempotency.Request | None, customer_key: bytes | None) -> ComparisonView:
+    lines = prepared(body, owner, storage_of(request), customer_key)
     ident = new_id()
 
     def end(s: Session) -> ComparisonView:

@@ -8,13 +8,14 @@ from pydantic import BaseModel
 
 from app import direct
 from app.api.artifacts import storage_of
+from app.api.customer_key import CustomerKeySent
 from app.api.requests import clean_name, read_json
 from app.api.schemas import body_schema
 from app.api.views import ArtifactView, artifact_view
 from app.auth import Owner
 from app.config import settings
 from app.db import reading
-from app.errors import NotFound, PayloadTooLarge
+from app.errors import CustomerKeyNotApplicable, NotFound, PayloadTooLarge
 from app.models import Artifact, Upload
 from app.owned import owned
 from app.resumable import forget, get
@@ -46,8 +47,10 @@ class DirectUploadView(BaseModel):
 
 
 @router.post("", status_code=201, openapi_extra=body_schema(direct.DirectUpload))
-async def begin(request: Request, response: Response, owner: Owner) -> DirectUploadView:
+async def begin(request: Request, response: Response, owner: Owner, customer_key: CustomerKeySent) -> DirectUploadView:
     """Announce a file. Its parts may be sent in any order and at once; then `complete`."""
+    if customer_key is not None:
+        raise CustomerKeyNotApplicable("what goes straight into the bucket is not encrypted under a key of yours; POST /v1/artifacts and /v1/uploads take one")
     asked = validate(direct.DirectUpload, await read_json(request))
     if asked.size > (limit := settings().max_upload_bytes):
         raise PayloadTooLarge(f"the upload has {asked.size} bytes; at most {limit} are taken", pointer="/size")

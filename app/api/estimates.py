@@ -9,8 +9,9 @@ from anyio import CapacityLimiter, to_thread
 from fastapi import APIRouter, Query, Request
 from pydantic import Field
 
-from app import meters
+from app import customer_keys, meters
 from app.api.artifacts import storage_of
+from app.api.customer_key import CustomerKeySent
 from app.api.jobs import JobRequest
 from app.api.requests import read_json
 from app.api.schemas import body_schema
@@ -60,10 +61,10 @@ class EstimateRequest(JobRequest):
 
 @router.post("", openapi_extra=body_schema(EstimateRequest))
 async def make_estimate(
-    request: Request, owner: ReadingOwner, tensors: Annotated[bool, Query(description="List every tensor: what happens to it, and its bytes.")] = False
+    request: Request, owner: ReadingOwner, customer_key: CustomerKeySent, tensors: Annotated[bool, Query(description="List every tensor: what happens to it, and its bytes.")] = False
 ) -> dict[str, Any]:
     """Bytes after, with bounds; memory, scratch disk and seconds; what loads the result. What a job would be refused for is refused here."""
-    answer = await to_thread.run_sync(_estimate, await read_json(request, BODY_BYTES), owner, request, limiter=_AT_ONCE)
+    answer = await to_thread.run_sync(_estimate, await read_json(request, BODY_BYTES), owner, request, customer_key, limiter=_AT_ONCE)
     if not tensors:
         del answer["tensors"]
     return answer
@@ -76,7 +77,7 @@ def rates(owner: Owner) -> dict[str, Any]:
         return {"bytes_per_second": meters.rates(s, "cpu")}
 
 
-def _estimate(body: Any, owner: str, request: Request) -> dict[str, Any]:
+def _estimate(body: Any, owner: str, request: Request, customer_key: bytes | None) -> dict[str, Any]:
     if isinstance(body, dict) and "files" in body:
         if "input" in body:
             raise InvalidJobSpec("give either input or files", pointer="/files")
@@ -86,11 +87,12 @@ def _estimate(body: Any, owner: str, request: Request) -> dict[str, Any]:
     with reading() as s:
         source = find_input(s, body, owner)
         beside = find_companions(s, body, owner)
+        ring = customer_keys.ring(s, customer_key, source.files)
     spec = parse_job(body, has_config(source), program=source.format == "pt2", kind=job_kind(source))
     if spec.kind != "model":
         raise NotEstimable(f"what a job on {spec.kind} gives is known once each of its trials is made; a sample of them tells", pointer="/input")
     devices = _devices(spec)
-    storage = storage_of(request).of(owner)
+    storage = storage_of(request).of(owner).under(ring=ring)
     check_input(source, spec, storage)
     check_estimable(spec)
     if (model := outlined(source, storage)) is None:
@@ -98,7 +100,7 @@ def _estimate(body: Any, owner: str, request: Request) -> dict[str, Any]:
     digests = {f.path: f.sha256 for f in source.files}
     key = cache_key(owner, source.digest, spec.model_dump(mode="json", exclude={"webhook"}), "cpu" if devices == _CPU else "cuda", {role: a.digest for role, a in beside.items()})
     with reading() as s:
-        hit = found(s, owner, key) is not None
+        hit = customer_key is None and found(s, owner, key) is not None
     rate = _rate(spec, devices)
     return estimate(model, spec, lambda path, begin, end: storage.read(digests[path], begin, end), rate) | {"cache_hit": hit}
 

@@ -6,14 +6,17 @@ from fastapi import APIRouter, Request, Response
 from fastapi.concurrency import run_in_threadpool
 
 from app.api.artifacts import storage_of
+from app.api.customer_key import CustomerKeySent
 from app.api.reports import send_report
+from app import customer_keys
 from app.archive import archive_of
 from app.db import reading
 from app.errors import NotFound
 from app.links import Reader
-from app.models import Artifact
+from app.models import Artifact, ArtifactFile
 from app.owned import owned
 from app.quarantine import check
+from app.storage import Storage
 from app.serve import disposition, send, send_blob
 
 router = APIRouter(prefix="/v1/artifacts/{ident}", tags=["artifacts"])
@@ -39,6 +42,11 @@ def _artifact(ident: str, owner: str) -> Artifact:
     return found
 
 
+def _opened(request: Request, artifact: Artifact, customer_key: bytes | None) -> Storage:
+    with reading() as s:
+        return customer_keys.opened(s, storage_of(request), customer_key, artifact)
+
+
 def _sidecar(artifact: Artifact, name: str):
     found = next((f for f in artifact.signatures if f.file == name), None)
     if found is None:
@@ -47,13 +55,14 @@ def _sidecar(artifact: Artifact, name: str):
 
 
 @_get_and_head("/files/{path:path}")
-async def get_file(ident: str, path: str, request: Request, owner: Reader) -> Response:
+async def get_file(ident: str, path: str, request: Request, owner: Reader, customer_key: CustomerKeySent) -> Response:
     """A file, or one of SHA256SUMS, SHA256SUMS.sig, model.sig, provenance.json, report.json where no file has that name. One range; ETag is the SHA-256."""
     artifact = await run_in_threadpool(_artifact, ident, owner)
     file = next((f for f in artifact.files if f.path == path), None) or next((f for f in artifact.signatures if f.file == path), None)
     if file is None:
         raise NotFound("this artifact has no such file")
-    return await send_blob(request, storage_of(request).of(owner), file.sha256, file.size, path.rsplit("/", 1)[-1])
+    storage = await run_in_threadpool(_opened, request, artifact, customer_key) if isinstance(file, ArtifactFile) else storage_of(request).of(owner)
+    return await send_blob(request, storage, file.sha256, file.size, path.rsplit("/", 1)[-1])
 
 
 @_get_and_head("/signature")
@@ -78,8 +87,8 @@ async def get_report(ident: str, request: Request, owner: Reader) -> Response:
 
 
 @_get_and_head("/archive")
-async def get_archive(ident: str, request: Request, owner: Reader) -> Response:
+async def get_archive(ident: str, request: Request, owner: Reader, customer_key: CustomerKeySent) -> Response:
     """All files with signature and provenance as one stored zip. Its bytes are always the same, so ranges work."""
     artifact = await run_in_threadpool(_artifact, ident, owner)
-    archive = await archive_of(artifact, storage_of(request).of(owner))
+    archive = await archive_of(artifact, await run_in_threadpool(_opened, request, artifact, customer_key))
     return await send(request, archive.etag, archive.size, archive.read, {"Content-Disposition": disposition(f"{artifact.name}.zip")}, "application/zip")

@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session, defer
 
 from app import idempotency, jobs
 from app.api.artifacts import storage_of
+from app.api.customer_key import CustomerKeySent
 from app.api.paging import Cursor, Limit, page
 from app.api.reports import send_report
 from app.api.requests import read_json
@@ -46,12 +47,14 @@ class JobRequest(JobSpec):
 
 
 @router.post("", status_code=202, openapi_extra=body_schema(JobRequest))
-async def submit(request: Request, response: Response, owner: Owner, after: BackgroundTasks, idempotency_key: IdempotencyKey = None) -> JobView:
+async def submit(
+    request: Request, response: Response, owner: Owner, after: BackgroundTasks, customer_key: CustomerKeySent, idempotency_key: IdempotencyKey = None
+) -> JobView:
     """Queue a job. What it asks for is checked first: the recipe against the input's tensors, the output format against both.
 
     Sent again under the same `Idempotency-Key` it makes no second job, and the answer is that of the first.
     """
-    job, replayed = await run_in_threadpool(_submit_once, await read_json(request), owner, request, idempotency_key)
+    job, replayed = await run_in_threadpool(_submit_once, await read_json(request), owner, request, idempotency_key, customer_key)
     after.add_task(flush_outbox)  # committed already; should nobody be woken now, the sweep does it
     if replayed:
         response.headers["Idempotency-Replayed"] = "true"
@@ -60,23 +63,23 @@ async def submit(request: Request, response: Response, owner: Owner, after: Back
     return job_view(job)
 
 
-def _submit_once(body: Any, owner: str, request: Request, key: str | None) -> tuple[Job, bool]:
+def _submit_once(body: Any, owner: str, request: Request, key: str | None, customer_key: bytes | None) -> tuple[Job, bool]:
     """The job, and whether an earlier request with the same Idempotency-Key has made it."""
     asked = idempotency.request(owner, key, body)
     with reading() as s:
-        if job := idempotency.earlier(s, asked):
+        if job := idempotency.earlier(s, asked, customer_key):
             return job, True
     try:
-        return _submit(body, owner, request, asked), False
+        return _submit(body, owner, request, asked, customer_key), False
     except IntegrityError:
         with reading() as s:
-            if job := idempotency.earlier(s, asked):  # both came at once, and the other one was first
+            if job := idempotency.earlier(s, asked, customer_key):  # both came at once, and the other one was first
                 return job, True
         raise
 
 
-def _submit(body: Any, owner: str, request: Request, asked: idempotency.Request | None) -> Job:
-    submission = prepare(body, owner, storage_of(request))
+def _submit(body: Any, owner: str, request: Request, asked: idempotency.Request | None, customer_key: bytes | None) -> Job:
+    submission = prepare(body, owner, storage_of(request), customer_key)
     ident = new_id()
 
     def insert(s: Session) -> Job:

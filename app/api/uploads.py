@@ -14,9 +14,10 @@ from fastapi import APIRouter, Depends, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.routing import APIRoute
 
-from app import tus
+from app import customer_keys, tus
 from app.api import problems
 from app.api.artifacts import storage_of
+from app.api.customer_key import CustomerKeySent
 from app.api.requests import announce, announced_sha256, clean_name, media_type
 from app.api.views import UploadView, upload_view
 from app.appending import append
@@ -26,6 +27,7 @@ from app.db import reading
 from app.errors import MalformedRequest, ModelpressError, PayloadTooLarge, UnsupportedMediaType, error_of
 from app.formats import detect
 from app.models import KINDS, Upload
+from app.storage import Storage
 from app.resumable import check, create, forget, get
 
 _SHA256 = re.compile(r"[0-9a-fA-F]{64}")
@@ -67,17 +69,17 @@ def capabilities() -> Response:
 
 
 @router.post("", status_code=201, dependencies=TUS)
-async def begin(request: Request, owner: Owner) -> Response:
+async def begin(request: Request, owner: Owner, customer_key: CustomerKeySent) -> Response:
     """Announce a file: `Upload-Length`, and `Upload-Metadata` with `filename` and, if you like, `kind` and `sha256`. The body may hold its first bytes."""
-    upload = await run_in_threadpool(_create, request, owner)
+    upload = await run_in_threadpool(_create, request, owner, customer_key)
     headers = {"Location": f"/v1/uploads/{upload.id}"}
     if upload.length == 0 or media_type(request) == tus.MEDIA_TYPE:
         announce(request, upload.length)
-        upload = await _append(request, upload, 0)
+        upload = await _append(request, upload, 0, customer_key)
     return Response(status_code=201, headers=headers | _state(upload))
 
 
-def _create(request: Request, owner: str) -> Upload:
+def _create(request: Request, owner: str, customer_key: bytes | None) -> Upload:
     if "upload-defer-length" in request.headers:
         raise MalformedRequest("Upload-Defer-Length is not taken; say the length by Upload-Length")
     length = tus.number(request.headers, "upload-length")
@@ -90,9 +92,8 @@ def _create(request: Request, owner: str) -> Upload:
         raise MalformedRequest("Upload-Metadata has no filename: the file's name, with its suffix, in base64")
     if (kind := said.get("kind") or detect(name)) not in KINDS:
         raise MalformedRequest(f"Upload-Metadata: kind {kind[:40]!r} is none of: {', '.join(KINDS)}")
-    return create(
-        request.app.state.storage, owner=owner, name=clean_name(name), kind=kind, length=length, sha256=_sha256(request, said), metadata=header
-    )
+    storage = storage_of(request).under(customer_keys.new(customer_key))
+    return create(storage, owner=owner, name=clean_name(name), kind=kind, length=length, sha256=_sha256(request, said), metadata=header)
 
 
 def _sha256(request: Request, said: dict[str, str]) -> str | None:
@@ -123,7 +124,7 @@ def get_upload(ident: str, owner: Owner, response: Response) -> UploadView:
 
 
 @router.patch("/{ident}", status_code=204, dependencies=TUS)
-async def go_on(ident: str, request: Request, owner: Owner) -> Response:
+async def go_on(ident: str, request: Request, owner: Owner, customer_key: CustomerKeySent) -> Response:
     """Bytes from `Upload-Offset` on. The last ones answer with `Upload-Artifact`, the artifact's id, or with why it is refused."""
     if media_type(request) != tus.MEDIA_TYPE:
         raise UnsupportedMediaType(f"Content-Type is {request.headers.get('content-type', '')[:100]!r}; send {tus.MEDIA_TYPE}")
@@ -131,7 +132,7 @@ async def go_on(ident: str, request: Request, owner: Owner) -> Response:
     upload = await run_in_threadpool(_find, ident, owner, offset)
     announce(request, upload.length - offset)
     if offset < upload.length:
-        upload = await _append(request, upload, offset)
+        upload = await _append(request, upload, offset, customer_key)
     return Response(status_code=204, headers=_state(upload))
 
 
@@ -151,10 +152,15 @@ def _find(ident: str, owner: str, offset: int | None = None) -> Upload:
         return found
 
 
-async def _append(request: Request, upload: Upload, offset: int) -> Upload:
+async def _append(request: Request, upload: Upload, offset: int, customer_key: bytes | None) -> Upload:
     checksum = tus.checksum(request.headers.get("upload-checksum"))
-    await append(storage_of(request), upload, offset, request.stream(), checksum)
+    await append(await run_in_threadpool(_under, request, upload, customer_key), upload, offset, request.stream(), checksum)
     return await run_in_threadpool(_find, upload.id, upload.owner)
+
+
+def _under(request: Request, upload: Upload, customer_key: bytes | None) -> Storage:
+    with reading() as s:
+        return storage_of(request).under(customer_keys.held(s, customer_key, upload.customer_key))
 
 
 def _state(upload: Upload) -> dict[str, str]:

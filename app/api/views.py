@@ -20,7 +20,7 @@ class FileView(BaseModel):
 
 class ArtifactView(BaseModel):
     """`digest`: SHA-256 of the sorted lines `path size sha256`. Times are RFC 3339; `expires_at`: when it is deleted, None: never.
-    `quarantined`: why no byte of it is handed out, None: all of it is."""
+    `quarantined`: why no byte of it is handed out, None: all of it is. `customer_key`: whether it opens with a key of its uploader's own alone."""
 
     id: str
     digest: str
@@ -32,6 +32,7 @@ class ArtifactView(BaseModel):
     expires_at: str | None
     signed: bool
     quarantined: str | None
+    customer_key: bool
     files: list[FileView]
 
 
@@ -65,7 +66,7 @@ class Progress(BaseModel):
 
 class JobView(BaseModel):
     """`output` is the artifact's id once `state` is succeeded, `error` the problem once it is failed, `report` a link where there is one. `device_used`
-    is what computed it last: cpu, or cuda and the GPU's name; `comparison` the id of that which it was made for."""
+    is what computed it last: cpu, or cuda and the GPU's name; `customer_key`: whether it came with one; `comparison` the id of that which it was made for."""
 
     id: str
     state: str
@@ -92,6 +93,7 @@ class JobView(BaseModel):
     report: str | None
     attempts: int
     cached: bool
+    customer_key: bool
     created_at: str
     started_at: str | None
     finished_at: str | None
@@ -106,7 +108,7 @@ def artifact_view(a: Artifact) -> ArtifactView:
     files = [FileView(path=f.path, size=f.size, sha256=f.sha256) for f in a.files]
     told = {name: getattr(a, name) for name in ("id", "digest", "size", "kind", "format", "name", "quarantined")}
     times = {name: rfc3339(getattr(a, name)) for name in ("created_at", "expires_at")}
-    return ArtifactView(**told, **times, signed=bool(a.signatures), files=files)
+    return ArtifactView(**told, **times, signed=bool(a.signatures), customer_key=any(f.customer_key for f in a.files), files=files)
 
 
 def upload_view(u: Upload) -> UploadView:
@@ -145,6 +147,7 @@ def job_view(job: Job) -> JobView:
         report=f"/v1/jobs/{job.id}/report" if job.report_sha256 else None,
         attempts=job.attempt,
         cached=job.cached,
+        customer_key=job.customer_key is not None,
         created_at=rfc3339(job.created_at),
         started_at=rfc3339(job.started_at),
         finished_at=rfc3339(job.finished_at),

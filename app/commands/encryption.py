@@ -30,6 +30,14 @@ def new_identity() -> None:
     typer.echo(new_identity(), nl=False)
 
 
+@encryption.command("new-customer-key")
+def new_customer_key() -> None:
+    """Print a new key of one's own for MODELPRESS_CUSTOMER_KEY_FILE (mode 0600), for the command line and the client. Keep a copy: the service has none."""
+    from app.customer_keys import new_line
+
+    typer.echo(new_line())
+
+
 @encryption.command("rewrap")
 def rewrap() -> None:
     """Have the first master key wrap all data keys. No data are read or written; afterwards the other master keys may go."""

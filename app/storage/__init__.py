@@ -2,6 +2,7 @@
 
     blobs/<aa>/<sha256>          content-addressed, shared, never changed once there
     sealed/<aa>/<HMAC>           the same of one owner, encrypted (`app.storage.vault`), where there is a master key
+    keyed/<aa>/<id>/<HMAC>       the same of one upload or result, encrypted under its uploader's own key (`app.storage.customer`)
     tmp/uploads/<id>             an upload on its way
     tmp/<job>/<fence>/...        what a worker hands to the sign process
 
@@ -21,10 +22,11 @@ import asyncio
 import hashlib
 import os
 import re
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from copy import copy
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple, Protocol, Self, TypeVar
 
 import obstore
@@ -34,7 +36,9 @@ from app.config import settings
 from app.errors import EncryptionKeyMissing, StorageDamaged, WrongBytes
 from app.storage.ahead import in_order, in_order_async
 from app.storage.bucket import Bucket
-from app.storage.cipher import Sealing, plain_size, sealed_size
+from app.storage import customer
+from app.storage.cipher import Opening, Sealing, plain_size, sealed_size
+from app.storage.customer import CustomerKey, is_keyed
 from app.storage.folder import Folder
 from app.storage.masters import Masters
 from app.storage.vault import ENDING, Vault, is_sealed
@@ -74,6 +78,8 @@ class Storage:
     """
 
     owner: str | None = None
+    key: CustomerKey | None = None
+    ring: Mapping[str, CustomerKey] = MappingProxyType({})
 
     def __init__(self, url: str | None = None, masters: Masters | None = None):
         url = url or settings().store
@@ -91,14 +97,30 @@ class Storage:
         made.owner = owner
         return made
 
+    def under(self, key: CustomerKey | None = None, ring: Mapping[str, CustomerKey] = MappingProxyType({})) -> Self:
+        """The same store, under keys of an uploader's own.
+
+        Args:
+            key: what is written, and read again, is under it. ring: SHA-256 -> the key of blobs that are under another one, or are not written here.
+        """
+        made = copy(self)
+        made.key, made.ring = key, ring
+        return made
+
+    def customer_key(self, name: str) -> CustomerKey | None:
+        """The uploader's own key that an object is under."""
+        return self.ring.get(name, self.key) if not name.startswith("tmp/check/") else None
+
     def _paths(self, name: str) -> list[str]:
         """Where a blob or an object may be. It is written to the first one."""
+        if key := self.customer_key(name):
+            return [key.path(name) if _BLOB.fullmatch(name) else name + customer.ENDING]
         if not _BLOB.fullmatch(name):
             return [name + ENDING, name] if self.vault and name.startswith("tmp/") and not name.startswith("tmp/check/") else [name]
         return [self.vault.path(self.owner, name), blob_key(name)] if self.vault and self.owner is not None else [blob_key(name)]
 
     def _written(self, name: str) -> str:
-        if self.vault and self.owner is None and _BLOB.fullmatch(name):
+        if self.vault and self.owner is None and _BLOB.fullmatch(name) and not self.customer_key(name):
             raise ValueError(f"blob {name} is to be encrypted, and nobody said whose it is")
         return self._paths(name)[0]
 
@@ -120,7 +142,7 @@ class Storage:
         """Of a blob that is missing. Raises:
         EncryptionKeyMissing: this store is encrypted, and there is no master key here.
         """
-        if self.vault is None and _BLOB.fullmatch(name):
+        if self.vault is None and _BLOB.fullmatch(name) and not self.customer_key(name):
             try:
                 obstore.head(self.store, "keys/names")
             except FileNotFoundError:
@@ -141,7 +163,9 @@ class Storage:
 
         path = self._written(key)
         with self.place.errors():
-            if not is_sealed(path):
+            if own := self.customer_key(key):
+                self._put(path, _sealed(own.new_object(), hashed()), None if size is None else sealed_size(size))
+            elif not is_sealed(path):
                 self._put(path, hashed(), size)
             else:
                 before = self.vault.ident(path)
@@ -175,9 +199,10 @@ class Storage:
         `digest`: what is fed in the place of `hashlib.sha256()`."""
         digest, written = digest or hashlib.sha256(), 0
         path = self._written(key)
-        part = self.place.part(sealed_size(size or 0) if is_sealed(path) else size or 0)
+        own = self.customer_key(key)
+        part = self.place.part(sealed_size(size or 0) if own or is_sealed(path) else size or 0)
         with self.place.errors():
-            sealing, ident = await asyncio.to_thread(self.vault.new) if is_sealed(path) else (None, None)
+            sealing, ident = (own.new_object(), None) if own else await asyncio.to_thread(self.vault.new) if is_sealed(path) else (None, None)
 
             async def passed(batch: bytes) -> None:
                 await writer.write(await asyncio.to_thread(sealing.update, batch) if sealing else batch)
@@ -200,7 +225,22 @@ class Storage:
     def read(self, name: str, start: int = 0, end: int | None = None) -> bytes:
         """Bytes `start` to `end` (not included) in memory; the whole object by default."""
         with self.place.errors():
+            if key := self.customer_key(name):
+                return self._open_keyed(key, self._paths(name)[0], start, end)
             return self._first(name, partial(self._read, start=start, end=end))
+
+    def _open_keyed(self, key: CustomerKey, path: str, start: int, end: int | None) -> bytes:
+        """Bytes that do not open are read once more."""
+        try:
+            return self._opened(key.opening(self.store, path), path, start, end)
+        except WrongBytes:
+            key.forget(path)
+            return self._opened(key.opening(self.store, path), path, start, end)
+
+    def _opened(self, opening: Opening, path: str, start: int, end: int | None) -> bytes:
+        stop = opening.size if end is None else min(end, opening.size)
+        low, high = opening.span(start, stop)
+        return opening.open(obstore.get_range(self.store, path, start=low, end=high).to_bytes(), start, stop)
 
     def _read(self, path: str, start: int, end: int | None) -> bytes:
         if is_sealed(path):
@@ -213,10 +253,8 @@ class Storage:
         """The same of an encrypted object. One that does not open may have been written anew, under another data key: it is looked at once more."""
         for anew in (False, True):
             opening = self.vault.opening(path, anew)
-            stop = opening.size if end is None else min(end, opening.size)
             try:
-                low, high = opening.span(start, stop)
-                return opening.open(obstore.get_range(self.store, path, start=low, end=high).to_bytes(), start, stop)
+                return self._opened(opening, path, start, end)
             except FileNotFoundError:
                 self.vault.forget(path)
                 raise
@@ -228,7 +266,7 @@ class Storage:
 
     async def read_async(self, name: str, start: int, end: int) -> bytes:
         """`read`, off the event loop."""
-        if self.vault:
+        if self.vault or self.customer_key(name):
             return await asyncio.to_thread(self.read, name, start, end)
         with self.place.errors():
             return (await obstore.get_range_async(self.store, self._paths(name)[0], start=start, end=end)).to_bytes() if end > start else b""
@@ -277,6 +315,8 @@ class Storage:
             self._first(key, partial(self._promote, sha256=sha256))
 
     def _promote(self, path: str, sha256: str) -> None:
+        if key := self.customer_key(sha256):
+            return self.place.move(path, key.path(sha256))
         if not is_sealed(path):
             return self.place.move(path, blob_key(sha256))
         to = self._written(sha256)
@@ -298,7 +338,7 @@ class Storage:
             return self._first(name, lambda path: _stat(obstore.head(self.store, path)))
 
     async def stat_async(self, name: str) -> Stat:
-        if self.vault:
+        if self.vault or self.customer_key(name):
             return await asyncio.to_thread(self.stat, name)
         with self.place.errors():
             try:
@@ -313,10 +353,14 @@ class Storage:
             for page in obstore.list(self.store, prefix=prefix):
                 yield from map(_listed, page)
 
+    def _left(self, name: str) -> list[str]:
+        """Where an object may be that is to go. What is on its way under a customer's key goes without the key, too."""
+        return self._paths(name) + [name + customer.ENDING] * (name.startswith("tmp/") and not self.customer_key(name))
+
     def delete(self, *names: str) -> None:
         """Those that are there; of encrypted ones their data keys, too."""
         with self.place.errors():
-            paths = [path for n in names for path in self._paths(n)]
+            paths = [path for n in names for path in self._left(n)]
             idents = {path: self.vault.ident(path) for path in paths if is_sealed(path)} if self.vault else {}
             self.place.delete(paths)
             for path, ident in idents.items():
@@ -373,5 +417,5 @@ def _listed(meta) -> Stat:
 
 
 def _stat(meta) -> Stat:
-    size = plain_size(meta["size"]) if is_sealed(meta["path"]) else meta["size"]
-    return Stat(meta["path"].removesuffix(ENDING), size, meta["last_modified"].timestamp(), meta["e_tag"])
+    size = plain_size(meta["size"]) if is_sealed(meta["path"]) or is_keyed(meta["path"]) else meta["size"]
+    return Stat(meta["path"].removesuffix(ENDING).removesuffix(customer.ENDING), size, meta["last_modified"].timestamp(), meta["e_tag"])

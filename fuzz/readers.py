@@ -10,7 +10,7 @@ import atheris
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 import torch  # noqa: E402, F401  not instrumented: its code is not what is looked at
 
-with atheris.instrument_imports(include=["app.formats", "app.limits", "app.safetensors_header", "app.shards", "app.strict", "worker.datasets", "worker.formats", "worker.samples", "worker.kernels"]):
+with atheris.instrument_imports(include=["app.formats", "app.limits", "app.made", "app.safetensors_header", "app.shards", "app.strict", "app.wire", "h11", "worker.datasets", "worker.images", "worker.private", "worker.formats", "worker.samples", "worker.kernels"]):
     from fuzz.targets import run
 
 

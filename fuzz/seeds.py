@@ -171,11 +171,71 @@ def _arrows() -> Iterator[bytes]:
         yield out.getvalue()
 
 
+def _images() -> Iterator[bytes]:
+    """Of each kind that Pillow writes here: small ones in colours, with EXIF and a comment where it takes them."""
+    from PIL import Image
+
+    from fuzz.targets import _SUFFIXES
+    from worker.images.picture import FORMATS
+
+    rng = np.random.default_rng(0)
+    for at, end in enumerate(_SUFFIXES):
+        for mode, shape in (("RGB", (24, 33, 3)), ("L", (16, 16))):
+            image, out = Image.fromarray(rng.integers(0, 255, shape, np.uint8), mode), io.BytesIO()
+            exif = Image.Exif()
+            exif[0x010E], exif[0x0112] = "somebody", 6
+            image.save(out, FORMATS[end], **({"exif": exif.tobytes()} if FORMATS[end] in ("JPEG", "PNG", "WEBP", "TIFF", "AVIF") else {}))
+            yield bytes([at]) + out.getvalue()
+
+
+def _images_indexes() -> Iterator[bytes]:
+    row = {"path": "a.png", "file": "a.avif", "codec": "avif", "mode": "RGB", "width": 3, "height": 2, "pixels": "ab" * 32, "exact": False, "whole": False}
+    kept = {"path": "b.png", "file": "b.png", "codec": "original", "mode": None, "width": None, "height": None, "pixels": None, "exact": True, "whole": True}
+    yield json.dumps({"format": "images", "version": 1, "model": None, "images": [row, kept]}).encode()
+
+
+def _dataset_indexes() -> Iterator[bytes]:
+    arrays = [{"name": "a", "descr": "'<f4'", "fortran": False, "shape": [2, 3], "grid": {"step": 0.5, "ratio": 2.0}}, {"name": "b", "descr": "[('x', '<i4', (2,)), ('y', '|S5')]", "fortran": True, "shape": [4]}]
+    files = [{"path": "a.npz", "format": "npz", "stem": "0", "arrays": arrays}, {"path": "b.csv", "format": "other", "stem": "1", "size": 7}]
+    yield json.dumps({"format": "dataset", "version": 1, "files": files, "kept": [{"path": "c"}]}).encode()
+
+
+def _learned_codecs() -> Iterator[bytes]:
+    from worker.images.learned.codec import encode
+    from worker.images.learned.model import Model, dumped
+    from worker.images.learned.network import Layer, inputs_of
+    from worker.images.transform.basis import dct
+
+    rng = np.random.default_rng(0)
+    for channels in (1, 3):
+        i, o = inputs_of(channels), 4 * channels
+        layers = tuple(Layer(rng.integers(-3, 4, (b, a, 3, 3)).astype(np.int8), rng.integers(-9, 9, b).astype(np.int32), 6) for a, b in ((i, 5), (5, o)))
+        for model in (Model(dct(channels), False, 40, layers), Model(dct(channels), True, 40)):
+            kept = dumped(model)
+            yield len(kept).to_bytes(4, "little") + kept + encode(rng.integers(0, 255, (19, 26, channels), np.uint8), 30, model)
+
+
+def _told() -> Iterator[bytes]:
+    telling = 'mail bob@example.com, key AKIAIOSFODNN7EXAMPLE, at /home/bob/x and http://10.0.0.1:8080/ with password: hunter22'
+    document = json.dumps({"author": telling, "model": {"vocab": {"a": 0}}, "x": [telling]})
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as z:
+        z.writestr("a", telling)
+    piece = b"\x0a\x04\x0a\x02ab" + b"\x12\x14" + b"/home/bob/model.spm\x00"
+    for at, data in ((0, document.encode()), (1, (document + "\n" + document).encode()), (2, telling.encode()), (3, document.encode()), (4, piece), (5, packed.getvalue()), (6, telling.encode())):
+        yield bytes([at]) + data
+
+
+def _requests() -> Iterator[bytes]:
+    yield b"\x20GET /v1/jobs?wait=1 HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer b\r\n\r\nPOST /v1/jobs HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\n{}"
+    yield b"\x30POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n3;x=y\r\nabc\r\n0\r\nX: y\r\n\r\nGET / HTTP/1.0\r\n\r\n"
+
+
 _MADE = {
     "safetensors": _safetensors, "safetensors_header": _header, "json": _header, "sniff": lambda: (b"\0" + d for d in _safetensors()), "pickle": _pickles,
     "pickle_scan": lambda: (b"\1" + d for d in _pickles()), "checkpoint": _pickles, "zip": _zips, "tar": _tars, "tar_fields": _tar_headers, "npy": _npys, "npz": _npzs,
     "packed": _packed, "packed_index": _indexes, "dataset_npy": _npys, "dataset_npz": _npzs, "dataset_parquet": _parquets, "dataset_arrow": _arrows,
-    "dataset_csv": lambda: iter([b"a,b\n1,x\n2,y\n", b'"a";"b"\r\n1.5;"x"\r\n', b"2024-01-01\t7\n"]), "pt2": _programs, "pt2_program": _documents, "chunk": _chunks,
+    "dataset_csv": lambda: iter([b"a,b\n1,x\n2,y\n", b'"a";"b"\r\n1.5;"x"\r\n', b"2024-01-01\t7\n"]), "dataset_index": _dataset_indexes, "image": _images, "images_index": _images_indexes, "learned_codec": _learned_codecs, "private": _told, "wire": _requests, "pt2": _programs, "pt2_program": _documents, "chunk": _chunks,
     "pt2_treespec": lambda: iter([b'[1, {"type": "builtins.tuple", "context": "null", "children_spec": [{"type": null, "context": null, "children_spec": []}]}]']),
     "pt2_expression": lambda: iter([b"Mul(Integer(2), Symbol('s77', positive=True, integer=True))", b"Pow(Symbol('s0'), Integer(2))"]),
 }  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import re
 import shutil
 import struct
@@ -12,11 +13,16 @@ from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
+import h11
+
 from app.errors import ModelpressError
 from app.formats import header_bytes_needed, sniff
 from app.limits import Limits
+from app.made import INDEX
 from app.safetensors_header import parse_safetensors_header
 from app.strict import parse_json
+from app.wire import Strict
+from worker.datasets.index import announced, load_index
 from worker.datasets.sources import open_sources
 from worker.formats import open_checkpoint
 from worker.formats.archive import extract_zip
@@ -30,14 +36,23 @@ from worker.formats.pt2_program import read_program
 from worker.formats.pt2_treespec import check_treespec
 from worker.formats.state_dict import find_tensors
 from worker.formats.tar_walk import extract_tar
+from worker.images import index, private
+from worker.images.codecs import CODECS
+from worker.images.learned import codec as learned
+from worker.images.learned import model as learned_model
+from worker.images.picture import FORMATS, open_picture
+from worker.images.transform.coding import Damaged
 from worker.kernels import chunks
 from worker.kernels.chunks import CorruptPayload, Layout, decode_chunk
+from worker.private import binaries, texts
 from worker.samples.npy import parse_npy, read_npz
 
-TYPED = (ModelpressError, CorruptPayload)
-LIMITS = Limits(expanded_bytes=16 << 20, materialised_bytes=16 << 20)
+TYPED = (ModelpressError, CorruptPayload, Damaged, h11.ProtocolError)
+LIMITS = Limits(expanded_bytes=16 << 20, materialised_bytes=16 << 20, image_pixels=1 << 18)
 """Smaller than the service's, so that an input which reaches one costs a fuzzer less."""
 
+_SUFFIXES = sorted(FORMATS)
+_NAMES = ("a.json", "a.jsonl", "a.txt", "tokenizer.json", "a.model", "a.bin", "a.py", "vocab.json")
 _ROOM = Path(tempfile.gettempdir())
 _LAYOUTS = [Layout("bytes", 1), *(Layout(kind, width) for kind in ("float", "int") for width in (1, 2, 4, 8)), *(Layout("codes", bits) for bits in range(1, 9))]
 
@@ -166,6 +181,64 @@ def _dataset(name: str) -> Callable[[bytes], None]:
     return target
 
 
+def _image(data: bytes) -> None:
+    """An image, opened and decoded as a job does; then the same without what it tells."""
+    name = f"a{_SUFFIXES[data[0] % len(_SUFFIXES)]}" if data else "a.png"
+    open_picture(name, data[1:], LIMITS)
+    private.stripped(FORMATS[name[1:]], data[1:])
+
+
+def _images_index(data: bytes) -> None:
+    """The bytes as the index of coded images, each of which is there."""
+    with _Scratch(INDEX, data) as (path, _):
+        for name in itertools.islice(re.findall(rb'"file": ?"([a-z0-9.]{1,40})"', data), 100):
+            (path.parent / name.decode()).touch()
+        index.read(path.parent, tuple(CODECS), LIMITS)
+        index.read_model(path.parent)
+
+
+def _dataset_index(data: bytes) -> None:
+    with _Scratch(INDEX, data) as (path, _):
+        announced(load_index(path.parent, LIMITS))
+
+
+def _learned(data: bytes) -> None:
+    """0..3: bytes of the codec; the codec; an image that was coded with it, of 65,536 pixels at most."""
+    size = int.from_bytes(data[:4], "little")
+    model, coded = learned_model.loaded(data[4 : 4 + size]), data[4 + size :]
+    width, height = learned.LearnedCodec({}, fitted=model).look(coded)[0]
+    if width * height <= 1 << 16:
+        learned.decode(coded, model)
+
+
+def _private(data: bytes) -> None:
+    """What tells of people is looked for in a file of any kind; what is left has the kind that it had."""
+    name = _NAMES[data[0] % len(_NAMES)] if data else "a"
+    binaries.look(name, data[1:])
+    texts.look(name, data[1:].decode("utf-8", "replace"))
+
+
+def _wire(data: bytes) -> None:
+    """A connection's bytes, in two parts, as the API's parser takes them; a message that ends is answered, and the next one read."""
+    connection = h11.Connection(h11.SERVER)
+    connection._receive_buffer = Strict()
+    cut = 1 + data[0] if data else 0
+    for part in (*filter(None, (data[1:cut], data[cut:])), b""):
+        connection.receive_data(part)
+        for _ in range(2000):
+            event = connection.next_event()
+            if event is h11.NEED_DATA or isinstance(event, h11.ConnectionClosed):
+                break
+            if event is h11.PAUSED:
+                if connection.our_state is not h11.SEND_RESPONSE:
+                    return
+                connection.send(h11.Response(status_code=200, headers=[("content-length", "0")]))
+                connection.send(h11.EndOfMessage())
+                if connection.our_state is not h11.DONE or connection.their_state is not h11.DONE:
+                    return
+                connection.start_next_cycle()
+
+
 def _text(check: Callable) -> Callable[[bytes], None]:
     return lambda data: check(data.decode("utf-8", "surrogatepass" if data[:1] == b"\xed" else "replace"), ())
 
@@ -191,6 +264,12 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
     "packed": _packed,
     "chunk": _chunk,
     **{f"dataset_{kind}": _dataset(f"a.{kind}") for kind in ("npy", "npz", "csv", "parquet", "arrow")},
+    "dataset_index": _dataset_index,
+    "image": _image,
+    "images_index": _images_index,
+    "learned_codec": _learned,
+    "private": _private,
+    "wire": _wire,
 }
 
 

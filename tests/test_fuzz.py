@@ -16,7 +16,7 @@ KEPT = Path(__file__).parent / "fuzz_corpus"
 def test_kept_inputs_end_in_typed_errors(target, tmp_path):
     seeds.write(target, tmp_path)
     found = {p.name: targets.run(target, p.read_bytes()) for folder in (tmp_path, KEPT / target) if folder.exists() for p in sorted(folder.iterdir())}
-    assert {how for how in found.values() if how} <= REFUSALS.keys() | {"CorruptPayload", "malformed-json"}
+    assert {how for how in found.values() if how} <= REFUSALS.keys() | {"CorruptPayload", "Damaged", "LocalProtocolError", "RemoteProtocolError", "malformed-json"}
     assert not found or found.get("made-0", "") == ""  # a good one, where it begins with any
 
 

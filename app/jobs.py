@@ -48,9 +48,11 @@ def submit(
             `claim`.
 
     Raises:
-        TooManyJobs: of this owner have not ended yet. Several that come at once may exceed the limit by their number.
+        TooManyJobs: of this owner have not ended yet.
     """
     most = settings().max_open_jobs
+    if s.get_bind().dialect.name == "postgresql":  # where transactions do not see each other: an owner's jobs are counted one at a time
+        s.execute(select(func.pg_advisory_xact_lock(func.hashtextextended(f"jobs of {owner}", 0))))
     if s.scalar(select(func.count()).where(Job.owner == owner, Job.state.in_([QUEUED, RUNNING, SIGNING]))) >= most:
         raise TooManyJobs(f"{most} jobs of yours have not ended yet, and no more may be; wait for one, or cancel one")
     state = SIGNING if handoff else QUEUED

@@ -9,14 +9,17 @@ import json
 import os
 import re
 import socket
+import threading
 import time
 from pathlib import Path
 
 import pytest
+import uvicorn
 from homes import KINDS
 from raw_http import CHUNKED, raw, request
 from sqlalchemy import func, select
 
+from app import http
 from app.models import Job
 
 HOSTILE = Path(__file__).parents[3] / "shared" / "hostile"
@@ -301,3 +304,42 @@ def test_the_server_still_serves(served):
         assert c.get("/v1/artifacts").status_code == 200
     log = (served.home / "api.log").read_text()
     assert "Traceback" not in log, log[-3000:]
+
+
+def test_who_reads_too_slowly_is_closed_upon(monkeypatch):
+    """One byte, and then nothing for longer than a piece may take. The time is shortened, so that it can be waited for."""
+    monkeypatch.setattr(http, "STALL", 0.5)
+
+    async def endless(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        while True:
+            await send({"type": "http.response.body", "body": bytes(1 << 20), "more_body": True})
+
+    server = uvicorn.Server(uvicorn.Config(http.Gate(endless), port=0, http=http.Protocol, log_config=None, lifespan="off"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    port = server.servers[0].sockets[0].getsockname()[1]
+    try:
+        with socket.socket() as s:
+            s.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            s.connect(("127.0.0.1", port))
+            s.settimeout(10)
+            s.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert s.recv(1) == b"H"
+            time.sleep(1)
+            got = 0
+            while piece := _until_closed(s):
+                got += len(piece)
+            assert got < 64 << 20  # what was on its way already
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+def _until_closed(s: socket.socket) -> bytes:
+    try:
+        return s.recv(1 << 16)
+    except ConnectionError:
+        return b""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 from homes import KINDS, own_home
 
@@ -27,6 +29,18 @@ def test_what_has_no_room_is_refused_before_it_is_read_and_again_at_the_end(tmp_
         problem(alice.post("/v1/uploads", headers=begin), 413, "storage-quota-exceeded")
         assert send(bob, b"\x02").status_code == 201
         assert alice.delete(f"/v1/artifacts/{first}").status_code == 204 and send(alice, b"\x04").status_code == 201
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_jobs_over_the_number_are_refused_also_a_hundred_at_once(tmp_path, serve_api, model, problem, kind):
+    with serve_api(tmp_path, kind, max_open_jobs="7") as api, api.client() as alice:
+        body = {"input": alice.post("/v1/artifacts", params={"name": "m.safetensors"}, content=model()).json()["id"], "preset": "lossless"}
+        with ThreadPoolExecutor(100) as pool:
+            answers = list(pool.map(lambda _: alice.post("/v1/jobs", json=body), range(100)))
+        assert sorted(r.status_code for r in answers) == [202] * 7 + [429] * 93 and alice.get("/v1/usage").json()["open_jobs"] == 7
+        refused = alice.post("/v1/jobs", json=body)
+        problem(refused, 429, "too-many-jobs")
+        assert refused.headers["retry-after"] == "60" and "ratelimit" in " ".join(refused.headers)
 
 
 @pytest.mark.parametrize("kind", KINDS)

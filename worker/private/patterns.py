@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from detect_secrets.plugins import aws, azure_storage_key, basic_auth, discord, github_token, gitlab_token, jwt, mailchimp, npm, openai
+from detect_secrets.plugins import aws, azure_storage_key, basic_auth, discord, github_token, gitlab_token, jwt, mailchimp
 from detect_secrets.plugins import pypi_token, sendgrid, slack, square_oauth, stripe, telegram_token, twilio
 
 MARKER = "(removed)"
@@ -22,23 +22,25 @@ class Span(NamedTuple):
     what: str
 
 
-# Not asked: plugins that judge by entropy or by words (hashes and vocabularies look the same), and Artifactory's, which takes upper-case words for keys.
+# A text may be megabytes of what a pattern begins with, so none may look far ahead from each place: what repeats without a bound ends the match, or is taken in as a whole.
+# Not asked: npm's and OpenAI's plugins, which look to the end of the line from each `//` and `sk-` (`_OURS` has both); plugins that judge by entropy or by words (hashes and vocabularies look the same), and Artifactory's, which takes upper-case words for keys.
 _PLUGINS = (
     aws.AWSKeyDetector, azure_storage_key.AzureStorageKeyDetector, discord.DiscordBotTokenDetector, github_token.GitHubTokenDetector,
-    gitlab_token.GitLabTokenDetector, mailchimp.MailchimpDetector, npm.NpmDetector, openai.OpenAIDetector, pypi_token.PypiTokenDetector,
+    gitlab_token.GitLabTokenDetector, mailchimp.MailchimpDetector, pypi_token.PypiTokenDetector,
     sendgrid.SendGridDetector, slack.SlackDetector, square_oauth.SquareOAuthDetector, stripe.StripeDetector, telegram_token.TelegramBotTokenDetector,
     twilio.TwilioKeyDetector,
 )  # fmt: skip
-_BLOCK = r"-----BEGIN [A-Z0-9 ]{0,40}PRIVATE KEY(?: BLOCK)?-----(?:(?:[\s\S]{0,20000}?)-----END [A-Z0-9 ]{0,40}PRIVATE KEY(?: BLOCK)?-----|[A-Za-z0-9+/=\s\\]*)"
+_BLOCK = r"-----BEGIN [A-Z0-9 ]{0,40}PRIVATE KEY(?: BLOCK)?-----(?:(?:(?!-----BEGIN )[\s\S]){0,20000}?-----END [A-Z0-9 ]{0,40}PRIVATE KEY(?: BLOCK)?-----|[A-Za-z0-9+/=\s\\]*)"
 # What the library has no pattern for. A prefix that stands alone, and a length that words do not have.
 _OURS = (
-    r"hf_[A-Za-z0-9]{20,}|(?:sk|pk|rk)-(?:ant|proj|or|lf|live|test)-[\w-]{20,}|sk-[A-Za-z0-9]{32,}|gh[pousr]_[A-Za-z0-9]{30,}|github_pat_\w{30,}"
+    r"/:_authToken=\s{0,20}(?:npm_[^\s\"']{1,200}|[A-Fa-f0-9-]{36})|(?<![\w-])sk-[\w-]*T3BlbkFJ[\w-]{20,}"
+    r"|hf_[A-Za-z0-9]{20,}|(?:sk|pk|rk)-(?:ant|proj|or|lf|live|test)-[\w-]{20,}|sk-[A-Za-z0-9]{32,}|gh[pousr]_[A-Za-z0-9]{30,}|github_pat_\w{30,}"
     r"|glpat-[\w-]{15,}|xox[abeprs]-[\w-]{10,}|AIza[\w-]{35}|ya29\.[\w-]{20,}|npm_[0-9A-Za-z]{36}|pypi-AgE[\w-]{40,}|dckr_pat_[\w-]{20,}"
     r"|SG\.[\w-]{20,}\.[\w-]{20,}|dop_v1_[0-9a-f]{60,}|r8_[0-9A-Za-z]{30,}|nvapi-[\w-]{40,}|mp_[\w-]{43}|(?:sk|rk)_live_[0-9A-Za-z]{20,}"
     r"|(?:AKIA|ASIA)[0-9A-Z]{16}|hooks\.slack\.com/services/[\w/]+|(?:AccountKey|SharedAccessSignature)=[\w%+/=&-]{20,}"
 )
 _ASSIGNED = r"(?i:aws_secret_access_key|aws_secret)\W{1,5}([A-Za-z0-9/+]{40})(?![A-Za-z0-9/+])"
-_JWT = r"eyJ[\w-]{5,}\.eyJ[\w-]{5,}(?:\.[\w-]*)?"
+_JWT = r"(?<![\w-])eyJ[\w-]{5,}\.eyJ[\w-]{5,}(?:\.[\w-]*)?"
 _ROOTS = "home|Users|root|mnt|data|tmp|var|srv|scratch|workspace|content|gpfs|nfs|lustre|media|private|kaggle|storage|fsx|raid|ssd"
 _REST = r"[^\s\"'<>|,;)\]}`\x00-\x1f]"
 _BEFORE = r"(?<![\w/\\.~%}$-])"
@@ -49,7 +51,7 @@ _MAIL = r"(?<![\w.+@/-])(?!git@)[\w.+-]{1,64}@(?:[A-Za-z0-9-]{1,63}\.){1,5}"
 _ENDS = "com|org|net|edu|gov|io|ai|dev|co|de|fr|uk|cn|jp|kr|in|ru|ch|nl|it|es|ca|au|us|eu|info|me"
 
 _PREFIXES = (
-    "hf_", "sk-", "pk-", "rk-", "gh", "glpat-", "xox", "AIza", "ya29.", "npm_", "pypi-", "dckr_", "SG.", "dop_", "r8_", "nvapi-", "mp_", "_live_",
+    "_authToken", "hf_", "sk-", "pk-", "rk-", "gh", "glpat-", "xox", "AIza", "ya29.", "npm_", "pypi-", "dckr_", "SG.", "dop_", "r8_", "nvapi-", "mp_", "_live_",
     "AKIA", "ASIA", "hooks.", "AccountKey", "SharedAccess",
 )  # fmt: skip
 

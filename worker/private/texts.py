@@ -47,7 +47,11 @@ def look(path: str, text: str) -> Looked:
     sought = [] if vocabulary else spans(text, code=name.endswith(_CODE), plain=True)
     if vocabulary:  # of a vocabulary only what opens something
         sought = disjoint(list(secrets(text)))
-    return Looked([finding(f"{path}: line {text.count(chr(10), 0, s.start) + 1}", s.what, text[s.start : s.end]) for s in sought], without(text, sought) if sought else None)
+    found, line, at = [], 1, 0
+    for s in sought:  # sorted: each line end is counted once
+        line, at = line + text.count("\n", at, s.start), s.start
+        found.append(finding(f"{path}: line {line}", s.what, text[s.start : s.end]))
+    return Looked(found, without(text, sought) if sought else None)
 
 
 def _lines(path: str, text: str) -> Looked:

@@ -8,11 +8,14 @@ import random
 import pytest
 from secrets_planted import PLANTED
 
+from worker.private import binaries, texts
 from worker.private.patterns import MARKER, masked, named, spans, without
 
 MORE = {
     "long path": "/scratch/bob/run-1/x.pt", "home": "~/models/x", "share": "\\\\server\\share\\x", "bucket": "s3://bucket/x", "machine": "10.0.0.7:8080",
     "slack": "xox" + "b-123456789012-abcdefghij", "google": "AIza" + "Sy" + "a1B2c" * 6 + "xyz", "hub": "mp_" + "a1" * 21 + "b", "gitlab": "glpat-" + "a1B2" * 5,
+    "npm": "//registry.example.org/:_authToken=" + "npm" + "_" + "a1B2" * 9, "registry": "/:_authToken=" + "0a1b2c3d-" * 3 + "0a1b2c3d0",
+    "openai": "sk-" + "svcacct-" + "a1B2c" * 4 + "T3Blbk" + "FJ" + "a1B2c" * 4,
 }  # fmt: skip
 HARMLESS = [
     "<s>", "0", "1.2.3.4", "torch.bfloat16", "silu", "meta-llama/Llama-3-8B", "https://example.org/licence", "https://example.org/home/x", "1/2", "and/or",
@@ -33,6 +36,26 @@ def test_found_whole_wherever_it_stands(name):
 def core(secret: str) -> str:
     """Of a password in an address, the password."""
     return secret.split(":")[2].split("@")[0] if "://" in secret and "@" in secret else secret
+
+
+BEGINNINGS = (
+    "bob@example.com, \n", "http://10.0.0.1:80/ ", "https://a:b@c.d/ ", "-----BEGIN PRIVATE KEY-----\n", "eyJaaaaa-", "eyJaaaaa", "sk-", "sk-T3BlbkFJ", "//", "/:_authToken=", "/home/a//",
+    "SG.aaaaaaaaaaaaaaaaaaaaaa", "xoxb-1-", "://a:", "C:\\Users\\", "a@", "1.1.1.1:", "aws key ", "AKIA", "glagent-",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("part", BEGINNINGS)
+def test_a_text_of_nothing_but_what_a_pattern_begins_with_are_looked_through(part):
+    """Whatever looks ahead to the end from each place takes hours for this."""
+    text = part * (400_000 // len(part))
+    looked, seen = texts.look("a.txt", text), binaries.look("a.bin", b"\0" + text.encode())
+    assert looked.clean is None or spans(looked.clean[:2000], plain=True) == []
+    assert seen.clean is None or len(seen.clean) == len(text) + 1
+
+
+def test_each_finding_has_its_line():
+    found = texts.look("a.txt", "x\nbob@example.com and eve@example.com\n\n\nmal@example.com").findings
+    assert [f["where"] for f in found] == ["a.txt: line 2", "a.txt: line 2", "a.txt: line 5"]
 
 
 @pytest.mark.parametrize("text", HARMLESS)

@@ -105,7 +105,7 @@ class _Writing:
 
     async def _finish(self) -> None:
         upload = self._upload
-        key, told = await self._places.whole(upload.id, upload.length)
+        key, told = await self._places.whole(upload.id, upload.length, self._digest is not None)
         digest = told or self._digest or await at_length(partial(self._hash, key))
         sha256 = digest.hexdigest()
         if upload.sha256 not in (None, sha256):

@@ -20,7 +20,7 @@ from typing import Protocol
 
 from app.chunks import Chunked
 from app.errors import Locked, StorageDamaged, StorageFull
-from app.storage import Storage
+from app.storage import BATCH, Storage, Unhashed
 from app.storage.folder import Folder
 
 LOCKED = "another request is writing to this upload; ask for its offset when that has ended"
@@ -61,8 +61,8 @@ class Staging(Protocol):
 
     def read(self, ident: str, start: int, end: int) -> bytes: ...
 
-    async def whole(self, ident: str, length: int) -> tuple[str, Chunked | None]:
-        """The key of one object that has all bytes, and its digests where making it has told. Raises `StorageDamaged`: they are not there."""
+    async def whole(self, ident: str, length: int, hashed: bool = False) -> tuple[str, Chunked | None]:
+        """The key of one object that has all bytes, and its digests where making it has told; `hashed`: they are known. Raises `StorageDamaged`: the bytes are not there."""
 
     def drop(self, ident: str) -> None: ...
 
@@ -106,7 +106,7 @@ class Files:
     def read(self, ident: str, start: int, end: int) -> bytes:
         return self._storage.read(key_of(ident), start, end)
 
-    async def whole(self, ident: str, length: int) -> tuple[str, Chunked | None]:
+    async def whole(self, ident: str, length: int, hashed: bool = False) -> tuple[str, Chunked | None]:
         if (size := (await self._storage.stat_async(key_of(ident))).size) != length:
             raise StorageDamaged(f"upload {ident} has {size} bytes in storage, and {length} were committed")
         return key_of(ident), None
@@ -182,19 +182,20 @@ class Pieces:
         parts = [(key, max(start - at, 0), min(end - at, size)) for at, key, size in self._committed(ident) if at < end and at + size > start]
         return b"".join(self._storage.read(*part) for part in parts)
 
-    async def whole(self, ident: str, length: int) -> tuple[str, Chunked | None]:
+    async def whole(self, ident: str, length: int, hashed: bool = False) -> tuple[str, Chunked | None]:
         pieces = [piece for piece in await asyncio.to_thread(lambda: [*self._committed(ident)]) if piece[0] < length]
         if len(pieces) == 1 and pieces[0][2] == length:
             return pieces[0][1], None
 
         async def joined() -> AsyncIterator[bytes]:
             for at, key, size in pieces:
-                async for batch in self._storage.stream_async(key, 0, min(size, length - at)):
+                async for batch in self._storage.stream_async(key, 0, min(size, length - at), BATCH):
                     yield batch
 
         key = whole_key(ident)
-        digest = Chunked()
-        size, _ = await self._storage.put_stream(key, joined(), length, digest)
+        sure = hashed and (self._storage.vault or self._storage.key)  # what opens is what was written; of plain pieces reading them tells
+        digest = None if sure else Chunked()
+        size, _ = await self._storage.put_stream(key, joined(), length, digest or Unhashed())
         if size != length:
             raise StorageDamaged(f"upload {ident} has {size} bytes in storage, and {length} were committed")
         return key, digest
@@ -225,7 +226,7 @@ class _NewPieces:
                 yield batch
                 batch = await anext(batches, None)
 
-        size, _ = await self._storage.put_stream(f"{self._prefix}/{self._at:020d}-{self._fence}", hashed())
+        size, _ = await self._storage.put_stream(f"{self._prefix}/{self._at:020d}-{self._fence}", hashed(), digest=Unhashed())
         self._at += size
         return size
 

@@ -55,6 +55,15 @@ class Hash(Protocol):
     def hexdigest(self) -> str: ...
 
 
+class Unhashed:
+    """For bytes whose digest is known, or is computed elsewhere."""
+
+    def update(self, data: bytes) -> None: ...
+
+    def hexdigest(self) -> str:
+        return ""
+
+
 class Stat(NamedTuple):
     """`modified` is seconds since the epoch; `tag` changes whenever the bytes are written anew."""
 
@@ -276,9 +285,9 @@ class Storage:
         end = self.stat(name).size if end is None else end
         return in_order(partial(self.read, name), start, end, BATCH, self.place.ahead)
 
-    def stream_async(self, name: str, start: int, end: int) -> AsyncIterator[bytes]:
-        """`stream` for a download, of which there are many: in smaller pieces, one of them ahead."""
-        return in_order_async(partial(self.read_async, name), start, end, self.place.download, 1)
+    def stream_async(self, name: str, start: int, end: int, step: int | None = None) -> AsyncIterator[bytes]:
+        """`stream` for a download, of which there are many: in smaller pieces, one of them ahead. `step`: bytes of a piece."""
+        return in_order_async(partial(self.read_async, name), start, end, step or self.place.download, 1)
 
     def get_file(self, sha256: str, path: Path, advance: Callable[[int], None] = lambda _: None) -> int:
         """Copy a blob to `path`, hashing what is written; returns the size. `path` must be new, and stays only when the digest is right.

@@ -204,6 +204,17 @@ class Pieces:
         self._storage.delete_all(key_of(ident))
 
 
+class _Together(Unhashed):
+    """Several digests as one: computed while the same bytes are encrypted and written."""
+
+    def __init__(self, hashes: tuple[Hash, ...]):
+        self._hashes = hashes
+
+    def update(self, data: bytes) -> None:
+        for h in self._hashes:
+            h.update(data)
+
+
 class _NewPieces:
     exclusive = False
 
@@ -219,14 +230,12 @@ class _NewPieces:
         if first is None:
             return 0
 
-        async def hashed() -> AsyncIterator[bytes]:
-            batch = first
-            while batch is not None:
-                await asyncio.gather(*(asyncio.to_thread(h.update, batch) for h in hashes))
+        async def all_batches() -> AsyncIterator[bytes]:
+            yield first
+            async for batch in batches:
                 yield batch
-                batch = await anext(batches, None)
 
-        size, _ = await self._storage.put_stream(f"{self._prefix}/{self._at:020d}-{self._fence}", hashed(), digest=Unhashed())
+        size, _ = await self._storage.put_stream(f"{self._prefix}/{self._at:020d}-{self._fence}", all_batches(), digest=_Together(hashes))
         self._at += size
         return size
 

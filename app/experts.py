@@ -16,11 +16,12 @@ from typing import NamedTuple
 
 from app.outline import TensorSpec
 
-_INSIDE = re.compile(r"(^|[._])(experts?|\w*moe)[._]", re.IGNORECASE)
+_INSIDE = re.compile(r"(^|[._])experts?[._]|moe[._]", re.IGNORECASE)
 _CONVOLUTION = re.compile(r"conv\d*(d|s|_\w+)?\.(\d+\.)*weight$", re.IGNORECASE)  # of rank 3, too
 _FIRST = "gate_up_proj|gate_and_up_proj|up_gate_proj|gate_proj|up_proj|w13|w1|w3|v1|fc1|fc3|wi|wi_0|wi_1|input_linear|linear_fc1"
 _LAST = "down_proj|w2|fc2|wo|output_linear|linear_fc2"
 _MATRIX = re.compile(rf"^(?P<module>(?:.*\.)?)(?:(?P<first>{_FIRST})|(?P<last>{_LAST}))s?([._]weight)?$")
+_TELLING = 128  # characters at a name's end
 _HIDDEN = ("hidden_size", "d_model", "n_embd", "dim")
 ASSUMED = "neither shapes nor config.json tell which of its axes are inputs: the last one was taken"
 
@@ -41,7 +42,7 @@ class Stack(NamedTuple):
 
 def stacks(tensors: Mapping[str, TensorSpec], config: dict | None) -> dict[str, Stack]:
     """The tensors that hold all experts of a layer."""
-    inside = {name: _MATRIX.match(name) for name, spec in tensors.items() if len(spec.shape) == 3 and _INSIDE.search(name) and not _CONVOLUTION.search(name)}
+    inside = {name: _MATRIX.match(name) for name, spec in tensors.items() if len(spec.shape) == 3 and _INSIDE.search(name) and not _CONVOLUTION.search(name, max(0, len(name) - _TELLING))}
     modules: dict[str, tuple[set, set]] = {}
     for name, found in inside.items():
         if found:

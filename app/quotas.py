@@ -1,6 +1,6 @@
 """What one owner may have: bytes in storage, uploads and jobs under way, jobs that run at a time. None: no bound.
 
-Bytes that several of an owner's artifacts share count once. A result is never refused for its size: no job is taken any more once the room is used up.
+Bytes that several of an owner's artifacts share count once; under keys of its own nothing is shared. A result is never refused for its size: no job is taken any more once the room is used up.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def alone(s: Session, owner: str) -> None:
 
 def stored(s: Session, owner: str) -> int:
     """Bytes of all files of an owner's artifacts."""
-    files = select(ArtifactFile.sha256, ArtifactFile.size).join(Artifact, Artifact.id == ArtifactFile.artifact_id).where(Artifact.owner == owner).distinct().subquery()
+    files = select(ArtifactFile.sha256, ArtifactFile.size, ArtifactFile.customer_key).join(Artifact, Artifact.id == ArtifactFile.artifact_id).where(Artifact.owner == owner).distinct().subquery()
     return int(s.scalar(select(func.coalesce(func.sum(files.c.size), 0))))
 
 

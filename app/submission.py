@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from sqlalchemy.orm import Session
@@ -31,7 +31,7 @@ class Submission:
     queue: str
     key: str | None
     memory: int
-    customer_key: bytes | None = None
+    customer_key: bytes | None = field(default=None, repr=False)
 
     def insert(self, s: Session, ident: str, comparison_id: str | None = None) -> Job:
         """Raises:

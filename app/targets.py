@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 
 _DONE = {"prune": "pruned", "quantize": "quantized"}
 FLOATING = ("F64", "F32", "F16", "BF16")
-_EMBEDDING = re.compile(r"(^|[._])(\w*embed(ding|dings|der|s)?(_\w+)?|wte|wpe|shared(?!_)|relative_attention_bias)([._]|$)", re.IGNORECASE)
+# A header may have tens of thousands of names of 512 characters: a pattern that looks on from each place of a name looks at its end alone (`_is`).
+_EMBEDDING = re.compile(r"embed(ding|dings|der|s)?([._]|$)|(^|[._])(wte|wpe|shared(?!_)|relative_attention_bias)([._]|$)", re.IGNORECASE)
 _HEAD = re.compile(r"(^|[._])(lm_head|embed_out|classifier|score|qa_outputs|cls|head|heads|logits|proj_out|output_projection)\.(\w+\.)*weight$|^output\.weight$", re.IGNORECASE)
 _NORM = re.compile(r"(^|[._])(\w*norm\w*|ln_\w+|ln\d*|bn\d*)\.weight$", re.IGNORECASE)
 _ROUTER = re.compile(r"(^|[._])(router|gate|shared_expert_gate)(\.(classifier|layer|wg))?\.weight$", re.IGNORECASE)
@@ -38,6 +39,12 @@ TAKEN_APART = ("llama4", "llama4_text")
 """Models whose experts transformers replaces by layers of their own as soon as a model is quantized (`MODULES_TO_PATCH_FOR_QUANTIZATION`)."""
 _BIAS = re.compile(r"(^|[._])bias$", re.IGNORECASE)  # of experts, [E, out]
 _KINDS = ((_EMBEDDING, "an embedding"), (_HEAD, "an output head"), (_NORM, "a norm"), (_ROUTER, "a router"), (_BIAS, "a bias"))
+
+_TELLING = 128  # characters at a name's end
+
+
+def _is(kind: re.Pattern, name: str) -> bool:
+    return kind.search(name, 0 if kind is _EMBEDDING else max(0, len(name) - _TELLING)) is not None
 
 
 @dataclass
@@ -171,7 +178,7 @@ def _left_alone(spec: TensorSpec, step: Step, output: str, transposed: bool, nam
         if named and not _WEIGHT.search(spec.name) and not (stack and stack.known):
             return "not the weight of a layer; name it in targets to include it"
         for pattern, what in _KINDS:
-            if pattern.search(spec.name):
+            if _is(pattern, spec.name):
                 return f"{what}; name it in targets to include it"
     if output == "compressed-tensors" and isinstance(step, Quantize):
         if stack:

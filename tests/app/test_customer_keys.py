@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy import func, select, update
 
-from app import collect, customer_keys, jobs, quarantine, recipients, scrub, sweep
+from app import collect, customer_keys, jobs, quarantine, quotas, recipients, scrub, sweep
 from app.customer_keys import headers_of, parse
 from app.db import now, session
 from app.errors import CustomerKeyGone, CustomerKeyNotApplicable, CustomerKeyRequired, InvalidCustomerKey, NobodyForCustomerKey, StorageDamaged, WrongCustomerKey
@@ -100,6 +100,12 @@ def test_no_two_uploads_share_an_object(storage):
     assert len(paths(storage)) == 3 and len({a.files[0].sha256 for a in made}) == 1
     raw = [obstore.get(storage.store, p).bytes().to_bytes() for p in paths(storage)]
     assert len({hashlib.sha256(r).digest() for r in raw}) == 3 and not any(DATA[:64] in r for r in raw)
+
+
+def test_what_is_not_shared_counts_each_time(storage):
+    kept(storage), kept(storage)
+    with session() as s:
+        assert quotas.stored(s, "alice") == 2 * len(DATA)
 
 
 def test_what_nothing_refers_to_goes_and_nothing_else(storage, monkeypatch):

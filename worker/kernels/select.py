@@ -1,7 +1,7 @@
 """The k lowest of any number of scores, exactly, without sorting them: a radix histogram over the bits of their magnitudes.
 
 A score is the magnitude of what is given, so that weights need no copy to be ranked. Magnitudes order as their bit patterns do. Each pass counts 16 bits of those that
-share the bits found so far, so float32 takes two passes over the scores and float64 four; memory is one histogram. Ties are resolved by position: the
+share the bits found so far, so bfloat16 takes one pass over the scores, float32 two and float64 four; memory is one histogram. Ties are resolved by position: the
 caller takes the first `ties` of those equal to the threshold. Compiled where that was built (`cpp/select.cpp`).
 """
 
@@ -36,8 +36,9 @@ def threshold(scores: Callable[[], Iterable[torch.Tensor]], k: int, dtype: torch
     """
     prefix, left, bits = 0, k, 8 * dtype.itemsize
     for shift in range(bits - _DIGIT, -1, -_DIGIT):
-        counts = torch.zeros(1 << _DIGIT, dtype=torch.int64, device="cpu")
+        counts, short = torch.zeros(1 << _DIGIT, dtype=torch.int64, device="cpu"), dtype == torch.float32
         for piece in scores():
+            short = short and piece.dtype == torch.bfloat16
             if native.takes(piece, also=(torch.float64,)):
                 native.histogram(_whole(piece, dtype), shift, prefix, counts)
                 continue
@@ -49,6 +50,8 @@ def threshold(scores: Callable[[], Iterable[torch.Tensor]], k: int, dtype: torch
         digit = int(torch.searchsorted(reached, left))
         left -= int(reached[digit - 1]) if digit else 0
         prefix = prefix << _DIGIT | digit
+        if short:  # all other bits are 0
+            return prefix << shift, left
     return prefix, left
 
 

@@ -36,3 +36,18 @@ def test_per_row():
     scores = torch.tensor([[3.0, 1.0, 1.0, 2.0], [0.0, 0.0, 0.0, 0.0]])
     assert lowest_per_row(scores, 2).tolist() == [[False, True, True, False], [True, True, False, False]]
     assert not lowest_per_row(scores, 0).any()
+
+
+def test_bfloat16_alone_takes_one_pass_and_finds_the_same():
+    scores = (torch.randn(3000, generator=torch.Generator().manual_seed(2)) * 0.02).bfloat16()
+    seen = []
+
+    def parts():
+        seen.append(1)
+        return iter(scores.split(1000))
+
+    for k in (1, 2, 1500, 2999, 3000):
+        seen.clear()
+        mixed = [scores[:1000].float(), scores[1000:]]
+        assert threshold(parts, k, torch.float32) == threshold(lambda: mixed, k, torch.float32)  # noqa: B023
+        assert len(seen) == 1

@@ -62,10 +62,18 @@ EXPORT int modelpress_histogram(const void* values, int dtype, int64_t count, in
         with(dtype, [&](auto number) {
             using Number = decltype(number);
             const int above = shift + DIGIT, width = int(sizeof(typename Number::Key)) * 8;
+            if (above >= width) {  // all of them
+                int64_t i = first;
+                for (; i + 4 <= last; i += 4) {
+                    const size_t a = size_t(Number::at(values, i) >> shift), b = size_t(Number::at(values, i + 1) >> shift), c = size_t(Number::at(values, i + 2) >> shift), d = size_t(Number::at(values, i + 3) >> shift);
+                    even[a]++, odd[b]++, even[c]++, odd[d]++;
+                }
+                for (; i < last; i++) even[Number::at(values, i) >> shift]++;
+                return;
+            }
             for (int64_t i = first; i < last; i++) {
                 const auto key = Number::at(values, i);
-                uint32_t* const counted = i & 1 ? odd : even;
-                if (above >= width || key >> above == prefix) counted[key >> shift & 0xffff]++;
+                if (key >> above == prefix) (i & 1 ? odd : even)[key >> shift & 0xffff]++;
             }
         });
         const std::lock_guard lock(adding);

@@ -19,6 +19,8 @@ from typing import Protocol
 
 import torch
 
+from worker.kernels import native_compensation
+
 BLOCK = 128
 """Inputs whose errors are spread together."""
 _WIDEST = 1024
@@ -35,6 +37,23 @@ class Grid(Protocol):
 
     def round(self, j: int, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Codes and values of input j, [O] each, float32."""
+
+    def line(self, j: int) -> Line | None:
+        """What `round` does, from input j to the end of its group, if levels are at equal distance."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """Levels at equal distance: codes are integers within [low, high], `value = (code - zero) * scale`.
+
+    Args:
+        scale, zero: float32 [O] or [1]; zero None where it is 0.
+    """
+
+    scale: torch.Tensor
+    zero: torch.Tensor | None
+    low: float
+    high: float
 
 
 Choose = Callable[[torch.Tensor, int], torch.Tensor]
@@ -97,18 +116,24 @@ def solve(
         weight: [I], what errors at each input count when the parameters of the grid are chosen; None: all alike.
         together: so many inputs in a row are in one block, for an N:M mask.
     """
-    w, weight = w.clone(), torch.ones_like(w[0]) if weight is None else weight
+    w, weight = w.clone(memory_format=torch.contiguous_format), torch.ones_like(w[0]) if weight is None else weight
     codes = None if grid is None else torch.zeros_like(w)
     kept = torch.ones_like(w, dtype=torch.bool) if choose else kept
-    diagonal = upper.diagonal()
+    diagonal, compiled = upper.diagonal(), grid is not None and native_compensation.takes(w, upper, kept)
     for start, end in blocks(w.shape[1], grid.size if grid else 1, together):
         block, errors = w[:, start:end], torch.zeros_like(w[:, start:end])
         if choose:
             kept[:, start:end] = ~choose((block / diagonal[start:end]).square_(), start)
-        for j in range(start, end):
+        j = start
+        while j < end:
             if grid and j % grid.size == 0:
                 group = slice(j, j + grid.size)
                 grid.begin(j, w[:, group] if kept is None else w[:, group] * kept[:, group], weight[group])
+            if compiled and (line := grid.line(j)):
+                behind = min(end, j - j % grid.size + grid.size)
+                native_compensation.rounded(w, codes, errors, kept, upper, (start, end), (j, behind), line)
+                j = behind
+                continue
             x = block[:, j - start]
             left = x if kept is None else x * kept[:, j]
             code, q = grid.round(j, left) if grid else (None, left)
@@ -118,6 +143,7 @@ def solve(
             block[:, j - start] = q
             if codes is not None:
                 codes[:, j] = code
+            j += 1
         w[:, end:] -= errors @ upper[start:end, end:]
     return Solved(w, codes, kept)
 

@@ -70,7 +70,15 @@ class Refine(ctypes.Structure):
     ]
 
 
-_STRUCTS = (Rounding, Uniform, AliasEncode, AliasDecode, Extent, Difference, Affine, Refine)
+class Compensate(ctypes.Structure):
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("block", "errors", "codes", "upper", "scales", "zeros", "kept")),
+        *((name, ctypes.c_int64) for name in ("rows", "stride", "upper_stride", "first", "last", "width")),
+        *((name, ctypes.c_float) for name in ("low", "high")),
+    ]
+
+
+_STRUCTS = (Rounding, Uniform, AliasEncode, AliasDecode, Extent, Difference, Affine, Refine, Compensate)
 _POINTER, _COUNT, _INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
 _CALLS = {
     "sizes": [_POINTER],
@@ -78,6 +86,7 @@ _CALLS = {
     "quantize": [ctypes.POINTER(Rounding), _INT],
     "affine": [ctypes.POINTER(Affine), _INT],
     "refine": [ctypes.POINTER(Refine), _INT],
+    "compensate": [ctypes.POINTER(Compensate), _INT],
     "dequantize": [ctypes.POINTER(Uniform), _INT],
     "compare": [_POINTER, _POINTER, _INT, _COUNT, _INT, ctypes.POINTER(Difference)],
     "extents": [_POINTER, _INT, _COUNT, _COUNT, _COUNT, _INT, ctypes.POINTER(Extent)],

@@ -7,6 +7,7 @@ from dataclasses import replace
 import torch
 
 from app.recipe import Quantize
+from worker.kernels.compensation import Line
 from worker.schemes import Parameters, Scheme, joined, single
 
 
@@ -34,6 +35,13 @@ class Columns:
         found = self.found[j // self.size].group(j % self.size // self.scheme.group_size)
         codes = self.scheme.encode(single(x, self.scheme), found)
         return codes, self.scheme.decode(codes, found)
+
+    def line(self, j: int) -> Line | None:
+        scheme = self.scheme
+        if not scheme.compiled or scheme.levels.floating:
+            return None
+        found = self.found[j // self.size].group(j % self.size // scheme.group_size)
+        return Line(found.scale, found.zero_point, scheme.levels.low, scheme.levels.high)
 
     def begin_all(self, w: torch.Tensor, weight: torch.Tensor) -> None:
         """`begin` of every group. Args: w: [O, I]. weight: [I]."""
@@ -64,3 +72,6 @@ class Ordered:
 
     def round(self, j: int, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return self.grid.round(self.order[j], x)
+
+    def line(self, j: int) -> Line | None:
+        return self.grid.line(self.order[j])

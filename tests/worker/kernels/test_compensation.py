@@ -24,6 +24,9 @@ class Steps:
         codes = (x / step).round().clamp(-4, 3)
         return codes, codes * step
 
+    def line(self, j):
+        """None: this grid is of plain torch."""
+
 
 def reference(w, h, grid, drop=None, kept=None):
     """Brain surgeon, float64: after input j is fixed, row and column j are taken out of the inverse."""

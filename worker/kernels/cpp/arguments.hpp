@@ -46,6 +46,14 @@ struct Refine {  // integers for scales (and offsets, or null) of groups, `each`
     float low, high, least, most, power;       // bounds of codes of values, and of scales; 2^exponent
 };
 
+struct Compensate {        // rows of a block of `width` inputs, see compensate.hpp
+    float *block, *errors, *codes;       // block and codes: rows `stride` apart; errors: `width` apart
+    const float *upper, *scales, *zeros; // [width, width], rows `upper_stride` apart; [rows]; zeros may be null
+    const uint8_t* kept;                 // like block, or null
+    int64_t rows, stride, upper_stride, first, last, width;  // inputs [first, last) are rounded, those behind make up
+    float low, high;
+};
+
 struct Extent {  // of the largest magnitudes of groups
     float least, most;  // `least` of those that are not 0
 };
@@ -78,6 +86,7 @@ struct Kernels {
     void (*quantize)(const Rounding&, int64_t first, int64_t last, float* room);
     void (*affine)(const Affine&, int64_t first, int64_t last, float* room);
     void (*refine)(const Refine&, int64_t first, int64_t last, float* room);
+    void (*compensate)(const Compensate&, int64_t first, int64_t last, float* room);
     void (*dequantize)(const Uniform&, int64_t first, int64_t last);
     void (*compare)(const void* a, const void* b, int dtype, int64_t first, int64_t last, Difference& sums);
     void (*extents)(const void* values, int dtype, int64_t columns, int64_t group, int64_t first, int64_t last, Extent& found);

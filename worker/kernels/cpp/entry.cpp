@@ -55,7 +55,7 @@ int groups(const Call& a, int threads, Work work) {
 
 // By which Python sees that it was built from the same sources.
 EXPORT void modelpress_sizes(int64_t* sizes) {
-    for (const size_t size : {sizeof(Rounding), sizeof(Uniform), sizeof(AliasEncode), sizeof(AliasDecode), sizeof(Extent), sizeof(Difference), sizeof(Affine), sizeof(Refine)}) *sizes++ = int64_t(size);
+    for (const size_t size : {sizeof(Rounding), sizeof(Uniform), sizeof(AliasEncode), sizeof(AliasDecode), sizeof(Extent), sizeof(Difference), sizeof(Affine), sizeof(Refine), sizeof(Compensate)}) *sizes++ = int64_t(size);
 }
 
 // 0 baseline, 1 AVX2, 2 AVX-512. Returns what is in use: never more than the processor has.
@@ -77,6 +77,17 @@ EXPORT int modelpress_quantize(const Rounding* a, int threads) {
 
 EXPORT int modelpress_affine(const Affine* a, int threads) { return groups(*a, threads, kernels().affine); }
 EXPORT int modelpress_refine(const Refine* a, int threads) { return groups(*a, threads, kernels().refine); }
+
+EXPORT int modelpress_compensate(const Compensate* a, int threads) {
+    std::atomic<int> failed{0};
+    share(a->rows, 64, threads, [&](int64_t first, int64_t last) {
+        auto* room = new (std::nothrow) float[16 * a->width];
+        if (room) kernels().compensate(*a, first, last, room);
+        else failed = 1;
+        delete[] room;
+    });
+    return failed;
+}
 
 EXPORT void modelpress_dequantize(const Uniform* a, int threads) {
     share(a->rows, rows_of_a_piece(a->columns), threads, [&](int64_t first, int64_t last) { kernels().dequantize(*a, first, last); });

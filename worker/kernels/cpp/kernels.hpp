@@ -9,6 +9,7 @@
 #include "uniform.hpp"
 
 #include "affine.hpp"
+#include "compensate.hpp"
 
 namespace {
 
@@ -40,6 +41,7 @@ constexpr Kernels KERNELS = {
     [](const Rounding& a, int64_t first, int64_t last, float* room) { with(a.dtype, [&](auto n) { quantize_rows<decltype(n)>(a, first, last, room); }); },
     affine_groups,
     refine_groups,
+    compensate_rows,
     [](const Uniform& a, int64_t first, int64_t last) { with(a.dtype, [&](auto n) { dequantize_rows<decltype(n)>(a, first, last); }); },
     [](const void* a, const void* b, int dtype, int64_t first, int64_t last, Difference& sums) {
         with(dtype, [&](auto n) { compare_range<decltype(n)>(a, b, first, last, sums); });

@@ -53,6 +53,7 @@ bench: install
 	$(BIN)/python -m benchmarks.speed
 	$(BIN)/python -m benchmarks.quality
 	$(BIN)/python -m benchmarks.outliers
+	$(BIN)/python -m benchmarks.gptq
 	-$(BIN)/python -m benchmarks.auto
 	$(BIN)/python -m benchmarks.deep_compression
 	$(BIN)/python -m benchmarks.estimates

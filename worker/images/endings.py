@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import io
 import struct
+from collections.abc import Iterator
 
 import pillow_jxl  # noqa: F401  registers JPEG XL
 from PIL import Image
 
-from worker.images import tiff_walk
+from app.limits import shown
+from worker.images import png_walk, tiff_walk
 
 EOI, SOS = 0xD9, 0xDA
+_EMPTY = (b"free", b"skip", b"uuid")
 NO_LENGTH = (0x01, *range(0xD0, 0xD9))
 """Markers of JPEG that nothing belongs to."""
 
@@ -38,6 +41,36 @@ def end(form: str, data: bytes) -> int:
     return len(data)
 
 
+PARTS = {
+    "WEBP": (b"VP8 ", b"VP8L", b"VP8X", b"ALPH", b"ANIM", b"ANMF", b"ICCP"),
+    "AVIF": (b"ftyp", b"meta", b"mdat", b"moov"),
+    "JXL": (b"JXL ", b"ftyp", b"jxll", b"jxlc", b"jxlp", b"jxli", b"jbrd"),
+    "PNG": png_walk.PICTURE,
+}  # fmt: skip
+_TOLD = (b"EXIF", b"Exif", b"XMP ", b"xml ", *png_walk.TEXTS)
+"""Parts that are told by what stands in them."""
+
+
+def strange(form: str, data: bytes) -> Iterator[tuple[str, int]]:
+    """Parts that no viewer needs, of formats made of named parts: anything may stand in them. (name, bytes) of each."""
+    parts = {"PNG": _chunks, "WEBP": _riff}.get(form, _boxes if data[4:8] in (b"ftyp", b"JXL ") else lambda data: ())
+    for kind, size in parts(data) if form in PARTS else ():
+        if kind not in (*PARTS[form], *_TOLD, *_EMPTY):
+            yield shown(kind.decode("latin-1")), size
+
+
+def _chunks(data: bytes) -> Iterator[tuple[bytes, int]]:
+    return ((kind, len(content)) for kind, content in png_walk.chunks("", data))
+
+
+def _riff(data: bytes) -> Iterator[tuple[bytes, int]]:
+    at = 12
+    while at + 8 <= min(len(data), end("WEBP", data)):
+        kind, length = struct.unpack_from("<4sI", data, at)
+        yield kind, length
+        at += 8 + length + length % 2
+
+
 def _bare_jxl_end(data: bytes) -> int:
     """A codestream without boxes says nowhere how long it is: its shortest part that decodes. Most have no byte too many, which one try shows."""
     if not _decodes(data[:-1]):
@@ -59,6 +92,16 @@ def _decodes(data: bytes) -> bool:
 
 
 def _boxes_end(data: bytes) -> int:
+    """What follows the first box that holds nothing is no part of the picture."""
+    at = 0
+    for kind, size in _boxes(data):
+        if kind in _EMPTY:
+            break
+        at += size
+    return at
+
+
+def _boxes(data: bytes) -> Iterator[tuple[bytes, int]]:
     """ISO base media boxes: size u32be (1: u64be after the type; 0: to the end), type of four printable characters."""
     at = 0
     while at + 8 <= len(data):
@@ -66,10 +109,10 @@ def _boxes_end(data: bytes) -> int:
         if size == 1 and at + 16 <= len(data):
             (size,) = struct.unpack_from(">Q", data, at + 8)
         size = size or len(data) - at
-        if kind in (b"free", b"skip", b"uuid") or size < 8 or at + size > len(data):
-            break  # what follows is no part of the picture
+        if size < 8 or at + size > len(data):
+            return
+        yield kind, size
         at += size
-    return at
 
 
 def _gif_end(data: bytes) -> int:

@@ -14,6 +14,10 @@ from app.limits import shown
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 TEXTS = (b"tEXt", b"zTXt", b"iTXt", b"eXIf", b"tIME")
 """Chunks that say something of people, places or times."""
+PICTURE = (
+    b"IHDR", b"PLTE", b"IDAT", b"IEND", b"tRNS", b"gAMA", b"cHRM", b"sRGB", b"iCCP", b"cICP", b"mDCV", b"cLLI", b"sBIT", b"bKGD", b"pHYs", b"hIST", b"sPLT", b"acTL", b"fcTL", b"fdAT",
+)  # fmt: skip
+"""Chunks that say what the pixels are and how they look; anything may stand in another one."""
 _CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 _DEPTHS = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 16)}
 _TEXT_BYTES = 1 << 20
@@ -112,7 +116,7 @@ def _packed_text(kind: bytes, content: bytes) -> bytes | None:
     return rest[2:].split(b"\0", 2)[-1]
 
 
-def without(data: bytes, kinds: tuple[bytes, ...]) -> bytes:
-    """The same PNG without chunks of some types."""
-    kept = (kind_content for kind_content in chunks("", data) if kind_content[0] not in kinds)
+def bare(data: bytes) -> bytes:
+    """The same PNG with nothing but its picture."""
+    kept = (kind_content for kind_content in chunks("", data) if kind_content[0] in PICTURE)
     return SIGNATURE + b"".join(struct.pack(">I", len(c)) + k + c + struct.pack(">I", zlib.crc32(k + c)) for k, c in kept)

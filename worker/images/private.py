@@ -52,6 +52,8 @@ def findings(image: Image.Image, data: bytes) -> list[dict]:
             add("XMP" if "xmp" in key.lower() else f"text {ascii(key)[1:-1][:_LONGEST]}", "metadata" if "xmp" in key.lower() else "text", len(text))
     if (rest := len(data) - endings.end(image.format, data)) > 0:
         add("after the end", "hidden bytes", rest)
+    for name, size in endings.strange(image.format, data):
+        add(f"part {name}", "hidden bytes", size)
     return found
 
 
@@ -79,7 +81,7 @@ def stripped(form: str, data: bytes) -> bytes | None:
         form: as Pillow calls it.
     """
     if form == "PNG":
-        return png_walk.without(data, png_walk.TEXTS)
+        return png_walk.bare(data)
     if form == "JPEG":
         return b"".join(_jpeg_parts(data))
     if form == "WEBP":
@@ -125,7 +127,7 @@ def _webp(data: bytes) -> bytes:
         chunk = data[at : min(at + size, end)]
         if kind == b"VP8X" and length >= 1:
             chunk = chunk[:8] + bytes([chunk[8] & ~0x0C]) + chunk[9:]  # says that there is EXIF and XMP
-        if kind not in (b"EXIF", b"XMP "):
+        if kind in endings.PARTS["WEBP"]:
             kept.append(chunk)
         at += size
     body = b"WEBP" + b"".join(kept)

@@ -18,6 +18,7 @@ from app.limits import Limits
 from worker.__main__ import main
 from worker.images import avif_walk, tiff_walk
 from worker.images.picture import open_picture
+from worker.images.private import stripped
 
 PIXELS = np.random.default_rng(3).integers(0, 255, (20, 33, 3), dtype=np.uint8)
 
@@ -114,3 +115,27 @@ def test_what_is_told_is_listed_as_for_models(tmp_path):
     assert main([str(tmp_path / "in"), str(tmp_path / "out"), "--recipe", str(tmp_path / "r.json")]) == 0
     report = json.loads((tmp_path / "out/report.json").read_text())
     assert report["sanitized"] == {"mode": "strip", "findings": [{"where": "a.jpg, EXIF", "what": "metadata"}, {"where": "a.jpg, text comment", "what": "text"}, {"where": "a.jpg, after the end", "what": "hidden bytes"}]}
+
+
+def with_part(form: str) -> bytes:
+    """A picture with a part that no viewer knows, in its middle or at its end."""
+    data = coded(form)
+    if form == "PNG":
+        return data[:33] + struct.pack(">I", 6) + b"prVthidden" + struct.pack(">I", zlib.crc32(b"prVthidden")) + data[33:]
+    if form == "WEBP":
+        body = data[8:] + b"prVt" + struct.pack("<I", 6) + b"hidden"
+        return b"RIFF" + struct.pack("<I", len(body)) + body
+    box = struct.pack(">I", 14) + b"prVthidden"
+    if form == "JXL":
+        container = b"\0\0\0\x0cJXL \r\n\x87\n" + b"\0\0\0\x14ftypjxl \0\0\0\0jxl "
+        return container + box + struct.pack(">I", 8 + len(data)) + b"jxlc" + data
+    return data + box
+
+
+@pytest.mark.parametrize("name, form", [("a.png", "PNG"), ("a.webp", "WEBP"), ("a.avif", "AVIF"), ("a.jxl", "JXL")])
+def test_parts_that_no_viewer_needs_are_seen_and_do_not_stay(name, form):
+    found = open_picture(name, with_part(form))
+    assert [(f["where"], f["what"]) for f in found.findings] == [("part 'prVt'", "hidden bytes")]
+    bare = stripped(form, found.data)
+    assert bare is None or b"hidden" not in bare and np.array_equal(open_picture(name, bare).pixels, found.pixels)
+    assert open_picture(name, coded(form)).findings == [] and (form in ("PNG", "WEBP")) == (bare is not None)

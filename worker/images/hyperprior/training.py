@@ -19,8 +19,8 @@ from worker.images.hyperprior.fixed import MIDDLE, MULTIPLE, OCTAVE, PIXEL
 from worker.images.hyperprior.network import Network, Shape
 from worker.images.learned.descent import Descent
 
-SHAPES = {"cpu": ((16, 24, 32), 32, 16), "cuda": ((64, 96, 128), 160, 64)}
-"""`widths`, `latents`, `side` by device."""
+SHAPES = {"cpu": ((16, 24, 32), 96, 24), "cuda": ((64, 96, 160), 320, 80)}
+"""`widths`, `latents`, `side` by device. Latents bound what any rate can reach: of the Kodak photos' 768 cosine coefficients of 16 x 16 the largest 96 make 27 dB, 160 29 dB, 320 33.5 dB."""
 PATCH, BATCH = {"cpu": 128, "cuda": 256}, {"cpu": 4, "cuda": 16}
 RATE = {"cpu": 2e-3, "cuda": 6e-4}
 AROUND = 28

@@ -31,12 +31,12 @@ class Ends(NamedTuple):
 
 def moved(values: torch.Tensor, gradient: torch.Tensor, rate: float, middle: float) -> torch.Tensor:
     """One step of V (about 0) or of factors (about 1), shapes alike."""
-    return (values - rate * gradient.sign()).clamp_(middle - FARTHEST, middle + FARTHEST)
+    return torch.sub(values, gradient.sign(), alpha=rate).clamp_(middle - FARTHEST, middle + FARTHEST)
 
 
 def scale_gradient(gradient: torch.Tensor, values: torch.Tensor, w: torch.Tensor, scale: torch.Tensor, inside: torch.Tensor) -> torch.Tensor:
-    """Of s by weight: d value / d s is c - z - u where no clamp did anything, c - z elsewhere. Args: inside: bool, where none did. Shapes spread."""
-    return gradient * (values - w * inside) / scale
+    """Of s by weight: d value / d s is c - z - u where no clamp did anything, c - z elsewhere. Args: inside: 1 where none did, else 0. Shapes spread."""
+    return torch.addcmul(values, w, inside, value=-1).mul_(gradient).div_(scale)
 
 
 def factor_gradients(of_scale: torch.Tensor, of_zero: torch.Tensor, scale: torch.Tensor, ends: Ends, low: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -32,6 +32,7 @@ class Offsets:
         count = 0 if not plain else 2 if scheme.offset == "integer" else 1
         self._ends = self._range() if count == 2 else None
         self.state = (torch.zeros_like(self.w), *(torch.ones_like(found.scale) for _ in range(count)))
+        self._known: tuple | None = None
 
     def _grouped(self, t: torch.Tensor) -> torch.Tensor:
         """[O, I] as [O, G, g]; a short last group is filled up with zeros."""
@@ -62,25 +63,29 @@ class Offsets:
         moved = torch.addcmul(self.w, self.state[0], p.scale[..., None].expand_as(self.w))
         return self.scheme.encode(moved if self._kept is None else moved * self._kept, p)
 
-    def _values(self, p: Parameters) -> torch.Tensor:
-        return self.scheme.decode(self._codes(p), p)
-
     def values(self) -> torch.Tensor:
         """[O, I] float32."""
-        return self._values(self.parameters()).flatten(1)[:, : self.columns]
+        return self._decoded()[1].flatten(1)[:, : self.columns]
+
+    def _decoded(self) -> tuple[Parameters, torch.Tensor]:
+        """Parameters and values of the state as it is: they are asked for twice in each step."""
+        if self._known is None or self._known[0] is not self.state:
+            p = self.parameters()
+            self._known = self.state, p, self.scheme.decode(self._codes(p), p)
+        return self._known[1:]
 
     def step(self, gradient: torch.Tensor, rate: float, rate_of_factors: float) -> None:
         """Args: gradient: of `values`, [O, I]."""
-        p, g = self.parameters(), self._grouped(gradient)
-        scale, values = p.scale[..., None], self._values(p)
-        inside = torch.addcmul(self.w, self.state[0], scale.expand_as(self.w)).sub_(values).abs_() <= _INSIDE * scale.abs()
-        state = [signed_rounding.moved(self.state[0], g * scale * inside, rate, 0.0)]
+        (p, values), g = self._decoded(), self._grouped(gradient)
+        scale = p.scale[..., None]
+        inside = torch.addcmul(self.w, self.state[0], scale.expand_as(self.w)).sub_(values).abs_().le_(_INSIDE * scale.abs())  # 1 or 0, in float32: bool takes several times as long
+        state = [signed_rounding.moved(self.state[0], torch.mul(g, scale).mul_(inside), rate, 0.0)]
         if len(self.state) > 1:
             of_scale = self._summed(signed_rounding.scale_gradient(g, values, self.w, scale, inside))
             if self._ends is None:
                 gradients = (of_scale * self.found.scale,)
             else:
-                of_zero = self._summed(-g * scale * ~inside)
+                of_zero = self._summed(torch.mul(-g, scale).mul_(1 - inside))
                 gradients = signed_rounding.factor_gradients(of_scale, of_zero, p.scale, self._ends, self._ends.low * self.state[1])
             state += [signed_rounding.moved(f, of, rate_of_factors, 1.0) for f, of in zip(self.state[1:], gradients, strict=True)]
         self.state = tuple(state)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 LOSSLESS = {"method": "lossless"}
+_SPARSE = {"method": "prune", "saliency": "sparsegpt", "sparsity": 0.5}
 _FISHER = {"method": "prune", "saliency": "fisher", "sparsity": 0.5}
 
 
@@ -35,8 +36,9 @@ FIXED = {
     **{f"gptq {b} bits, row, coded": gptq(b, None, LOSSLESS) for b in (3, 4, 5, 6)},
     "prune 50 % fisher, 4 bits, group 128": [_FISHER, *uniform(4, 128)],
     **{f"sparsegpt 50 %, gptq {b} bits, group 128, coded": joint(b, 128, LOSSLESS, sparsity=0.5) for b in (2, 3, 4)},
-    **{f"sparsegpt 70 %, gptq {b} bits, group 128, coded": joint(b, 128, LOSSLESS, sparsity=0.7) for b in (3, 4)},
+    **{f"sparsegpt 70 %, gptq {b} bits, group 128, coded": joint(b, 128, LOSSLESS, sparsity=0.7) for b in (2, 3, 4)},
     "sparsegpt 2:4, gptq 4 bits, group 128, coded": joint(4, 128, LOSSLESS, mask_structure="2:4"),
     **{f"autoround {b} bits, group 128, coded": uniform(b, 128, LOSSLESS, algorithm="autoround") for b in (2, 3)},
+    **{f"sparsegpt 50 %, autoround {b} bits, group 128, coded": [_SPARSE, *uniform(b, 128, LOSSLESS, algorithm="autoround")] for b in (2, 3)},
 }
 """Name -> steps."""

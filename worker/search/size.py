@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from worker.search.choosing import Choice, Choosing
@@ -48,13 +48,14 @@ class Best:
         self.search = search
         self.fit: list[Fit] = []
         self.seen: dict[tuple[str, bool], Trial] = {}
+        self.tried: list[tuple[Candidate, Trial]] = []  # whether it keeps to the budget or not
         self.factors = dict[tuple[bool, bool], float]()  # bytes that were foreseen, of those that it took: of one option for all or others, learned or not
         self.least = math.inf  # the loss that was foreseen of what fits
 
     def within(self, room: float) -> Trial:
         """Raises: BudgetNotMet: none of what was tried fits."""
         for candidate in self._candidates(room):
-            for _ in range(_MORE if self.fit else _TRIALS):
+            for _ in range(self._tries(candidate)):
                 found = candidate.choice(room * self._taken(candidate))
                 if found is None:
                     break
@@ -63,6 +64,7 @@ class Best:
                     break
                 trial = self.seen[what] if known else self.search.carried(candidate.choosing, found, candidate.how, candidate.learned)
                 self.seen[what] = trial
+                self.tried.append((candidate, trial))
                 took, there = trial.bytes_of(self.search.groups), self.search.room_beside(trial)
                 room, self.factors[candidate.alike, candidate.learned] = there, (candidate.choosing.bytes(found) - candidate.choosing.fixed) / took
                 if not self.search.bounds.missed(trial):
@@ -74,6 +76,12 @@ class Best:
             last = self.search.trials[-1][1]
             self.search.bounds.refuse(last, list(self.search.bounds.held(last)), "the best that was found")
         return self._best().trial
+
+    def _tries(self, candidate: Candidate) -> int:
+        """What is learned later needs no more of a choice than how far off its bytes are foreseen."""
+        if self.search.learns and not candidate.learned and not candidate.alike:
+            return 1
+        return _MORE if self.fit else _TRIALS
 
     def _fits(self, candidate: Candidate, found: Choice, trial: Trial, took: int) -> None:
         self.fit.append(Fit(self.search.lost(trial), took, trial, candidate))
@@ -112,17 +120,16 @@ class Best:
         point = plain.within(room)
         if point is not None and (not self.fit or point.lost < self._best().lost):
             yield Candidate(f"{point.how}, without gptq", plain, self._verified)
+        if self.search.learns and full is not None:
+            least, alike = (min((self.search.lost(t) for c, t in self.tried if c.alike == of), default=math.inf) for of in (False, True))
+            if ints is not None:
+                yield Candidate("widths chosen by both", ints, lambda r: ints.by("both", r), learned=True)
+            if alike <= _CLOSE * least:
+                yield Candidate("one option for all", full, self._alike, learned=True, alike=True)
+            else:
+                yield Candidate("chosen by both", full, lambda r: full.by("both", r), learned=True)
         if not self.fit:
             yield Candidate("the smallest of all", plain, lambda r: plain.smallest())
-        if not self.search.learns or not self.fit:
-            return
-        best, alike = self._best(), min((f.lost for f in self.fit if f.candidate.alike), default=math.inf)
-        if ints is not None:
-            yield Candidate("widths chosen by both", ints, lambda r: ints.by("both", r), learned=True)
-        if alike <= _CLOSE * best.lost:
-            yield Candidate("one option for all", full, self._alike, learned=True, alike=True)
-        else:
-            yield replace(best.candidate, learned=True)
 
     def _alike(self, room: float) -> Choice | None:
         """One option of integers on searched grids, under a mask where there is no room otherwise."""

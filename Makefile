@@ -2,6 +2,7 @@
 VENV := .venv
 BIN := $(VENV)/bin
 TORCH ?=
+unexport PYTHONDONTWRITEBYTECODE  # the services of the tests start hundreds of processes, each of which would compile our modules anew
 
 .PHONY: install demo test test-slow test-postgres chaos fuzz schema hostile up bench
 

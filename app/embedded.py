@@ -185,6 +185,7 @@ class Told:
 
     def __init__(self):
         self.url, self.late = f"http://{settings().host}:{settings().port}", time.monotonic() + _READY
+        self.http = httpx.Client(timeout=2)  # one for all questions: to make one costs more than to ask
         self.ready = False
 
     def look(self) -> None:
@@ -192,7 +193,7 @@ class Told:
             return
         missing = "the API does not answer"
         try:
-            answer = httpx.get(f"{self.url}/readyz", timeout=2)
+            answer = self.http.get(f"{self.url}/readyz")
             self.ready = answer.status_code == 200
             missing = ", ".join(f"{name}: {state}" for name, state in answer.json()["checks"].items() if state != "ok")
         except (httpx.HTTPError, ValueError, KeyError):

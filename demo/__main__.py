@@ -53,16 +53,17 @@ def service(home: Path, *options: str) -> Iterator[str]:
         process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)  # Ctrl-C reaches this process alone, which stops it
     url = f"http://127.0.0.1:{port}"
     try:
-        for _ in range(START * 10):
-            if process.poll() is not None:
-                break
-            try:
-                if httpx.get(f"{url}/readyz").status_code == 200:
-                    yield url
-                    return
-            except httpx.TransportError:
-                pass
-            time.sleep(0.1)
+        with httpx.Client(base_url=url) as http:
+            for _ in range(START * 10):
+                if process.poll() is not None:
+                    break
+                try:
+                    if http.get("/readyz").status_code == 200:
+                        yield url
+                        return
+                except httpx.TransportError:
+                    pass
+                time.sleep(0.1)
         raise SystemExit(f"the service did not start:\n{(home / 'up.log').read_text(errors='replace')[-3000:]}")
     finally:
         process.send_signal(signal.SIGINT)

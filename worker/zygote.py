@@ -13,6 +13,7 @@ environment. It dies with the worker, the child with the zygote.
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib.util
 import json
 import os
@@ -166,9 +167,12 @@ def main(fd: int, parent: int, *modules: str) -> None:
     """The zygote's side: import, then fork a child for every request until the worker is gone."""
     die_with_parent(parent)
     worker = socket.socket(fileno=fd)
+    gc.disable()
     for module in modules:
         if importlib.util.find_spec(module):
             importlib.import_module(module)
+    gc.freeze()  # what is imported stays: children share it, and look through none of it again
+    gc.enable()
     while True:
         message, fds, _, _ = socket.recv_fds(worker, MESSAGE, 1)
         if not message:

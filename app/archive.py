@@ -13,7 +13,7 @@ import zlib
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
-from fastapi.concurrency import run_in_threadpool
+from starlette.concurrency import run_in_threadpool
 from sqlalchemy import select, update
 
 from app.db import reading, session

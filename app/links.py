@@ -18,7 +18,7 @@ from typing import Annotated
 from urllib.parse import quote
 
 from fastapi import Depends, Header, Query, Request
-from fastapi.concurrency import run_in_threadpool
+from starlette.concurrency import run_in_threadpool
 from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError
 

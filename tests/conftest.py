@@ -14,6 +14,11 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # before torch is imported; threads of 
 
 import postgres
 import pytest
+from dealing import Dealing
+
+
+def pytest_xdist_make_scheduler(config, log):
+    return Dealing(config, log) if config.getvalue("dist") == "loadfile" else None
 
 
 def pytest_collection_finish() -> None:

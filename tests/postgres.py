@@ -87,10 +87,10 @@ class Postgres:
             done = c.execute(query)
             return done.fetchall() if done.description else []
 
-    def create(self) -> str:
-        """An empty database; returns its name."""
+    def create(self, like: str = "template1") -> str:
+        """A copy of a database that nobody is connected to, by default an empty one; returns its name."""
         name = f"test{next(_numbers)}"
-        self.ask(f"create database {name}")
+        self.ask(f"create database {name} template {like}")
         return name
 
     def drop(self, name: str) -> None:

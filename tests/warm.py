@@ -25,8 +25,8 @@ from app.parent import die_with_parent, tied
 
 LIBRARIES = (
     "alembic.command", "anyio._backends._asyncio", "celery.app.base", "celery.worker.state", "cryptography.hazmat.primitives.asymmetric.ed25519",
-    "cryptography.hazmat.primitives.serialization", "email_validator", "fastapi", "httpx_sse", "kombu.transport.redis", "obstore.store", "prometheus_client.openmetrics",
-    "psycopg", "pydantic.v1", "pydantic_settings", "pythonjsonlogger.json", "re2", "rich.progress", "sqlalchemy.dialects.postgresql", "sqlalchemy.dialects.sqlite",
+    "cryptography.hazmat.primitives.serialization", "email_validator", "fastapi", "httpx_sse", "kombu.transport.redis", "limits", "obstore.store", "prometheus_client.openmetrics",
+    "psycopg", "pydantic.v1", "pydantic_settings", "pyrage", "pythonjsonlogger.json", "re2", "rich.progress", "sqlalchemy.dialects.postgresql", "sqlalchemy.dialects.sqlite",
     "sqlalchemy.orm", "sse_starlette", "statistics", "typer", "uvicorn.lifespan.on", "uvicorn.loops.auto", "uvicorn.protocols.http.h11_impl", "yaml", "zstandard",
 )  # fmt: skip
 

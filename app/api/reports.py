@@ -6,7 +6,7 @@ import json
 from html import escape
 
 from fastapi import Request
-from fastapi.concurrency import run_in_threadpool
+from starlette.concurrency import run_in_threadpool
 from fastapi.responses import HTMLResponse, Response
 
 from app.serve import send_blob

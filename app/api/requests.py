@@ -11,7 +11,7 @@ import unicodedata
 from typing import Any
 
 from fastapi import Request
-from fastapi.concurrency import run_in_threadpool
+from starlette.concurrency import run_in_threadpool
 
 from app.config import settings
 from app.errors import InvalidCursor, MalformedRequest, PayloadTooLarge, UnsupportedMediaType

@@ -11,7 +11,7 @@ from email.utils import formatdate
 from typing import Any
 
 from fastapi import APIRouter, Depends, Request, Response
-from fastapi.concurrency import run_in_threadpool
+from starlette.concurrency import run_in_threadpool
 from fastapi.routing import APIRoute
 
 from app import customer_keys, tus

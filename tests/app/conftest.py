@@ -16,7 +16,7 @@ import httpx
 import pytest
 import s3 as store
 import warm
-from homes import DEFAULT, empty_database, new_storage
+from homes import DEFAULT, own_database, new_storage
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
@@ -163,11 +163,11 @@ def problem():
 
 @pytest.fixture(scope="session")
 def serve_api():
-    """Starts another API process, on a new database (`via`: see `homes.empty_database`) or on that of the URL `database`; see `start`."""
+    """Starts another API process, on a new database (`via`: see `homes.own_database`) or on that of the URL `database`; see `start`."""
 
     @contextmanager
     def serving(home: Path, kind: str = DEFAULT, via: int | None = None, database: str | None = None, **settings: str):
-        with nullcontext(database) if database else empty_database(home, kind, via) as url:
+        with nullcontext(database) if database else own_database(home, kind, via, upgrade) as url:
             made, process = start(home, url, **settings)
             try:
                 yield made

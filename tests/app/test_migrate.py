@@ -7,7 +7,7 @@ import multiprocessing
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from homes import KINDS, empty_database
+from homes import KINDS, own_database
 from sqlalchemy import MetaData, inspect, text
 
 from app.db import Base, make_engine
@@ -36,7 +36,7 @@ ROWS = {
 
 @pytest.fixture(params=KINDS)
 def url(request, tmp_path):
-    with empty_database(tmp_path, request.param) as made:
+    with own_database(tmp_path, request.param) as made:
         yield made
 
 

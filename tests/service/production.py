@@ -20,7 +20,7 @@ from pathlib import Path
 
 import httpx
 import s3
-from homes import empty_database
+from homes import own_database
 
 from app.embedded import redis_server
 
@@ -156,7 +156,7 @@ def redis(folder: Path) -> Iterator[str]:
 def production(folder: Path, **settings: str) -> Iterator[Production]:
     """Everything, on an empty database and an empty bucket. `settings` are MODELPRESS_* variables of all parts."""
     store = s3.server()
-    with redis(folder) as broker, empty_database(folder, "postgresql") as database:
+    with redis(folder) as broker, own_database(folder, "postgresql") as database:
         places = {"MODELPRESS_DATABASE_URL": database, "MODELPRESS_BROKER_URL": broker, "MODELPRESS_STORAGE_URL": f"s3://{store.bucket()}/models"}
         made = Production(folder, {**store.environment, **places, **settings})
         try:

@@ -9,13 +9,13 @@ import signal
 import socket
 import struct
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import httpx
 import numpy as np
 import psutil
+import warm
 from homes import DEFAULT, new_database, new_storage
 
 TERMINAL = ("succeeded", "failed", "cancelled")
@@ -37,9 +37,8 @@ class Service:
         self.start()
 
     def start(self) -> None:
-        command = [sys.executable, "-m", "app.cli", "up", "--port", str(self.port)]
         self.log = (self.home / "up.log").open("ab")
-        self.process = subprocess.Popen(command, env=self.environment, stdout=self.log, stderr=self.log, start_new_session=True)
+        self.process = warm.start("app.cli", "up", "--port", str(self.port), env=self.environment, stdout=self.log, stderr=self.log)
         self.ready()
         self.key = (self.home / "api-key").read_text().strip()
 
@@ -49,7 +48,7 @@ class Service:
             with contextlib.suppress(httpx.HTTPError):
                 if httpx.get(f"{self.url}/readyz", timeout=5).status_code == 200:
                     return
-            time.sleep(0.05)
+            time.sleep(0.2)
         logs = "\n".join(f"--- {p.name}\n{p.read_text(errors='replace')[-2000:]}" for p in [self.home / "up.log", *(self.home / "logs").glob("*.log")])
         raise AssertionError(f"the service is not ready after {seconds} s\n{logs}")
 
@@ -126,7 +125,7 @@ class Service:
         end = time.monotonic() + seconds
         while (job := self.job(job_id))["state"] != state:
             assert time.monotonic() < end and job["state"] not in TERMINAL, job
-            time.sleep(0.01)
+            time.sleep(0.03)
         return job
 
 

@@ -6,19 +6,16 @@ import asyncio
 import base64
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+import warm
 from safetensors.torch import save_file
 
 from app.client import AsyncClient, Client
 from app.errors import GateFailed, NotFound, NoTensorMatched
 from app.verify import verify_folder
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -39,8 +36,7 @@ def client(service):
 def modelpress(service, tmp_path):
     def run(*args):
         variables = os.environ | {"MODELPRESS_URL": service.url, "MODELPRESS_HOME": str(service.home), "COLUMNS": "200"}
-        command = [sys.executable, "-m", "app.cli", *map(str, args)]
-        return subprocess.run(command, env=variables, capture_output=True, text=True, timeout=120, cwd=ROOT)
+        return warm.run("app.cli", *map(str, args), env=variables, timeout=120)
 
     return run
 

@@ -5,18 +5,15 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import tiny_models
 import torch
+import warm
 from safetensors.torch import save_file
 
 from app.client import AsyncClient, Client
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -74,17 +71,17 @@ def test_on_the_command_line(service, model, tmp_path):
 
     def run(*more: str):
         variables = os.environ | {"MODELPRESS_URL": service.url, "MODELPRESS_HOME": str(service.home), "COLUMNS": "200"}
-        command = [sys.executable, "-m", "app.cli", "compare", str(model), "--preset", "lossless", "--recipe", str(recipe), *more]
-        return subprocess.run(command, env=variables, capture_output=True, text=True, timeout=120, cwd=ROOT)
+        return warm.run("app.cli", "compare", str(model), *more, env=variables, timeout=120)
 
-    told = run("--json", "--budget", "avg_bits=6")
+    two = ("--preset", "lossless", "--recipe", str(recipe))
+    told = run(*two, "--json", "--budget", "avg_bits=6")
     rows = json.loads(told.stdout)["rows"]
     assert told.returncode == 0 and [row["name"] for row in rows] == ["lossless", "ours", "auto avg_bits=6"] and {row["state"] for row in rows} == {"succeeded"}
-    shown = run()
+    shown = run(*two)
     assert shown.returncode == 0 and "ours" in shown.stdout and f"{rows[1]['bytes_after']:,}" in shown.stdout and "restore s" in shown.stdout
-    missed = run("--gate", "max_bytes=1")
+    missed = run(*two, "--gate", "max_bytes=1")
     assert missed.returncode == 1 and missed.stdout.count("failed: gate-failed") == 2
-    assert subprocess.run([sys.executable, "-m", "app.cli", "compare", str(model)], capture_output=True, cwd=ROOT).returncode == 2
+    assert run().returncode == 2
 
 
 def test_what_calibration_finds_is_found_once(service, key, tmp_path):

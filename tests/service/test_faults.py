@@ -16,6 +16,7 @@ from pathlib import Path
 import psutil
 import pytest
 import redis
+import warm
 from service.running import Service, model
 
 _seeds = count(10_000)
@@ -126,8 +127,7 @@ def test_nothing_is_left_behind_once_the_faults_are_over(fragile, small):
 
 
 def up(home: Path, port: int) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "app.cli", "up", "--port", str(port)]
-    return subprocess.run(command, env=os.environ | {"MODELPRESS_HOME": str(home)}, capture_output=True, text=True, timeout=30)
+    return warm.run("app.cli", "up", "--port", str(port), env=os.environ | {"MODELPRESS_HOME": str(home)}, timeout=30)
 
 
 def test_a_taken_port_is_refused_at_once(tmp_path):

@@ -5,14 +5,13 @@ from __future__ import annotations
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from collections import Counter
 from itertools import count
 
 import psutil
 import pytest
+import warm
 from service.running import TERMINAL, Service, model
 
 _seeds = count()
@@ -160,7 +159,7 @@ def test_the_death_of_the_supervisor_ends_everything_and_a_second_start_finds_al
     s = Service(tmp_path)
     try:
         job = s.finish(begin(s, s.upload(model(1))))
-        taken = subprocess.run([sys.executable, "-m", "app.cli", "up", "--port", "1"], env=s.environment, capture_output=True, text=True, timeout=30)
+        taken = warm.run("app.cli", "up", "--port", "1", env=s.environment, timeout=30)
         assert taken.returncode != 0 and "another service" in taken.stderr
         processes = psutil.Process(s.process.pid).children(recursive=True)
         assert len(processes) >= 6

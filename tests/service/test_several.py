@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -13,6 +12,7 @@ from itertools import count
 
 import httpx
 import pytest
+import warm
 from service.running import QUICK, Service, model
 from sqlalchemy import Engine, select
 from sqlalchemy.orm import Session
@@ -36,7 +36,7 @@ class Several:
 
     first: Service
     second: str
-    workers: dict[str, subprocess.Popen]
+    workers: dict[str, warm.Started]
     engine: Engine
 
     def row(self, job_id: str) -> Job:
@@ -49,12 +49,12 @@ class Several:
 
 
 @contextmanager
-def part(service: Service, name: str, **own: str) -> Iterator[subprocess.Popen]:
+def part(service: Service, name: str, **own: str) -> Iterator[warm.Started]:
     """Another process of the service, on the broker that `up` has started."""
     private = (service.home / "lock").read_text()
     environment = service.environment | {"MODELPRESS_BROKER_URL": f"redis+socket://{private}/redis.sock"} | {f"MODELPRESS_{k}": v for k, v in own.items()}
     with (service.home / "logs" / f"other-{name}.log").open("ab") as log:
-        process = subprocess.Popen([sys.executable, "-m", "app.cli", name], env=environment, stdout=log, stderr=log)
+        process = warm.start("app.cli", name, env=environment, stdout=log, stderr=log)
     try:
         yield process
     finally:
@@ -92,11 +92,11 @@ def several(tmp_path_factory) -> Iterator[Several]:
         stack.callback(engine.dispose)
         several = Several(service, f"http://127.0.0.1:{port}", workers, engine)
         until(lambda: answers(several.second))
-        warm(several)
+        let_each_work(several)
         yield several
 
 
-def warm(several: Several) -> None:
+def let_each_work(several: Several) -> None:
     """Jobs until every worker has done one: the first waits until torch is imported."""
     with client(several, several.first.url, "warm") as c:
         artifact, seeds = send(c, 1), count()
@@ -176,6 +176,6 @@ def test_a_worker_that_dies_loses_nothing(several):
         assert [j["attempts"] for j in done if j["id"] in held] == [2]
 
 
-def working(several: Several, worker: subprocess.Popen) -> list[str]:
+def working(several: Several, worker: warm.Started) -> list[str]:
     """Jobs that it has claimed."""
     return [r.id for r in several.rows("unlucky") if r.state == "running" and f"-{worker.pid}-" in r.worker]

@@ -6,7 +6,6 @@ from functools import cache
 from pathlib import Path
 from typing import Literal
 
-from limits import parse_many
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
@@ -45,7 +44,7 @@ class Settings(BaseSettings):
     max_open_jobs: int = 10_000  # of one owner, not ended yet
     max_running_jobs: int | None = Field(None, ge=1)  # of one owner at a time; none: as many as there are workers
     max_stored_bytes: int | None = Field(None, ge=0)  # of one owner's artifacts; none: as much as there is room
-    rate_limit: str = "1000/second;30000/minute"  # requests of one owner, as `limits` writes it; empty: any number
+    rate_limit: str = Field("1000/second;30000/minute", validate_default=False)  # requests of one owner, as `limits` writes it; empty: any number
 
     lease: float = 30.0
     heartbeat: float = 5.0
@@ -94,6 +93,8 @@ class Settings(BaseSettings):
     @field_validator("rate_limit")
     @classmethod
     def _rates(cls, text: str) -> str:
+        from limits import parse_many  # takes longer to import than all else here, and only the API asks for rates
+
         try:
             parse_many(text) if text else None
         except ValueError:

@@ -49,6 +49,7 @@ DATA = {".txt": "text", ".jsonl": "text", ".json": "text", ".npz": "numpy", ".np
 """Formats of data sets by suffix."""
 DATASETS = {".npz": "numpy", ".npy": "numpy", ".parquet": "parquet", ".arrow": "arrow", ".feather": "arrow", ".csv": "csv", ".tsv": "csv"}
 """Formats of what jobs on data sets take, by suffix; .zip of them too."""
+KINDS = ("model", "gradients", "calibration", "images", "dataset")
 DATA_KINDS = ("calibration", "dataset")
 _IMAGES = {
     ".png": (b"\x89PNG\r\n\x1a\n",), ".jpg": (b"\xff\xd8\xff",), ".jpeg": (b"\xff\xd8\xff",), ".gif": (b"GIF87a", b"GIF89a"), ".bmp": (b"BM",),

@@ -23,7 +23,6 @@ from app.db import Base, now
 
 QUEUED, RUNNING, SIGNING, SUCCEEDED, FAILED, CANCELLED = STATES = ("queued", "running", "signing", "succeeded", "failed", "cancelled")
 TERMINAL = frozenset({SUCCEEDED, FAILED, CANCELLED})
-KINDS = ("model", "gradients", "calibration", "images", "dataset")
 
 
 def new_id() -> str:

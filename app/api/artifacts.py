@@ -23,8 +23,8 @@ from app.compose import Composition, check_paths, compose
 from app.config import settings
 from app.db import now, reading, session
 from app.errors import MalformedRequest, NotFound, Unprocessable, UnsupportedMediaType
-from app.formats import detect
-from app.models import KINDS, Artifact, ArtifactFile, new_id
+from app.formats import KINDS, detect
+from app.models import Artifact, ArtifactFile, new_id
 from app.owned import owned
 from app.retention import remove
 from app.settled import settled

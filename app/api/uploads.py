@@ -25,10 +25,10 @@ from app.auth import Owner
 from app.config import settings
 from app.db import reading
 from app.errors import MalformedRequest, ModelpressError, PayloadTooLarge, UnsupportedMediaType, error_of
-from app.formats import detect
-from app.models import KINDS, Upload
-from app.storage import Storage
+from app.formats import KINDS, detect
+from app.models import Upload
 from app.resumable import check, create, forget, get
+from app.storage import Storage
 
 _SHA256 = re.compile(r"[0-9a-fA-F]{64}")
 

@@ -11,7 +11,7 @@ from app.bars import bars, byte_bar
 from app.client import Client
 from app.commands.options import Json, Url, err, out, print_json, size_of
 from app.errors import Unprocessable
-from app.models import KINDS
+from app.formats import KINDS
 
 
 def upload(

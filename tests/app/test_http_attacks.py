@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import uvicorn
-from homes import KINDS
+from homes import DEFAULT, KINDS
 from raw_http import CHUNKED, raw, request
 from sqlalchemy import func, select
 
@@ -30,6 +30,9 @@ SMUGGLED = b"GET /smuggled HTTP/1.1\r\nHost: x\r\n\r\n"
 def served(request, tmp_path_factory, serve_api):
     with serve_api(tmp_path_factory.mktemp("attacked"), request.param, max_upload_bytes=str(1 << 20), upload_idle_timeout="2", rate_limit="") as api:
         yield api
+
+
+ONE_DATABASE = pytest.mark.parametrize("served", [DEFAULT], indirect=True)  # what is answered before any row is read
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +79,7 @@ FRAMING = {
 }
 
 
+@ONE_DATABASE
 @pytest.mark.parametrize("case", FRAMING)
 def test_framing_that_can_be_read_in_two_ways(served, case):
     answer = raw(served, request(served, *FRAMING[case], body=b"0\r\n\r\n" + SMUGGLED))
@@ -100,6 +104,7 @@ WHOLE = {
 }
 
 
+@ONE_DATABASE
 @pytest.mark.parametrize("case", WHOLE)
 def test_heads_that_are_none_first_or_pipelined(served, case):
     for before in (b"", b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"):
@@ -124,6 +129,7 @@ def test_a_head_in_pieces_is_one_head(served):
 SIZES = ["FFFFFFFFFFFFFFFFF", "-1", "0x10", "+5", "", " ", " 5", "5 ", "1_0", "g", "0" * 16 + "5", "5;a\rb", "5;a\nb", "5;\0", "5;" + "a" * 2000, ";a"]
 
 
+@ONE_DATABASE
 @pytest.mark.parametrize("size", SIZES, ids=repr)
 def test_chunks_whose_size_is_none(served, size):
     answer = raw(served, request(served, CHUNKED, body=f"{size}\r\nhello\r\n0\r\n\r\n".encode() + SMUGGLED))
@@ -141,6 +147,7 @@ def test_trailers_say_nothing_about_the_body(served):
         assert answer.startswith(b"HTTP/1.1 4") and b"smuggled" not in answer
 
 
+@ONE_DATABASE
 def test_heads_without_end(served):
     flood = b"".join(b"X-%d: a\r\n" % i for i in range(10_000))
     for data, statuses in ((request(served, target="/" + "a" * 100_000), (b"414",)), (b"GET /" + b"a" * 2_000_000, (b"414",)), (request(served, b"X: " + b"a" * 2_000_000), (b"431",)), (request(served, flood), (b"431",))):
@@ -148,6 +155,7 @@ def test_heads_without_end(served):
     assert served.rss() < 400 << 20
 
 
+@ONE_DATABASE
 def test_extensions_and_trailers_without_end(served):
     for body in (b"5;" + b"a" * (1 << 20) + b"\r\nhello\r\n0\r\n\r\n", b"5\r\nhello\r\n0\r\n" + b"X: " + b"a" * (1 << 20) + b"\r\n\r\n", b"5\r\nhello\r\n0\r\n" + b"X: a\r\n" * 100_000 + b"\r\n"):
         statuses = re.findall(rb"HTTP/1\.1 (\d+)", raw(served, request(served, CHUNKED, body=body)))
@@ -160,6 +168,7 @@ def test_what_follows_a_body_is_a_request_of_its_own_or_nothing(served):
     assert b"HTTP/1.1 2" not in answer.split(b"\r\n\r\n", 2)[-1] and len(re.findall(rb"HTTP/1\.1 (\d+)", answer)) <= 2
 
 
+@ONE_DATABASE
 def test_too_much_is_refused_before_it_is_read(served):
     begun = time.monotonic()
     for lines in (["Content-Length: 1048577", "Expect: 100-continue"], ["Content-Length: 99999999999999"]):

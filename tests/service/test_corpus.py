@@ -6,6 +6,7 @@ import json
 import tarfile
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from itertools import groupby, islice
 from pathlib import Path
 
 import pytest
@@ -15,14 +16,18 @@ FAMILIES = ("safetensors", "torch", "archive", "confusion", "numeric", "image")
 
 
 @pytest.mark.skipif(not CORPUS.exists(), reason="the hostile corpus is not beside this clone")
-def test_every_file_gets_its_verdict(service, tmp_path):
+@pytest.mark.parametrize("each", [2, pytest.param(1000, marks=pytest.mark.slow)])
+def test_every_file_gets_its_verdict(service, tmp_path, each):
+    """`each`: how many of each family and verdict; every file goes through its reader in tests/worker/formats/test_corpus.py, and all of this with `make hostile`."""
     with tarfile.open(CORPUS) as t:
         t.extractall(tmp_path, filter="data")
     folder = next(tmp_path.rglob("manifest.json")).parent
     manifest = json.loads((folder / "manifest.json").read_text())
     canaries = Path(manifest["canary_dir"])
     before = set(canaries.glob(manifest["canary_glob"]))
-    files = [f for f in manifest["files"] if f["family"] in FAMILIES and f["level"] == "must"]
+    asked = [f for f in manifest["files"] if f["family"] in FAMILIES and f["level"] == "must"]
+    alike = lambda f: (f["family"], f["expected"])  # noqa: E731
+    files = [f for _, group in groupby(sorted(asked, key=alike), alike) for f in islice(group, each)]
     with ThreadPoolExecutor(4) as pool:
         verdicts = list(pool.map(lambda f: verdict(service, folder / f["name"]), files))
     wrong = [f"{f['name']}: {v}, expected {f['expected']} ({f['reason']})" for f, v in zip(files, verdicts, strict=True) if v[0] != f["expected"]]

@@ -145,6 +145,7 @@ def test_a_drained_worker_gives_its_job_back_for_free(fragile, large):
     assert ended["state"] == "succeeded" and ended["attempts"] == 1
 
 
+@pytest.mark.slow  # a service of its own, for what tests/worker/test_attempt.py proves of one worker
 def test_a_job_past_its_deadline_fails(tmp_path):
     slow = Service(tmp_path, MODELPRESS_JOB_TIMEOUT="0.3")
     try:

@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from worker import zygote
-from worker.zygote import Limits, Zygote
+from worker.zygote import Limits, serving
 
 WORKER = """
 import json, sys, time
@@ -44,23 +44,19 @@ def gone(pid: int, seconds: float = 5) -> bool:
 
 
 @pytest.mark.parametrize("entry", {imported: entry for entry, imported in sorted(zygote.PRELOAD.items())}.values())  # one of those that import the same
-def test_a_zygote_that_is_ready_has_one_thread_and_no_secrets(entry, rooms, monkeypatch):
-    """Parallel work in it, even of an import, would make its children hang."""
+def test_a_zygote_that_is_ready_has_one_thread_and_no_secrets(entry, zygotes, rooms):
+    """Parallel work in it, even of an import, would make its children hang; of this process's environment it has nothing."""
     if ":" not in entry or entry.startswith("entries"):
         pytest.skip("an entry of these tests")
-    monkeypatch.setenv("MODELPRESS_DATABASE_URL", "postgresql://user:secret@host/db")
-    made = Zygote(entry)
-    try:
-        child = made.spawn(*rooms, Limits(1 << 30, 1 << 20, 1))  # it has imported all that it imports once it answers
-        child.kill()
-        made.wait()
-        child.close()
-        assert len(os.listdir(f"/proc/{made.process.pid}/task")) == 1
-        environment = Path(f"/proc/{made.process.pid}/environ").read_bytes()
-        names = {v.split(b"=")[0].decode() for v in environment.split(b"\0") if v} - {"CUDA_VISIBLE_DEVICES"}
-        assert b"secret" not in environment and names == {*zygote._ENVIRONMENT, "CUDA_CACHE_DISABLE"}
-    finally:
-        made.close()
+    made = serving(zygotes, entry)
+    child = made.spawn(*rooms, Limits(1 << 30, 1 << 20, 1))  # it has imported all that it imports once it answers
+    child.kill()
+    made.wait()
+    child.close()
+    assert len(os.listdir(f"/proc/{made.process.pid}/task")) == 1
+    environment = Path(f"/proc/{made.process.pid}/environ").read_bytes()
+    names = {v.split(b"=")[0].decode() for v in environment.split(b"\0") if v} - {"CUDA_VISIBLE_DEVICES"}
+    assert names == {*zygote._ENVIRONMENT, "CUDA_CACHE_DISABLE"} and "HOME" in os.environ
 
 
 def test_a_child_reads_its_input_and_writes_its_output(follow, rooms):

@@ -18,10 +18,8 @@ $(VENV)/.installed: pyproject.toml
 demo: install
 	$(BIN)/python -m demo
 
-# Whole services want the machine to themselves; everything else waits more than it computes.
 test: install
-	$(BIN)/python -m pytest -n 3 --dist loadfile --ignore tests/service
-	$(BIN)/python -m pytest tests/service
+	$(BIN)/python -m pytest -n 3 --dist loadfile
 
 test-slow: install
 	$(BIN)/python -m pytest -n 3 --dist loadfile -m slow

@@ -1,4 +1,7 @@
-"""How the tests are dealt out to several processes: those of a file together, and so all files whose tests share what takes seconds to start."""
+"""How the tests are dealt out to several processes: those of a file together, and so all files whose tests share what takes seconds to start.
+
+Whole services come first: they wait more than they compute, and what computes fills the gaps.
+"""
 
 from __future__ import annotations
 
@@ -9,19 +12,29 @@ from pathlib import Path
 from xdist.scheduler import LoadFileScheduling
 
 ROOT = Path(__file__).parents[1]
-SHARED = {"tests/service": ("fragile", "service"), "tests/worker": ("zygotes", "follow")}
-"""Fixtures of a whole session: a service to be killed, one to be used, and what forks children with torch imported (`follow` is of the same files)."""
+SERVICE, ZYGOTES = "tests/service/", "zygotes"
+_SHARED = {SERVICE: {"fragile": "fragile", "service": "service"}, "tests/worker/": {"zygotes": ZYGOTES, "follow": ZYGOTES}}
+"""By folder: fixtures of a whole session, and the share of the files that take them."""
 
 
 @cache
 def share(file: str) -> str:
-    """What the tests of `file` are dealt out with: itself alone, or all files that take the same fixture of SHARED."""
-    names = next((names for folder, names in SHARED.items() if file.startswith(folder)), ())
-    text = (ROOT / file).read_text()
-    taken = [name for name in names if re.search(rf"def \w+\([^)]*\b{name}\b", text)]
-    return ("zygotes" if taken[0] == "follow" else taken[0]) if taken else file
+    """What the tests of `file` are dealt out with: the file alone, or all files of a share."""
+    names = next((names for folder, names in _SHARED.items() if file.startswith(folder)), {})
+    text = (ROOT / file).read_text() if names else ""
+    return next((name for fixture, name in names.items() if re.search(rf"def \w+\([^)]*\b{fixture}\b", text)), file)
+
+
+def turn(nodeid: str) -> int:
+    """What comes first is dealt out first."""
+    file = nodeid.split("::")[0]
+    return 0 if file.startswith(SERVICE) else 1 if share(file) == ZYGOTES else 2
 
 
 class Dealing(LoadFileScheduling):
+    def __init__(self, config, log):
+        super().__init__(config, log)
+        config.option.loadscopereorder = False
+
     def _split_scope(self, nodeid: str) -> str:
         return share(super()._split_scope(nodeid))

@@ -11,7 +11,8 @@ import pyarrow as pa
 
 from app.errors import InputRefused
 from app.limits import shown
-from worker.datasets import csv_file, rows
+from worker.datasets import rows
+from worker.datasets.csv_dialect import Dialect, header_of
 from worker.datasets.sources import Source
 from worker.datasets.tables import Table, selected, widths
 
@@ -64,8 +65,8 @@ def _table(source: Source, drop: list[str], hashed: list[str], key: bytes, point
     if chosen:
         source.table = _hashed(source.table, chosen, key)
     if source.dialect and (gone or chosen):
-        header = csv_file.header_of(source.table.schema.names, source.dialect) if source.dialect.header else ""
-        source.dialect = csv_file.Dialect(**source.dialect.stored() | {"header": header})
+        header = header_of(source.table.schema.names, source.dialect) if source.dialect.header else ""
+        source.dialect = Dialect(**source.dialect.stored() | {"header": header})
     for i in chosen:
         source.notes[source.table.schema.names[i]] = "hashed under a key that is kept nowhere"
     return told

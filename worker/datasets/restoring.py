@@ -16,9 +16,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from app.errors import InputRefused
-from worker.datasets import arrays, bounded_arrays, csv_file, table_files
+from worker.datasets import arrays, bounded_arrays, csv_lines, table_files
 from worker.datasets.arrays import CHUNK
 from worker.datasets.bounds import Grid
+from worker.datasets.csv_dialect import Dialect
 from worker.datasets.frames import read_frames
 from worker.datasets.index import FileEntry, announced, load_index
 from worker.datasets.npy import write_header
@@ -115,11 +116,11 @@ def _write_table(entry: FileEntry, stem: Path, target: Path, progress: Callable[
     stored = entry.table.model_dump(by_alias=True)
     schema, batches = table_files.schema_of(stored["schema"]), _counted(table_files.read(stored, stem), progress)
     if entry.format == "csv":
-        dialect = csv_file.Dialect(**entry.dialect.model_dump())
+        dialect = Dialect(**entry.dialect.model_dump())
         if any(not (pa.types.is_string(f.type) or pa.types.is_integer(f.type) or pa.types.is_floating(f.type) or pa.types.is_decimal(f.type) or pa.types.is_temporal(f.type)) for f in schema):
             raise damaged("a csv file has a column of a type that no csv is read as")
         with target.open("xb") as out:
-            for piece in csv_file.lines(batches, schema, dialect):
+            for piece in csv_lines.lines(batches, schema, dialect):
                 out.write(piece)
         return
     with contextlib.ExitStack() as stack:

@@ -10,6 +10,7 @@ from app.errors import InputRefused
 from app.formats import suffix
 from app.limits import Limits, check_path, check_tensor_name, shown
 from worker.datasets import csv_file
+from worker.datasets.csv_dialect import Dialect, Text
 from worker.datasets.npy import ArrayFile, open_npy
 from worker.datasets.tables import Table, open_arrow, open_parquet
 from worker.formats.archive import create, extract_zip, member_chunks
@@ -39,7 +40,7 @@ class Source:
     arrays: dict[str, ArrayFile] = field(default_factory=dict)
     stored: bool = False
     table: Table | None = None
-    dialect: csv_file.Dialect | None = None
+    dialect: Dialect | None = None
     reason: str = ""
     notes: dict[str, str] = field(default_factory=dict)
     cut: dict[str, int] = field(default_factory=dict)
@@ -83,7 +84,7 @@ def _open(name: str, path: Path, scratch: Path, limits: Limits) -> Source:
             return Source(name, "arrow", path, table=open_arrow(path, name))
         case "csv":
             found = csv_file.open_csv(path, name)
-            if isinstance(found, csv_file.Text):
+            if isinstance(found, Text):
                 return Source(name, "text", path, reason=found.reason)
             return Source(name, "csv", path, table=found[1], dialect=found[0])
         case _:

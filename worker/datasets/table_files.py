@@ -55,9 +55,9 @@ def write(table: Table, stem: Path, level: int, numbers: bool, allowed: Mapping[
         progress: told of the bytes of rows, as they are written and as they are compared.
     """
     sample = next(regrouped(table.batches(), table.schema), None)
-    columns = [sample.column(i).slice(0, _SAMPLE) if sample else pa.array([], f.type) for i, f in enumerate(table.schema)]
+    columns = [sample.column(i).slice(0, _SAMPLE) if sample else _without_rows(f.type) for i, f in enumerate(table.schema)]
     grids = {i: g for i, b in allowed.items() if (g := _grid(sample.column(i) if sample else columns[i], b))}
-    ways = [Way("bounded") if i in grids else choose(columns[i], table.schema.field(i), level, numbers) for i in range(len(columns))]
+    ways = [Way("bounded") if i in grids else Way("arrow") if c is None else choose(c, table.schema.field(i), level, numbers) for i, c in enumerate(columns)]
     _part_clashes(ways)
     while True:
         stored, widths, sizes, moved, wrong = _attempt(table, stem, level, ways, grids, allowed, progress)
@@ -67,6 +67,14 @@ def write(table: Table, stem: Path, level: int, numbers: bool, allowed: Mapping[
             raise AccountingMismatch(f"column {table.schema.field(wrong).name!r} of type {table.schema.field(wrong).type} does not come back as it was")
         grids.pop(wrong, None)
         ways[wrong] = Way("arrow", tried=ways[wrong].tried)
+
+
+def _without_rows(kind: pa.DataType) -> pa.Array | None:
+    """None where arrow makes no such array (unions)."""
+    try:
+        return pa.array([], kind)
+    except pa.ArrowNotImplementedError:
+        return None
 
 
 def _grid(column: pa.Array, bound: Bound) -> Grid | None:
@@ -130,16 +138,19 @@ def _sizes_of_parquet(path: Path | None, columns: list[int], sizes: list[int]) -
     if path is None:
         return
     metadata = pq.read_metadata(path)
-    names = metadata.schema.to_arrow_schema().names
+    names = {name: i for i, name in enumerate(metadata.schema.to_arrow_schema().names)}
+    owners = [columns[_owner(names, metadata.schema.column(i).path)] for i in range(metadata.num_columns)]
     for g in range(metadata.num_row_groups):
         group = metadata.row_group(g)
-        for i in range(group.num_columns):
-            sizes[columns[_owner(names, metadata.schema.column(i).path)]] += group.column(i).total_compressed_size
+        for i, owner in enumerate(owners):
+            sizes[owner] += group.column(i).total_compressed_size
 
 
-def _owner(names: list[str], path: str) -> int:
-    """The position of the column that a leaf is of: the one of the longest name that its path begins with."""
-    return max((i for i, n in enumerate(names) if path == n or path.startswith(n + ".")), key=lambda i: len(names[i]))
+def _owner(names: dict[str, int], path: str) -> int:
+    """The position of the column that a leaf is of: the one of the longest name that its path begins with, up to a dot or as a whole."""
+    while path and path not in names:
+        path = path.rpartition(".")[0]
+    return names[path]
 
 
 def _compare(table: Table, stored: dict, stem: Path, moved: dict[int, Moved], allowed: Mapping[int, Bound], progress) -> int | None:

@@ -13,7 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from app.errors import InputRefused
-from worker.datasets import csv_file
+from worker.datasets import csv_file, csv_lines
+from worker.datasets.csv_dialect import DELIMITERS, Text
 
 _FIELDS = st.sampled_from(["", "1", "-7", "007", "1.50", "-0.0", "1e5", "nan", "2020-01-02", "2020-01-02 03:04:05", "a", "é,b", 'say "x"', " 1", "two\nlines", "True"])
 
@@ -26,7 +27,7 @@ def _given(tmp_path, data: bytes | str, name: str = "t.csv"):
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
-    rows=st.lists(st.lists(_FIELDS, min_size=3, max_size=3), min_size=1, max_size=8), delimiter=st.sampled_from(csv_file.DELIMITERS), quoting=st.sampled_from([csv.QUOTE_MINIMAL, csv.QUOTE_ALL]),
+    rows=st.lists(st.lists(_FIELDS, min_size=3, max_size=3), min_size=1, max_size=8), delimiter=st.sampled_from(DELIMITERS), quoting=st.sampled_from([csv.QUOTE_MINIMAL, csv.QUOTE_ALL]),
     newline=st.sampled_from(["\n", "\r\n"]), ended=st.booleans(),
 )  # fmt: skip
 def test_whatever_is_written_comes_back(rows, delimiter, quoting, newline, ended, tmp_path_factory):
@@ -37,9 +38,9 @@ def test_whatever_is_written_comes_back(rows, delimiter, quoting, newline, ended
     path = folder / "t.csv"
     path.write_bytes((text := out.getvalue() if ended else out.getvalue().removesuffix(newline)).encode())
     found = csv_file.open_csv(path, "t.csv")
-    if not isinstance(found, csv_file.Text):
+    if not isinstance(found, Text):
         dialect, table = found
-        assert b"".join(csv_file.lines(table.batches(), table.schema, dialect)).decode() == text and table.rows == len(rows)
+        assert b"".join(csv_lines.lines(table.batches(), table.schema, dialect)).decode() == text and table.rows == len(rows)
 
 
 def test_columns_have_types_where_their_text_follows(tmp_path):

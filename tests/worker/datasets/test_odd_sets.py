@@ -34,6 +34,21 @@ def test_types_that_hold_no_nan_for_equal_and_negative_scales_come_back(tmp_path
     assert got.schema.equals(table.schema) and repr(got.to_pydict()) == repr(table.to_pydict())
 
 
+@pytest.mark.parametrize("batches", [0, 1])
+def test_a_table_without_rows_keeps_its_types(batches, tmp_path):
+    union = pa.dense_union([pa.field("a", pa.int64()), pa.field("b", pa.string())])
+    fields = {"union": union, "sparse": pa.sparse_union([pa.field("a", pa.int8())]), "nested": pa.struct([pa.field("u", union)]), "list": pa.list_(union), "x": pa.float32(), "text": pa.dictionary(pa.int8(), pa.string())}
+    schema = pa.schema(fields)
+    (tmp_path / "in").mkdir()
+    empty = pa.UnionArray.from_dense(pa.array([], pa.int8()), pa.array([], pa.int32()), [pa.array([], pa.int64()), pa.array([], pa.string())], ["a", "b"])
+    with pa.ipc.new_file(str(tmp_path / "in" / "a.arrow"), schema if not batches else pa.schema({"union": union})) as f:
+        if batches:
+            f.write_batch(pa.RecordBatch.from_arrays([empty], schema=pa.schema({"union": union})))
+    _, _, back = there_and_back(tmp_path / "in")
+    with pa.ipc.open_file(str(tmp_path / "in" / "a.arrow")) as given, pa.ipc.open_file(str(back / "a.arrow")) as got:
+        assert got.schema.equals(given.schema, check_metadata=True) and sum(len(got.get_batch(i)) for i in range(got.num_record_batches)) == 0
+
+
 @pytest.mark.parametrize("bound", [{"max_abs_error": 1.7e308}, {"max_rel_error": 0.9999999}])
 def test_the_largest_bounds_come_back(bound, tmp_path):
     (tmp_path / "in").mkdir()

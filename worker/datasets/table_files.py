@@ -30,6 +30,7 @@ from worker.datasets.refusals import damaged
 from worker.datasets.same import same
 from worker.datasets.tables import BATCH, Table, regrouped
 from worker.datasets.trials import Way, choose, options, whole
+from worker.datasets.unions import with_buffers
 
 WAYS = ("parquet", "numbers", "bounded", "arrow")
 _SAMPLE = 1 << 16  # rows
@@ -201,7 +202,7 @@ def read(stored: dict, stem: Path) -> Iterator[pa.RecordBatch]:
                         columns[i] = whole(column)
                 if stream:
                     (batch := stream.read_next_batch()).validate(full=True)
-                    for i, column in zip(of["arrow"], batch.columns, strict=True):
+                    for i, column in zip(of["arrow"], with_buffers(batch).columns, strict=True):
                         columns[i] = column
                 for i in of["numbers"]:
                     columns[i] = column_numbers.decode(_next(frames["numbers"]), schema.field(i).type, count)

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from app.errors import InputRefused
 from app.limits import Limits, shown
 from worker.datasets.refusals import invalid_table
+from worker.datasets.unions import with_buffers
 
 BATCH = 16 << 20
 """Bytes of rows that are in memory at once, about; a job takes a few times as much."""
@@ -86,7 +87,7 @@ def open_arrow(path: Path, name: str) -> Table:
         with reading(name), pa.OSFile(str(path)) as source:
             reader = pa.ipc.open_file(source)
             for i in range(count):
-                batch = reader.get_batch(i)
+                batch = with_buffers(reader.get_batch(i))
                 each = _count(max(1, batch.nbytes // max(len(batch), 1)))
                 for at in range(0, len(batch), each):
                     yield batch.slice(at, each)

@@ -21,9 +21,10 @@ from app.errors import AccountingMismatch
 from app.limits import shown
 from app.recipe import recipe_of
 from app.steps.dataset import Columns, Dedup, PruneRows, QuantizeNumbers, Reencode
-from worker.datasets import bounding, columns, restoring, rows, writing
+from worker.datasets import bounding, columns, private, restoring, rows, writing
 from worker.datasets.index import write_index
 from worker.datasets.sources import Source, open_sources
+from worker.private.texts import listed
 from worker.progress import Emit, Progress
 from worker.sizes import sizes
 
@@ -61,9 +62,11 @@ def run(inp: Path, out: Path, spec: dict, emit: Emit) -> None:
 def _stored(inp: Path, scratch: Path, files: Path, spec: dict, emit: Emit) -> tuple[list[dict], dict]:
     recipe = recipe_of(spec)
     sources = open_sources(inp, scratch)
-    expected = {f"{s.name}/{n}" for s in sources for n in rows.names(s)} | {s.name for s in sources if not rows.names(s)}
+    strip = spec["sanitize"] == "strip"
+    found, told = private.look(sources, inp, scratch, strip)
+    expected = {f"{s.name}/{n}" for s in sources for n in rows.names(s)} | {s.name for s in sources if not rows.names(s)} | {r["name"] for r in told}
     asked = {s.name: writing.Asked(9, True) for s in sources}
-    told, kept, selections = [], [], []
+    kept, selections = [], []
     for i, step in enumerate(recipe.steps):
         pointer = f"/recipe/steps/{i}"
         match step:
@@ -92,7 +95,8 @@ def _stored(inp: Path, scratch: Path, files: Path, spec: dict, emit: Emit) -> tu
             selection |= {"kept": len(positions), "positions": positions[:_KEPT].tolist(), "positions_in": f"kept/{n}.npy"}
     _account(expected, told)
     write_index(files, entries, kept)
-    return told, {"selections": selections} if selections else {}
+    more = {"sanitized": {"mode": spec["sanitize"], "findings": listed(found)}}
+    return told, more | ({"selections": selections} if selections else {})
 
 
 def _select(sources: list[Source], step, pointer: str, spec: dict, scratch: Path, emit: Emit) -> list[dict]:

@@ -166,6 +166,16 @@ def selected(table: Table, kept: np.ndarray | None, columns: list[int]) -> Table
     return Table(schema, table.rows if kept is None else len(kept), batches)
 
 
+def retold(table: Table, schema: pa.Schema) -> Table:
+    """The same rows under a schema of the same types, with other metadata."""
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        for batch in table.batches():
+            yield pa.RecordBatch.from_arrays(batch.columns, schema=schema)
+
+    return Table(schema, table.rows, batches)
+
+
 def widths(table: Table) -> list[int]:
     """Bytes in memory of each column."""
     found = [0] * len(table.schema)

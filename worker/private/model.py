@@ -17,7 +17,6 @@ from worker.formats.torch_zip import TorchFile
 from worker.private import archives, binaries, texts, weights
 from worker.private.patterns import masked, spans
 
-_MOST = 200  # findings that are listed
 _LARGEST = 512 << 20  # bytes of a file beside the weights that is looked through
 
 
@@ -42,8 +41,7 @@ class Private:
 
     @property
     def listed(self) -> list[dict]:
-        more = len(self.findings) - _MOST
-        return self.findings[:_MOST] + ([{"where": "elsewhere", "what": f"{more} more findings"}] if more > 0 else [])
+        return texts.listed(self.findings)
 
 
 def look(checkpoint: Checkpoint, inp: Path, scratch: Path, limits: Limits = Limits()) -> Private:

@@ -15,6 +15,7 @@ _VOCABULARIES = ("vocab.json", "vocab.txt", "merges.txt", "added_tokens.json", "
 # Of a tokenizer.json: what tokenizers reads. Its pieces and patterns look like paths and addresses, and have to stay as they are.
 _TOKENIZER = ("model", "added_tokens", "normalizer", "pre_tokenizer", "post_processor", "decoder", "truncation", "padding", "version")
 _DEPTH = 100
+_MOST = 200  # findings that are listed
 
 
 class Looked(NamedTuple):
@@ -27,6 +28,12 @@ class Looked(NamedTuple):
 def finding(where: str, what: str, secret: str) -> dict:
     """Where: the file, and the key or member in it. The secret itself is never told, only its length and, of a long one, its first two characters."""
     return {"where": where, "what": what, "masked": masked(secret)}
+
+
+def listed(findings: list[dict]) -> list[dict]:
+    """For the report."""
+    more = len(findings) - _MOST
+    return findings[:_MOST] + ([{"where": "elsewhere", "what": f"{more} more findings"}] if more > 0 else [])
 
 
 def look(path: str, text: str) -> Looked:

@@ -19,10 +19,13 @@ from worker.datasets.quotas import quotas
 
 
 @settings(max_examples=60, deadline=None)
-@given(seed=st.integers(0, 99), count=st.integers(1, 60), distance=st.floats(0.05, 1.5), metric=st.sampled_from(["euclidean", "cosine"]))
-def test_near_rows_by_the_plain_way(seed, count, distance, metric):
+@given(seed=st.integers(0, 99), count=st.integers(1, 60), distance=st.floats(0.05, 1.5), metric=st.sampled_from(["euclidean", "cosine"]), scale=st.sampled_from([1.0, 2.0**-60, 2.0**80]), common=st.sampled_from([0, 1 << 16]))
+def test_near_rows_by_the_plain_way(seed, count, distance, metric, scale, common):
+    """`scale` and `common` (what all rows have in common) change no number of the rows' distances but their unit."""
     x = np.random.default_rng(seed).integers(-2, 3, (count, 3)).astype("f4")
-    kept, pairs, distances = near(x, distance, metric)
+    moved = x * np.float32(scale) if metric == "cosine" else (x + common) * np.float32(scale)
+    kept, pairs, distances = near(moved, distance if metric == "cosine" else distance * scale, metric)
+    distances = distances if metric == "cosine" else [d / scale for d in distances]
 
     def apart(a, b):
         if metric == "euclidean":

@@ -154,7 +154,7 @@ def test_while_the_store_is_away_a_worker_claims_seldom_and_stops_at_once(storag
     monkeypatch.setattr(pause, "FIRST", 300.0)
     monkeypatch.setattr(state, "should_stop", None)
     monkeypatch.setattr(tasks, "_zygotes", zygotes)
-    monkeypatch.setattr(tasks, "_presence", [SimpleNamespace(id="w", device="cpu", queues=["compress.cpu"])])
+    monkeypatch.setattr(tasks, "_presence", [SimpleNamespace(id="w", device="cpu", queues=["compress.cpu"], identity=None)])
     working = threading.Thread(target=tasks.wake)
     working.start()
     while get(one).fence < 2 or get(one).state != "queued":

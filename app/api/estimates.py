@@ -77,7 +77,7 @@ def rates(owner: Owner) -> dict[str, Any]:
         return {"bytes_per_second": meters.rates(s, "cpu")}
 
 
-def _estimate(body: Any, owner: str, request: Request, customer_key: bytes | None) -> dict[str, Any]:
+def _estimate(body: Any, owner: str, request: Request | None, customer_key: bytes | None = None) -> dict[str, Any]:
     if isinstance(body, dict) and "files" in body:
         if "input" in body:
             raise InvalidJobSpec("give either input or files", pointer="/files")

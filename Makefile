@@ -18,8 +18,10 @@ $(VENV)/.installed: pyproject.toml
 demo: install
 	$(BIN)/python -m demo
 
+# Whole services want the machine to themselves, two of them at a time; everything else waits more than it computes.
 test: install
-	$(BIN)/python -m pytest -n 3 --dist loadfile
+	$(BIN)/python -m pytest -n 3 --dist loadfile --ignore tests/service
+	$(BIN)/python -m pytest -n 2 --dist loadfile tests/service
 
 test-slow: install
 	$(BIN)/python -m pytest -n 3 --dist loadfile -m slow

@@ -14,7 +14,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # before torch is imported; threads of 
 
 import postgres
 import pytest
-from dealing import SERVICE, Dealing, turn
+from dealing import Dealing, turn
 
 
 def pytest_xdist_make_scheduler(config, log):
@@ -27,12 +27,6 @@ def pytest_collection_modifyitems(items: list) -> None:
 
 def pytest_collection_finish() -> None:
     gc.freeze()
-
-
-def pytest_runtest_setup(item) -> None:
-    """A process that has come to the end of its whole services lets those of others go first."""
-    if "PYTEST_XDIST_WORKER" in os.environ and not item.nodeid.startswith(SERVICE) and os.nice(0) == 0:
-        os.nice(5)
 
 
 @pytest.fixture(scope="session", autouse=True)

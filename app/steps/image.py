@@ -120,7 +120,7 @@ class _TrainCodec(Strict):
     """Train a codec on a part of the images, for `minutes`. The result is a `codec`.
 
     `architecture`: `transform` is a block transform in closed form and a network that undoes what coding does; `hyperprior` is an autoencoder whose entropy model is told by side
-    information; `auto` is the first on a CPU, and the second on a GPU. `lambda`: what an error is worth: bits a pixel + lambda * distortion is made small; distortion is the mean squared
+    information; `auto` is the first, and the second where a GPU has an hour or more for it. `lambda`: what an error is worth: bits a pixel + lambda * distortion is made small; distortion is the mean squared
     error in levels of 255 (`mse`), or, of a hyperprior, 1 - MS-SSIM (`ms_ssim`).
     """
 

@@ -20,7 +20,7 @@ GROUPS = {
         "worker/formats/pickle_walk.py worker/formats/pickle_globals.py worker/formats/pickle_scan.py worker/formats/pickle_tensors.py worker/formats/state_dict.py worker/formats/torch_zip.py "
         "worker/formats/pt2_file.py worker/formats/pt2_program.py worker/formats/pt2_schema.py worker/formats/pt2_treespec.py worker/formats/pt2_expressions.py worker/formats/json_checks.py "
         "worker/formats/npy_header.py worker/formats/packed_index.py worker/formats/packed_reader.py worker/images/picture.py worker/images/png_walk.py worker/images/jxl_header.py "
-        "worker/images/index.py worker/datasets/npy.py worker/datasets/csv_file.py worker/datasets/index.py",
+        "worker/images/index.py worker/datasets/npy.py worker/datasets/csv_dialect.py worker/datasets/csv_file.py worker/datasets/csv_lines.py worker/datasets/csv_types.py worker/datasets/index.py",
         "tests/app/test_recipe.py tests/app/test_formats.py tests/app/test_safetensors_header.py tests/app/test_requests.py tests/app/test_inputs.py tests/app/test_compose.py tests/app/test_wire.py "
         "tests/app/test_addresses.py tests/app/test_budget.py tests/app/test_kinds.py tests/app/test_jobs_api.py tests/app/test_customer_keys.py tests/app/test_uploads.py tests/test_fuzz.py tests/worker/formats "
         "tests/worker/images/test_picture.py tests/worker/images/test_private.py tests/worker/datasets/test_arrays.py tests/worker/datasets/test_csv_file.py tests/worker/datasets/test_odd_sets.py",

@@ -12,7 +12,6 @@ from worker.kernels.uniform import Levels
 DTYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
 SIZES = (16, 32, 64, 128, 256)
 """Of groups: what is compiled. Sums of integers over more could go beyond 32 bits from 512 on."""
-ARGUMENTS = 11
 _KINDS = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 
 

@@ -3,7 +3,7 @@
     python -m worker.kernels.triton_compiling FOLDER     of the GPU that this process sees
 
     FOLDER/search_and_round-bf16-128.cubin     of one dtype and one size of a group
-    FOLDER/kernels.json                       {"search_and_round-bf16-128": {"warps", "shared", "hidden"}}
+    FOLDER/kernels.json                        {"search_and_round-bf16-128": {"warps", "shared", "hidden"}}
 
 `cubins` launches what lies there.
 """
@@ -29,6 +29,7 @@ _SIGNATURE = {
     "codes": "*i8", "scales": "*fp32", "steps": "*i32", "groups": "i64", "low": "i32", "high": "i32", "shift": "i32", "kind": "i32", "most": "fp32", "eps": "fp32",
     "SIZE": "constexpr", "ROWS": "constexpr", "COUNT": "constexpr",
 }  # fmt: skip
+_ARGUMENTS = 1 + sum(kind != "constexpr" for kind in _SIGNATURE.values())
 _PARAMETER = re.compile(r"^\s*\.param .*_param_\d+,?$", re.MULTILINE)
 
 
@@ -41,7 +42,7 @@ def compiled(folder: Path, capability: int) -> None:
             made = triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": _WARPS, "enable_fp_fusion": False})
             parameters = len(_PARAMETER.findall(made.asm["ptx"]))
             name = gpu_rounding.name(dtype, size)
-            told[name] = {"warps": _WARPS, "shared": made.metadata.shared, "hidden": parameters - gpu_rounding.ARGUMENTS}
+            told[name] = {"warps": _WARPS, "shared": made.metadata.shared, "hidden": parameters - _ARGUMENTS}
             (folder / f"{name}.cubin").write_bytes(made.asm["cubin"])
     (folder / "kernels.json").write_text(json.dumps(told))
 

@@ -13,14 +13,6 @@ from worker.kernels.payload import Payload, chunks, write_payload
 from worker.kernels.scaled import Place
 
 
-@pytest.fixture(params=["compiled", "reference"])
-def kernels(request, monkeypatch):
-    if request.param == "reference":
-        monkeypatch.setattr(native, "available", lambda: False)
-    elif not native.available():
-        pytest.skip("not built")
-
-
 def matrix(dtype: str, rows: int, columns: int, seed: int = 0) -> np.ndarray:
     """Bits of weights whose rows and columns differ in scale, row by row."""
     r = np.random.default_rng(seed)

@@ -6,14 +6,6 @@ import pytest
 from worker.kernels import native, turns
 
 
-@pytest.fixture(params=["compiled", "reference"])
-def kernels(request, monkeypatch):
-    if request.param == "reference":
-        monkeypatch.setattr(native, "available", lambda: False)
-    elif not native.available():
-        pytest.skip("not built")
-
-
 def drawn(n: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """Symbols that are small in some contexts and large in others."""
     r = np.random.default_rng(seed)
